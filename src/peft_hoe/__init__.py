@@ -1,0 +1,61 @@
+"""peft_hoe: one language model, many preferences (HoE, hierarchical experts, arXiv 2505.20925).
+
+Importing the package registers the `HOE` tuner with PEFT and does nothing else.
+"""
+
+from . import versions
+
+versions.check()
+
+from .config import ExpertSpec, HoEConfig, RouterSpec  # noqa: E402
+from .errors import (  # noqa: E402
+    CheckpointError,
+    ExpertError,
+    HoEError,
+    HoEWarning,
+    PreferenceError,
+    StaticMergeError,
+)
+# from .experts import build_adapter  # noqa: E402
+from .preference import das_dennis, parse_preference, preference_grid  # noqa: E402
+from .registration import register  # noqa: E402
+from .routing import Route  # noqa: E402
+from .tuner.layer import HoELayer  # noqa: E402
+from .tuner.model import (  # noqa: E402
+    HoEModel,
+    get_preference,
+    mark_trained,
+    record_votes,
+    route,
+    set_preference,
+    use_preference,
+)
+
+register()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ExpertError",
+    "ExpertSpec",
+    "HoEConfig",
+    "HoEError",
+    "HoELayer",
+    "HoEModel",
+    "HoEWarning",
+    "PreferenceError",
+    "Route",
+    "RouterSpec",
+    "StaticMergeError",
+    #     "build_adapter",
+    "das_dennis",
+    "get_preference",
+    "mark_trained",
+    "parse_preference",
+    "preference_grid",
+    "record_votes",
+    "route",
+    "set_preference",
+    "use_preference",
+]

@@ -1,0 +1,52 @@
+"""Imports peft_hoe right after peft, in a program started by `peft-hoe run` and in every Python process that it starts.
+
+Python imports a module of this name at start-up when its folder is on PYTHONPATH. Another sitecustomize that this one
+hides is run first.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import sys
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class _RegistersHoE(importlib.abc.Loader):
+    """peft's own loader, and peft_hoe after it."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def create_module(self, spec):
+        return self._inner.create_module(spec)
+
+    def exec_module(self, module):
+        self._inner.exec_module(module)
+        importlib.import_module("peft_hoe")
+
+
+class _WatchesForPeft(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "peft":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("peft")
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegistersHoE(spec.loader)
+        return spec
+
+
+def _run_hidden_sitecustomize():
+    elsewhere = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+_run_hidden_sitecustomize()
+sys.meta_path.insert(0, _WatchesForPeft())

@@ -1,0 +1,45 @@
+"""The command line: parse, call, print. Every command is a module of `peft_hoe.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .errors import HoEError
+
+_COMMANDS = {
+    "build": "Turn existing single-objective policies into a steerable adapter.",
+    "demo": "Build, save, load and steer a tiny model offline.",
+    "run": "Run any Python program with HoE adapters registered in PEFT.",
+}
+
+
+def build_parser(commands: Sequence[str] = tuple(_COMMANDS)) -> argparse.ArgumentParser:
+    """The parser with the arguments of the given commands; the modules of the others are not imported."""
+    parser = argparse.ArgumentParser(prog="peft-hoe", description="One language model, many preferences.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in _COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name in commands:
+            module = importlib.import_module(f".commands.{name}", __package__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors about the input are one line on stderr and exit status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser([name for name in argv[:1] if name in _COMMANDS]).parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except HoEError as error:
+        print(f"peft-hoe {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

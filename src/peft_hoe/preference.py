@@ -1,0 +1,185 @@
+"""Preferences: points of the simplex that say how much each objective matters.
+
+Shapes: N objectives, B rows. A preference is `(N,)`; one preference per row is `(B, N)`. The last axis is objectives.
+Knows numpy only; tensors are recognised by their `tolist` method.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PreferenceError
+
+FloatArray = NDArray[np.float64]
+
+# People write [.33, .33, .33] and [.35, .28, .35]; both are in the paper (E.5 and Figure 10).
+SUM_TOLERANCE = 0.025
+
+
+def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = False) -> FloatArray:
+    """Turn what a user wrote into a point of the simplex, or several.
+
+    Args:
+        value: a sequence of N numbers, a tensor or array, or `{objective: weight}` (objectives left out weigh 0).
+            With `rows=True` also a sequence of such values or an array `(B, N)`.
+        objectives: the N names, in the order of the result.
+        rows: whether one preference per row is allowed.
+
+    Returns:
+        float64 `(N,)`, or `(B, N)` where `value` held rows; each sums to 1 exactly up to rounding.
+
+    Raises:
+        PreferenceError: wrong length, unknown objective, a negative, infinite or missing number, or a sum further than
+            2.5 % from 1.
+    """
+    if isinstance(value, Mapping):
+        return _normalise(_from_mapping(value, objectives), value, objectives)
+    if hasattr(value, "tolist"):  # tensors and arrays
+        value = value.detach().tolist() if hasattr(value, "detach") else value.tolist()
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise PreferenceError(
+            f"preference {value!r} is a {type(value).__name__}; expected {len(objectives)} numbers for "
+            f"{list(objectives)} or a mapping such as {_example(objectives)}"
+        )
+    if any(isinstance(item, (Sequence, Mapping)) or hasattr(item, "tolist") and _is_row(item) for item in value):
+        if not rows:
+            raise PreferenceError(
+                f"preference {value!r} holds several rows where one preference is expected; pass one preference per "
+                "row with the call: model.generate(..., preference=[...])"
+            )
+        return np.stack([parse_preference(item, objectives) for item in value])
+    return _normalise(value, value, objectives)
+
+
+def _is_row(item: Any) -> bool:
+    return getattr(item, "ndim", 0) > 0
+
+
+def _example(objectives: Sequence[str]) -> dict[str, float]:
+    return {name: round(1 / len(objectives), 3) for name in objectives}
+
+
+def _from_mapping(value: Mapping[str, Any], objectives: Sequence[str]) -> list[Any]:
+    unknown = [name for name in value if name not in objectives]
+    if unknown:
+        raise PreferenceError(f"preference {dict(value)!r} names {unknown}; the objectives are {list(objectives)}")
+    return [value.get(name, 0.0) for name in objectives]
+
+
+def _normalise(numbers: Sequence[Any], shown: Any, objectives: Sequence[str]) -> FloatArray:
+    try:
+        point = np.asarray([float(number) for number in numbers], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PreferenceError(f"preference {shown!r} holds something that is not a number: {error}") from None
+    if point.shape != (len(objectives),):
+        raise PreferenceError(
+            f"preference {shown!r} has {len(point)} numbers, but there are {len(objectives)} objectives: "
+            f"{list(objectives)}"
+        )
+    if not np.isfinite(point).all():
+        raise PreferenceError(f"preference {shown!r} holds NaN or infinity; all weights must be finite")
+    if (point < 0).any():
+        raise PreferenceError(f"preference {shown!r} holds a negative weight; all weights must be at least 0")
+    total = float(point.sum())
+    if abs(total - 1) > SUM_TOLERANCE + 1e-12:
+        raise PreferenceError(
+            f"preference {shown!r} sums to {total:.6g}; it must sum to 1 (within {SUM_TOLERANCE:.1%}). "
+            "Divide it by its sum if you meant proportions"
+        )
+    return point / total
+
+
+def read_preference(text: str) -> list[float] | dict[str, float]:
+    """Read a preference from a command line: `0.7,0.3`, `helpful=0.7,harmless=0.3` or JSON.
+
+    Raises:
+        PreferenceError: neither of these forms.
+    """
+    try:
+        if text.lstrip().startswith(("[", "{")):
+            parsed: list[float] | dict[str, float] = json.loads(text)
+            return parsed
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if all("=" in part for part in parts) and parts:
+            return {name.strip(): float(weight) for name, weight in (part.rsplit("=", 1) for part in parts)}
+        return [float(part) for part in parts]
+    except ValueError:
+        raise PreferenceError(
+            f"cannot read the preference {text!r}; write it as 0.7,0.3 or as helpful=0.7,harmless=0.3"
+        ) from None
+
+
+def uniform(n: int) -> FloatArray:
+    """The centroid of the simplex of `n` objectives, `(n,)`."""
+    return np.full(n, 1.0 / n)
+
+
+def one_hot(index: int, n: int) -> FloatArray:
+    """The corner of the simplex where objective `index` of `n` is all that matters, `(n,)`."""
+    return np.eye(n)[index]
+
+
+# Appendix E.5 of the paper, its thirds written exactly.
+_PAPER_GRID_3 = (
+    (0.0, 0.0, 1.0),
+    (0.0, 1.0, 0.0),
+    (0.1, 0.1, 0.8),
+    (0.1, 0.8, 0.1),
+    (0.2, 0.2, 0.6),
+    (0.2, 0.4, 0.4),
+    (0.2, 0.6, 0.2),
+    (1 / 3, 1 / 3, 1 / 3),
+    (0.4, 0.4, 0.2),
+    (0.4, 0.2, 0.4),
+    (0.6, 0.2, 0.2),
+    (0.8, 0.1, 0.1),
+    (1.0, 0.0, 0.0),
+)
+
+
+def das_dennis(n: int, partitions: int) -> FloatArray:
+    """All points of the simplex whose coordinates are multiples of `1 / partitions` (Das and Dennis 1998).
+
+    Returns:
+        `(K, n)` with `K = C(partitions + n - 1, n - 1)`, in descending lexicographic order.
+    """
+
+    def compositions(left: int, parts: int) -> Iterator[tuple[int, ...]]:
+        if parts == 1:
+            yield (left,)
+            return
+        for first in range(left, -1, -1):
+            for rest in compositions(left - first, parts - 1):
+                yield (first, *rest)
+
+    if n < 1 or partitions < 1:
+        raise PreferenceError(f"a grid needs at least 1 objective and 1 partition, got {n} and {partitions}")
+    return np.asarray(list(compositions(partitions, n)), dtype=np.float64) / partitions
+
+
+def preference_grid(n: int) -> FloatArray:
+    """The preferences that fronts are measured at.
+
+    2 objectives: the 11 points 0, 0.1 ... 1 of the first weight; 3: the 13 points of the paper's appendix E.5; otherwise
+    Das-Dennis with the most partitions that give at most 100 points.
+
+    Returns:
+        `(K, n)`; for two objectives the second objective's corner comes first.
+    """
+    if n == 2:
+        return np.asarray([[i / 10, 1 - i / 10] for i in range(11)])
+    if n == 3:
+        return np.asarray(_PAPER_GRID_3)
+    chosen = das_dennis(n, 1)
+    for partitions in itertools.count(2):
+        denser = das_dennis(n, partitions)
+        if n == 1 or len(denser) > 100:
+            return chosen
+        chosen = denser
+    raise AssertionError("unreachable")  # itertools.count does not end

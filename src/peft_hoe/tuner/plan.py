@@ -1,0 +1,152 @@
+"""A plan: what every layer does with a preference. Made once per preference, read by all layers.
+
+Shapes: L experts, R routers, V voting slots (the voting experts of all routers, one router after the other), B rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..config import HoEConfig
+from ..errors import HoEWarning
+from ..preference import FloatArray, parse_preference, uniform
+from ..routing import HULL, Route
+
+_CACHED_PLANS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterPlan:
+    """The votes of one adapter.
+
+    Attributes:
+        key: identifies the preference and what was done with it.
+        preferences: `(rows, N)`, as requested.
+        static: `(rows, L)` float64 on the CPU, the votes that do not depend on the input; rows is 1 when shared.
+        live: `(rows, R)`, the weight of each router whose softmax votes; None when no router does.
+        selected: experts that some row can reach, ascending.
+        scatter: `(V, L)`, 1 where a voting slot belongs to an expert.
+    """
+
+    key: bytes
+    preferences: FloatArray
+    static: torch.Tensor
+    live: torch.Tensor | None
+    selected: tuple[int, ...]
+    scatter: torch.Tensor
+    _placed: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def placed(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """`static`, `live` or `scatter` on the device of `like`, in float32 (float64 for a float64 `like`)."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        source: torch.Tensor = getattr(self, name)
+        if torch.compiler.is_compiling():
+            return source.to(dtype).to(like.device)
+        key = (name, like.device, dtype)
+        if key not in self._placed:
+            self._placed[key] = source.to(dtype).to(like.device)
+        return self._placed[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The votes of every adapter of a model.
+
+    Attributes:
+        adapters: by adapter name.
+        rows: B when each row of the batch has its own preference, None when all share one.
+    """
+
+    adapters: dict[str, AdapterPlan]
+    rows: int | None
+
+    @property
+    def key(self) -> tuple[tuple[str, bytes], ...]:
+        """Equal for equal plans."""
+        return tuple(sorted((name, plan.key) for name, plan in self.adapters.items()))
+
+
+class AdapterRouting:
+    """One adapter's geometry and default; turns preferences into plans.
+
+    Args:
+        config: the adapter's resolved configuration. Its `trained` marks are read when a plan is made: call `refresh`
+            after a change.
+    """
+
+    def __init__(self, config: HoEConfig) -> None:
+        self.config = config
+        self.objectives: list[str] = list(config.objectives or [])
+        self.router = config.preference_router()
+        self.static_votes = config.static_votes()
+        self.default: FloatArray = (
+            uniform(len(self.objectives))
+            if config.default_preference is None
+            else parse_preference(config.default_preference, self.objectives)
+        )
+        slots = [expert for members in config.votes() for expert in members]
+        self.scatter = torch.zeros(len(slots), len(config.expert_names), dtype=torch.float64)
+        self.scatter[torch.arange(len(slots)), slots] = 1.0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget all plans: the `trained` marks have changed."""
+        self.trained = np.asarray([spec.trained for spec in self.config.routers or []], dtype=bool)
+        self._plans: OrderedDict[tuple[bytes, bool], AdapterPlan] = OrderedDict()
+
+    def route(self, preference: FloatArray) -> Route:
+        """The route of a preference `(N,)`."""
+        return self.router.route(preference)
+
+    def plan(self, preference: FloatArray, *, drop_routers: bool = False) -> AdapterPlan:
+        """The plan of a preference `(N,)`, or of one preference per row `(B, N)`.
+
+        Args:
+            drop_routers: let trained routers vote statically too, which gives the coarse interpolation.
+        """
+        cache_key = (preference.tobytes(), drop_routers)
+        if cache_key in self._plans:
+            return self._plans[cache_key]
+        plan = self._make(np.atleast_2d(preference), drop_routers)
+        self._plans[cache_key] = plan
+        while len(self._plans) > _CACHED_PLANS:
+            self._plans.popitem(last=False)
+        return plan
+
+    def _make(self, preferences: FloatArray, drop_routers: bool) -> AdapterPlan:
+        solved = [self.router.weights(row) for row in preferences]
+        self._warn_outside(preferences, np.stack([effective for _, effective in solved]))
+        weights = np.stack([row for row, _ in solved])
+        n_experts = len(self.router.experts)
+        live_routers = np.zeros_like(self.trained) if drop_routers else self.trained
+        router_weights = weights[:, n_experts:]
+        static = weights[:, :n_experts] + (router_weights * ~live_routers) @ self.static_votes
+        live = router_weights * live_routers
+        reachable = (static > 0).any(axis=0)
+        for r in np.flatnonzero(live.any(axis=0)):
+            reachable[self.config.votes()[r]] = True
+        return AdapterPlan(
+            key=preferences.tobytes() + live_routers.tobytes(),
+            preferences=preferences,
+            static=torch.from_numpy(static),
+            live=torch.from_numpy(live) if live.any() else None,
+            selected=tuple(np.flatnonzero(reachable).tolist()),
+            scatter=self.scatter,
+        )
+
+    def _warn_outside(self, preferences: FloatArray, effective: FloatArray) -> None:
+        distances = np.linalg.norm(preferences - effective, axis=1)
+        worst = int(np.argmax(distances))
+        if distances[worst] > HULL:
+            warnings.warn(
+                f"preference {preferences[worst].tolist()} lies outside the hull of the experts "
+                f"{self.config.expert_names}; in effect is {np.round(effective[worst], 6).tolist()}, "
+                f"{distances[worst]:.3g} away",
+                HoEWarning,
+                stacklevel=2,
+            )
