@@ -16,13 +16,11 @@ from .errors import (  # noqa: E402
     PreferenceError,
     StaticMergeError,
 )
-# from .experts import build_adapter  # noqa: E402
+from .experts import build_adapter  # noqa: E402
 from .preference import das_dennis, parse_preference, preference_grid  # noqa: E402
 from .registration import register  # noqa: E402
 from .routing import Route  # noqa: E402
-from .tuner.layer import HoELayer  # noqa: E402
-from .tuner.model import (  # noqa: E402
-    HoEModel,
+from .tuner.functional import (  # noqa: E402
     get_preference,
     mark_trained,
     record_votes,
@@ -30,6 +28,8 @@ from .tuner.model import (  # noqa: E402
     set_preference,
     use_preference,
 )
+from .tuner.layer import HoELayer  # noqa: E402
+from .tuner.model import HoEModel  # noqa: E402
 
 register()
 
@@ -48,7 +48,7 @@ __all__ = [
     "Route",
     "RouterSpec",
     "StaticMergeError",
-    #     "build_adapter",
+    "build_adapter",
     "das_dennis",
     "get_preference",
     "mark_trained",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from peft.config import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
 from .errors import ExpertError, HoEWarning, PreferenceError
@@ -124,7 +126,7 @@ class HoEConfig(PeftConfig):
         if self.objectives is not None:
             self._resolve()
 
-    # -- resolving what the user wrote -----------------------------------------------------------------------------
+    # -- resolving what the user wrote ---
 
     def _resolve(self) -> None:
         self.objectives = _check_names(self.objectives, "objective")
@@ -175,7 +177,12 @@ class HoEConfig(PeftConfig):
         if router.votes_for is None:
             return [names[i] for i in voting_set(point, self.expert_preferences)]
         chosen = names if router.votes_for == "all" else list(router.votes_for)
-        if isinstance(router.votes_for, str) and router.votes_for != "all" or not set(chosen) <= set(names) or not chosen:
+        if (
+            isinstance(router.votes_for, str)
+            and router.votes_for != "all"
+            or not set(chosen) <= set(names)
+            or not chosen
+        ):
             raise ExpertError(
                 f"router {router.name!r} votes for {router.votes_for!r}; use 'all' or names among the experts {names}"
             )
@@ -216,7 +223,7 @@ class HoEConfig(PeftConfig):
                 _check_rank(rank, f"rank_pattern[{key!r}]")
         return ranks
 
-    # -- what the tuner reads ------------------------------------------------------------------------------------------
+    # -- what the tuner reads ---
 
     @property
     def expert_names(self) -> list[str]:
@@ -274,7 +281,7 @@ class HoEConfig(PeftConfig):
             self.expert_preferences, self.router_preferences, [*self.expert_names, *self.router_names]
         )
 
-    # -- JSON ----------------------------------------------------------------------------------------------------------
+    # -- JSON ---
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sets as sorted lists, everything resolved."""
@@ -283,6 +290,23 @@ class HoEConfig(PeftConfig):
             if isinstance(value, set):
                 plain[key] = sorted(value)
         return plain
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], subfolder: str | None = None, **kwargs: Any
+    ) -> HoEConfig:
+        """Read a configuration; see PEFT.
+
+        Raises:
+            CheckpointError: the weights beside it, where they are local, are not a readable safetensors file.
+        """
+        config: HoEConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder=subfolder, **kwargs)
+        weights = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
+        if os.path.isfile(weights):
+            from .tuner.loading import check_readable
+
+            check_readable(weights)
+        return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and complete the model card beside it (see `model_card.complete`)."""
@@ -297,13 +321,15 @@ def _default_experts(n: int) -> list[FloatArray]:
     return corners if n == 1 else [*corners, uniform(n)]
 
 
-def _as_spec(item: Any, kind: type) -> Any:
+def _as_spec(item: Any, kind: Any) -> Any:
     if isinstance(item, kind):
         return kind(**asdict(item))
     if isinstance(item, Mapping) and "preference" in item:
-        unknown = set(item) - set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        unknown = set(item) - set(kind.__dataclass_fields__)
         if unknown:
-            raise ExpertError(f"{kind.__name__} has no field {sorted(unknown)}; it has {list(kind.__dataclass_fields__)}")  # type: ignore[attr-defined]
+            raise ExpertError(
+                f"{kind.__name__} has no field {sorted(unknown)}; it has {list(kind.__dataclass_fields__)}"
+            )
         return kind(**item)
     return kind(preference=item)
 

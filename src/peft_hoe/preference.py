@@ -47,7 +47,7 @@ def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = Fals
             f"preference {value!r} is a {type(value).__name__}; expected {len(objectives)} numbers for "
             f"{list(objectives)} or a mapping such as {_example(objectives)}"
         )
-    if any(isinstance(item, (Sequence, Mapping)) or hasattr(item, "tolist") and _is_row(item) for item in value):
+    if any(_is_row(item) for item in value):
         if not rows:
             raise PreferenceError(
                 f"preference {value!r} holds several rows where one preference is expected; pass one preference per "
@@ -58,7 +58,7 @@ def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = Fals
 
 
 def _is_row(item: Any) -> bool:
-    return getattr(item, "ndim", 0) > 0
+    return (isinstance(item, (Sequence, Mapping)) and not isinstance(item, str)) or getattr(item, "ndim", 0) > 0
 
 
 def _example(objectives: Sequence[str]) -> dict[str, float]:

@@ -20,7 +20,7 @@ def peft_type() -> PeftType:
         member = str.__new__(PeftType, name)
         member._name_ = name
         member._value_ = name
-        member._sort_order_ = len(PeftType._member_names_)
+        member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]
         member.__objclass__ = PeftType  # type: ignore[attr-defined]
         type.__setattr__(PeftType, name, member)
         PeftType._member_names_.append(name)

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog, nnls
 
 from .errors import ExpertError
@@ -29,6 +30,7 @@ from .preference import FloatArray
 
 TIE_BREAK = 1e-6
 SUPPORT = 1e-10  # a weight below this is the solver's rounding
+_ROUNDING = 1e-12
 HULL = 1e-9  # a point this close to a hull lies in it
 MIN_DISTANCE = 0.01
 _CACHE_SIZE = 4096
@@ -62,34 +64,58 @@ def _hash_unit(point: FloatArray) -> float:
     return int.from_bytes(hashlib.sha256(digits.tobytes()).digest()[:7], "big") / 2**56
 
 
-def convex_weights(point: FloatArray, points: FloatArray) -> FloatArray | None:
-    """The cheapest convex combination of `points` `(K, N)` that gives `point` `(N,)`.
+class Subdivision:
+    """The triangulation of a set of points that the linear program defines, found cell by cell as preferences ask.
 
-    Returns:
-        `(K,)` weights, at most N of them non-zero; None where `point` is outside the hull.
+    The support of one solution is a face of the lower hull, so it is the support of every point inside it: a cell that is
+    known costs one small product, and only a point outside all known cells costs a linear program.
+
+    Args:
+        points: `(K, N)`.
     """
-    solution = linprog(
-        lift(points),
-        A_eq=np.vstack([points.T, np.ones(len(points))]),
-        b_eq=np.append(point, 1.0),
-        bounds=(0, None),
-        method="highs-ds",
-        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
-    )
-    if solution.x is None or solution.status != 0:
-        return None
-    return _polish(point, points, np.asarray(solution.x))
 
+    def __init__(self, points: FloatArray) -> None:
+        self.points = points
+        self._system = np.vstack([points.T, np.ones(len(points))])
+        self._heights = lift(points)
+        self._cells: dict[tuple[int, ...], FloatArray] = {}
 
-def _polish(point: FloatArray, points: FloatArray, weights: FloatArray) -> FloatArray:
-    """Solve again on the support, where the weights are unique: the solver's tolerance becomes rounding."""
-    support = np.flatnonzero(weights > SUPPORT)
-    system = np.vstack([points[support].T, np.ones(len(support))])
-    exact, *_ = np.linalg.lstsq(system, np.append(point, 1.0), rcond=None)
-    polished = np.zeros(len(points))
-    polished[support] = np.clip(exact, 0.0, None)
-    polished[polished < SUPPORT] = 0.0
-    return np.asarray(polished / polished.sum())
+    def weights(self, point: FloatArray) -> FloatArray | None:
+        """The cheapest convex combination of the points that gives `point` `(N,)`.
+
+        Returns:
+            `(K,)` weights, at most N of them non-zero; None where `point` is outside the hull.
+        """
+        for support in tuple(self._cells):  # other threads may add cells
+            inside = self._within(support, point)
+            if inside is not None:
+                return inside
+        solution = linprog(
+            self._heights,
+            A_eq=self._system,
+            b_eq=np.append(point, 1.0),
+            bounds=(0, None),
+            method="highs-ds",
+            options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+        )
+        if solution.x is None or solution.status != 0:
+            return None
+        support = tuple(np.flatnonzero(solution.x > SUPPORT).tolist())
+        self._cells[support] = np.linalg.pinv(self._system[:, support])
+        return self._spread(support, self._cells[support] @ np.append(point, 1.0))
+
+    def _within(self, support: tuple[int, ...], point: FloatArray) -> FloatArray | None:
+        target = np.append(point, 1.0)
+        exact = self._cells[support] @ target
+        if exact.min() < -_ROUNDING or np.abs(self._system[:, support] @ exact - target).max() > _ROUNDING:
+            return None
+        return self._spread(support, exact)
+
+    def _spread(self, support: tuple[int, ...], exact: FloatArray) -> FloatArray:
+        """Weights solved on the support, where they are unique, over all points: the solver's tolerance is gone."""
+        weights = np.zeros(len(self.points))
+        weights[list(support)] = np.where(exact > SUPPORT, exact, 0.0)
+        return np.asarray(weights / weights.sum())
 
 
 def project_on_hull(point: FloatArray, points: FloatArray) -> FloatArray:
@@ -151,13 +177,15 @@ def voting_set(preference: FloatArray, experts: FloatArray) -> list[int]:
     return sorted(chosen)
 
 
-def coarse_weights(preference: FloatArray, experts: FloatArray) -> FloatArray:
+def coarse_weights(preference: FloatArray, experts: FloatArray | Subdivision) -> FloatArray:
     """Weights `(L,)` of the Delaunay simplex of `experts` `(L, N)` around the preference, projected on their hull."""
-    weights = convex_weights(preference, experts)
+    cells = experts if isinstance(experts, Subdivision) else Subdivision(experts)
+    weights = cells.weights(preference)
     if weights is None:
-        weights = convex_weights(project_on_hull(preference, experts), experts)
-    if weights is None:  # the projection is in the hull by construction; take its nearest corner rather than fail
-        weights = np.eye(len(experts))[int(np.argmin(np.linalg.norm(experts - preference, axis=1)))]
+        weights = cells.weights(project_on_hull(preference, cells.points))
+    if weights is None:  # the projection missed the hull by rounding: its nearest point is what is left
+        nearest = np.argmin(np.linalg.norm(cells.points - preference, axis=1))
+        weights = np.eye(len(cells.points))[int(nearest)]
     return weights
 
 
@@ -174,6 +202,8 @@ class PreferenceRouter:
         self.experts = experts
         self.routers = routers.reshape(-1, experts.shape[1])
         self.names = tuple(names)
+        self._coarse = Subdivision(experts)
+        self._fine: dict[tuple[int, ...], tuple[NDArray[np.intp], Subdivision] | None] = {}
         self._cache: OrderedDict[bytes, tuple[FloatArray, FloatArray]] = OrderedDict()
 
     def weights(self, preference: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -188,24 +218,27 @@ class PreferenceRouter:
         return result
 
     def _solve(self, preference: FloatArray) -> tuple[FloatArray, FloatArray]:
-        coarse = coarse_weights(preference, self.experts)
+        coarse = coarse_weights(preference, self._coarse)
         effective = coarse @ self.experts
-        if np.linalg.norm(effective - preference) <= HULL:
-            effective = preference
-        support = np.flatnonzero(coarse)
-        corners = self.experts[support]
-        inside = np.asarray([r for r, point in enumerate(self.routers) if in_hull(point, corners)], dtype=int)
-        weights = np.zeros(len(self.experts) + len(self.routers))
-        weights[support] = coarse[support]
-        if len(inside):
+        weights = np.append(coarse, np.zeros(len(self.routers)))
+        inner = self._inner(tuple(np.flatnonzero(coarse).tolist()))
+        fine = None if inner is None else inner[1].weights(effective)
+        if inner is not None and fine is not None:
+            weights[:] = 0.0
+            weights[inner[0]] = fine
+        return weights, preference if np.linalg.norm(effective - preference) <= HULL else effective
+
+    def _inner(self, support: tuple[int, ...]) -> tuple[NDArray[np.intp], Subdivision] | None:
+        """Members and subdivision of one Delaunay simplex; None where no router lies in it."""
+        if support not in self._fine:
+            corners = self.experts[list(support)]
+            inside = [r for r, point in enumerate(self.routers) if in_hull(point, corners)]
             # A router at the preference of a LoRA expert takes its place.
             kept = [i for i in support if not _has_twin(self.experts[i], self.routers[inside])]
-            members = np.concatenate([np.asarray(kept, dtype=int), inside + len(self.experts)])
-            fine = convex_weights(coarse @ self.experts, np.vstack([self.experts, self.routers])[members])
-            if fine is not None:  # always: the members span the same hull as the corners
-                weights[:] = 0.0
-                weights[members] = fine
-        return weights, effective
+            members = np.asarray([*kept, *(len(self.experts) + r for r in inside)], dtype=np.intp)
+            points = np.vstack([self.experts, self.routers])[members]
+            self._fine[support] = (members, Subdivision(points)) if inside else None
+        return self._fine[support]
 
     def route(self, preference: FloatArray) -> Route:
         """The named route of a preference `(N,)`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -14,9 +13,12 @@ from torch import nn
 from ..config import HoEConfig
 from ..errors import ExpertError
 from ..routing import Route
-from .layer import HoELayer, HoELinear
+from . import functional
+from .frames import extent
+from .layer import HoELayer
+from .linear import HoELinear
 from .plan import AdapterRouting
-from .steering import ACTIVE, Steering, batch_size
+from .steering import Steering
 
 
 class HoEModel(BaseTuner):
@@ -27,9 +29,9 @@ class HoEModel(BaseTuner):
 
     prefix: str = "hoe_"
     tuner_layer_cls = HoELayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    # -- injection -------------------------------------------------------------------------------------------------------
+    # -- injection ---
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; see PEFT.
@@ -37,7 +39,7 @@ class HoEModel(BaseTuner):
         Raises:
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
-        config = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]
         _check_injectable(config, adapter_name)
         self.steering = Steering.find(model) or Steering()
         self.steering.add(adapter_name, AdapterRouting(config))
@@ -47,7 +49,7 @@ class HoEModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: HoEConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -68,12 +70,12 @@ class HoEModel(BaseTuner):
         super().delete_adapter(adapter_name)
         self.steering.remove(adapter_name)
 
-    # -- steering --------------------------------------------------------------------------------------------------------
+    # -- steering ---
 
     @property
     def preference(self) -> Mapping[str, float]:
         """What a call without `preference=` uses here and now, `{objective: weight}`, read-only (first active adapter)."""
-        return read_preference_of(self.steering)
+        return functional.get_preference(self.model)
 
     def set_preference(self, preference: Any) -> None:
         """Make `preference` the default of this model.
@@ -108,10 +110,10 @@ class HoEModel(BaseTuner):
         Raises:
             ExpertError: there is no such router.
         """
-        mark_trained(self.model, routers, trained=trained, adapter_name=adapter_name)
+        functional.mark_trained(self.model, routers, trained=trained, adapter_name=adapter_name)
 
     def generate(self, *args: Any, preference: Any = None, **kwargs: Any) -> Any:
-        """transformers' generate with a preference, or one per row of the batch, for the whole call.
+        """Generate as transformers does, with a preference, or one per row of the batch, for the whole call.
 
         A KV cache belongs to the preference that filled it: do not hand it to a call with another one.
         """
@@ -119,10 +121,10 @@ class HoEModel(BaseTuner):
         counts = [
             kwargs.get(name, getattr(settings, name, None)) or 1 for name in ("num_beams", "num_return_sequences")
         ]
-        with self.steering.entered(preference, max(counts), batch_size(args, kwargs)):
+        with self.steering.entered(preference, max(counts), extent(args, kwargs)[0]):
             return self.model.generate(*args, **kwargs)
 
-    # -- merging ---------------------------------------------------------------------------------------------------------
+    # -- merging ---
 
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = False, routers: str = "keep"
@@ -192,70 +194,3 @@ def _check_injectable(config: HoEConfig, adapter_name: str) -> None:
 
 def _layers(model: nn.Module) -> Iterator[HoELinear]:
     return (module for module in model.modules() if isinstance(module, HoELinear))
-
-
-# -- the same for models without a tuner object (inject_adapter_in_model, transformers' load_adapter) -------------------------
-
-
-def read_preference_of(steering: Steering) -> Mapping[str, float]:
-    """The current preference of the first active adapter as a read-only mapping."""
-    objectives = steering.adapters[steering.active_adapter()].objectives
-    return MappingProxyType(dict(zip(objectives, steering.current(None).tolist(), strict=True)))
-
-
-def get_preference(model: nn.Module) -> Mapping[str, float]:
-    """`HoEModel.preference` for any model that carries HoE layers."""
-    return read_preference_of(Steering.of(model))
-
-
-def set_preference(model: nn.Module, preference: Any) -> None:
-    """`HoEModel.set_preference` for any model that carries HoE layers."""
-    Steering.of(model).set_preference(preference)
-
-
-def use_preference(model: nn.Module, preference: Any) -> contextlib.AbstractContextManager[None]:
-    """`HoEModel.use_preference` for any model that carries HoE layers."""
-    return Steering.of(model).use_preference(preference)
-
-
-def route(model: nn.Module, preference: Any = None, adapter_name: str | None = None) -> Route:
-    """`HoEModel.route` for any model that carries HoE layers."""
-    return Steering.of(model).route(preference, adapter_name)
-
-
-def mark_trained(
-    model: nn.Module,
-    routers: str | list[str] | None = None,
-    *,
-    trained: bool = True,
-    adapter_name: str | None = None,
-) -> None:
-    """`HoEModel.mark_trained` for any model that carries HoE layers."""
-    steering = Steering.of(model)
-    name = steering.active_adapter() if adapter_name is None else adapter_name
-    routing = steering.adapters[name]
-    known = routing.config.router_names
-    wanted = known if routers is None else [routers] if isinstance(routers, str) else list(routers)
-    unknown = [router for router in wanted if router not in known]
-    if unknown:
-        raise ExpertError(f"adapter {name!r} has no router {unknown}; its routers are {known}")
-    for spec in routing.config.routers or []:
-        if spec.name in wanted:
-            spec.trained = trained
-    routing.refresh()
-    steering.refresh()
-
-
-@contextlib.contextmanager
-def record_votes(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Collect how the experts were weighed, per module and token, in the forwards of this thread.
-
-    Yields:
-        `{module name: votes}` of the last forward: `(L,)` where all tokens share them, else broadcastable to `(..., L)`.
-    """
-    Steering.of(model)
-    previous, ACTIVE.recorder = ACTIVE.recorder, {}
-    try:
-        yield ACTIVE.recorder
-    finally:
-        ACTIVE.recorder = previous

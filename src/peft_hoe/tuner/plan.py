@@ -107,6 +107,7 @@ class AdapterRouting:
         """The plan of a preference `(N,)`, or of one preference per row `(B, N)`.
 
         Args:
+            preference: where to plan for.
             drop_routers: let trained routers vote statically too, which gives the coarse interpolation.
         """
         cache_key = (preference.tobytes(), drop_routers)

@@ -5,12 +5,8 @@ with the call (`preference=`), from a `use_preference` block, from the adapter's
 is turned into a `Plan` once, at the entry: a hook on the root model, or `generate`. Layers read the plan; they never parse
 a preference.
 
-Threads and tasks: a block is a context variable, so other threads and tasks do not see it. Between the entry and the
-layers there is no await and no change of thread, so the plan itself travels in a `threading.local`, which torch.compile
-can trace (it cannot trace a context variable).
-
-A forward's plan is its backward's: gradient checkpointing runs layers again during the backward pass, perhaps after the
-preference has changed, and on CUDA in another thread. `ForwardMemory` gives such a replay the plan of its forward.
+Threads and tasks: a block is a context variable, so other threads and tasks do not see it. It is read at the entry only;
+from there the plan travels in the thread's `Frame`.
 """
 
 from __future__ import annotations
@@ -18,10 +14,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
-import threading
-import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,43 +24,10 @@ from torch import nn
 from ..errors import PreferenceError, StaticMergeError
 from ..preference import FloatArray, parse_preference, read_preference
 from ..routing import Route
+from .frames import ACTIVE, Frame, extent, first_with_graph
 from .plan import AdapterRouting, Plan
 
 PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference`
-
-
-class Frame:
-    """One forward or generate under way in this thread.
-
-    Attributes:
-        plan: in effect for all layers of `steering`.
-        expansion: how often generate repeats each row (beams, num_return_sequences).
-        lengths: sequence lengths of the current forward; a layer that is given (batch x length, d) is told by them.
-        grad: whether gradients were on at the entry. Inside reentrant checkpointing they are off.
-    """
-
-    def __init__(self, steering: Steering, plan: Plan, expansion: int = 1) -> None:
-        self.steering = steering
-        self.plan = plan
-        self.expansion = expansion
-        self.lengths: frozenset[int] = frozenset()
-        self.grad = torch.is_grad_enabled()
-
-    def keep_alive(self, gradient: torch.Tensor) -> None:
-        """A tensor hook that does nothing: it ties this frame's life to the autograd graph that holds the hook."""
-
-
-class _Active(threading.local):
-    """What this thread is doing: the current frame, how the root's calls began, who records votes."""
-
-    def __init__(self) -> None:
-        self.frame: Frame | None = None
-        self.entries: list[tuple[Steering, Frame | None]] = []
-        self.failed = False
-        self.recorder: dict[str, torch.Tensor] | None = None
-
-
-ACTIVE = _Active()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,39 +37,6 @@ class _Block:
 
 
 _BLOCKS: contextvars.ContextVar[tuple[_Block, ...]] = contextvars.ContextVar("peft_hoe_blocks", default=())
-
-
-@dataclass
-class ForwardMemory:
-    """The plans of one layer's forwards whose backward may still come."""
-
-    frames: list[weakref.ref[Frame]] = field(default_factory=list)
-    last: Plan | None = None
-    replayed: bool = False
-
-    def remember(self, plan: Plan, frame: Frame | None) -> None:
-        """Called by each forward that is not a replay."""
-        if self.replayed:
-            self.frames, self.replayed = [], False
-        self.last = plan
-        if frame is not None:
-            self.frames = [reference for reference in self.frames if reference() is not None]
-            self.frames.append(weakref.ref(frame))
-
-    def replay(self, module: str) -> Plan | None:
-        """The plan for a forward that runs again during the backward pass.
-
-        Raises:
-            RuntimeError: forwards with different preferences await this backward.
-        """
-        self.replayed = True
-        alive = [frame for frame in (reference() for reference in self.frames) if frame is not None]
-        if len({frame.plan.key for frame in alive}) > 1:
-            raise RuntimeError(
-                f"gradient checkpointing runs {module} again, but forwards with {len(alive)} different preferences await "
-                "this backward pass; call backward() after each forward, or pass one preference per row in one forward"
-            )
-        return self.last
 
 
 class Steering:
@@ -146,7 +74,7 @@ class Steering:
                 return steering
         return None
 
-    # -- adapters and their defaults ---------------------------------------------------------------------------------
+    # -- adapters and their defaults ---
 
     def add(self, name: str, routing: AdapterRouting) -> None:
         """Register an adapter, with the process's preference (`peft-hoe run --preference`) as its default if there is one."""
@@ -206,7 +134,7 @@ class Steering:
             raise PreferenceError(f"no HoE adapter is active; activate one of {list(self.adapters)} with set_adapter")
         return active
 
-    # -- from what a user wrote to a plan ------------------------------------------------------------------------------
+    # -- from what a user wrote to a plan ---
 
     def resolve(self, value: Any) -> Plan:
         """The plan of a preference given with a call or block; adapters that it does not name keep their default."""
@@ -232,15 +160,15 @@ class Steering:
             named = dict(value)
         else:
             named = dict.fromkeys(self._active_names(), value)
-        parsed = {}
-        for name, preference in named.items():
-            try:
-                parsed[name] = parse_preference(preference, self.adapters[name].objectives, rows=rows)
-            except PreferenceError as error:
-                if len(self.adapters) == 1:
-                    raise
-                raise PreferenceError(f"adapter {name!r}: {error}") from None
-        return parsed
+        return {name: self._parse(name, preference, rows=rows) for name, preference in named.items()}
+
+    def _parse(self, adapter: str, preference: Any, *, rows: bool) -> FloatArray:
+        try:
+            return parse_preference(preference, self.adapters[adapter].objectives, rows=rows)
+        except PreferenceError as error:
+            if len(self.adapters) == 1:
+                raise
+            raise PreferenceError(f"adapter {adapter!r}: {error}") from None
 
     def merge_weights(self, adapter: str) -> torch.Tensor:
         """`(L,)` float64: the votes that merging bakes in at the current preference.
@@ -259,7 +187,7 @@ class Steering:
             )
         return plan.static[0]
 
-    # -- blocks --------------------------------------------------------------------------------------------------------
+    # -- blocks ---
 
     def _block(self) -> _Block | None:
         return next((block for block in reversed(_BLOCKS.get()) if block.steering is self), None)
@@ -285,7 +213,7 @@ class Steering:
                     "in; leave the inner block first"
                 )
 
-    # -- entries -------------------------------------------------------------------------------------------------------
+    # -- entries ---
 
     @contextlib.contextmanager
     def entered(self, value: Any, expansion: int, batch: int | None) -> Iterator[None]:
@@ -320,12 +248,12 @@ class Steering:
             return None  # the defaults are ready; layers find them without a frame
         return self._enter_forward(args, kwargs)
 
-    @torch._dynamo.disable
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def _enter_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         try:
             value = kwargs.get("preference")
             frame = ACTIVE.frame
-            batch, lengths = _extent(args, kwargs)
+            batch, lengths = extent(args, kwargs)
             if frame is None or frame.steering is not self or value is not None:
                 frame = Frame(self, self.ambient() if value is None else self.resolve(value))
                 _check_height(frame.plan.rows, batch)
@@ -342,7 +270,7 @@ class Steering:
             return
         self._leave_forward(output)
 
-    @torch._dynamo.disable
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
     def _leave_forward(self, output: Any) -> None:
         if ACTIVE.failed:
             ACTIVE.failed = False
@@ -351,7 +279,7 @@ class Steering:
             return
         frame = ACTIVE.frame
         ACTIVE.frame = ACTIVE.entries.pop()[1]
-        tensor = _first_with_graph(output)
+        tensor = first_with_graph(output)
         if frame is not None and tensor is not None:
             tensor.register_hook(frame.keep_alive)
 
@@ -367,26 +295,3 @@ def _check_height(rows: int | None, batch: int | None) -> None:
             f"preference has {rows} rows, but the batch has {batch}; give one preference per row of the batch, or a "
             "single one for all"
         )
-
-
-_NOT_INPUTS = ("mask", "position", "bias", "past", "cache", "encoder_outputs")
-
-
-def _extent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
-    """Batch size and sequence lengths of a call, as far as its tensors tell."""
-    named = [item for name, item in kwargs.items() if not any(part in name for part in _NOT_INPUTS)]
-    tensors = [item for item in (*args, *named) if isinstance(item, torch.Tensor) and item.ndim > 0]
-    batch = int(tensors[0].shape[0]) if tensors else None
-    return batch, frozenset(int(tensor.shape[1]) for tensor in tensors if tensor.ndim > 1)
-
-
-def batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """The number of rows in the inputs of a call, None where they do not tell."""
-    return _extent(args, kwargs)[0]
-
-
-def _first_with_graph(output: Any) -> torch.Tensor | None:
-    if isinstance(output, torch.Tensor):
-        return output if output.requires_grad else None
-    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return next((found for found in map(_first_with_graph, items) if found is not None), None)

@@ -1,0 +1,165 @@
+"""The module that replaces a linear one: forward, merge and unmerge."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..config import HoEConfig
+from ..errors import PreferenceError, StaticMergeError
+from ..preference import FloatArray
+from .layer import HoELayer, over_ranks
+from .plan import Plan
+from .steering import Steering
+
+
+class HoELinear(nn.Module, HoELayer):
+    """HoE around nn.Linear, transformers' Conv1D, or another linear module that is used through its own forward."""
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: HoEConfig, name: str, steering: Steering
+    ) -> None:
+        super().__init__()
+        self._init_hoe(base_layer, name, steering)
+        self.in_features, self.out_features = features(self.get_base_layer(), name)
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+        if config.fan_in_fan_out and isinstance(self.get_base_layer(), nn.Linear):
+            warnings.warn(f"{name} is an nn.Linear, which stores (out, in); fan_in_fan_out is ignored", stacklevel=2)
+        self._merged: dict[str, tuple[FloatArray, torch.Tensor]] = {}  # preference and votes merged in
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """base(x) plus the deltas of the active adapters, `(..., d_out)` in the base's dtype."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+            return result
+        plan, frame = self._plan()
+        if self.merged:
+            self._check_merged(plan)
+            result = self.base_layer(x, *args, **kwargs)
+            return result
+        result = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        repeat = self._repeat(x, plan, frame)
+        for adapter in self.active_adapters:
+            if adapter in self.hoe_A and adapter in plan.adapters:
+                result = result + self._delta(x, adapter, plan.adapters[adapter], repeat)
+        return result.to(dtype)
+
+    # -- merging ---
+
+    def get_delta_weight(self, adapter: str, votes: torch.Tensor | None = None) -> torch.Tensor:
+        """Sum of w_j B_j A_j at the current preference, in the base weight's orientation, float32 or better.
+
+        Raises:
+            StaticMergeError: the votes depend on the input, or the rows differ.
+        """
+        votes = self.hoe_steering.merge_weights(adapter) if votes is None else votes
+        weight_a, weight_b = self.factors(adapter)
+        dtype = torch.promote_types(weight_b.dtype, torch.float32)
+        expanded = over_ranks(votes.to(dtype).to(weight_b.device), self.hoe_layouts[adapter].ranks)
+        delta = (weight_b.to(dtype) * expanded) @ weight_a.to(dtype)
+        return delta.T if self.fan_in_fan_out else delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the deltas at the current preference to the base weight.
+
+        Args:
+            safe_merge: check that the merged weight is finite before replacing the old one.
+            adapter_names: adapters to merge; default the active ones.
+
+        Raises:
+            StaticMergeError: a trained router votes, the rows differ, or the base weight is quantised.
+        """
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter not in self.hoe_A:
+                continue
+            self.check_mergeable(adapter)
+            votes = self.hoe_steering.merge_weights(adapter)
+            merged = self._shifted_weight(self.get_delta_weight(adapter, votes))
+            if safe_merge and not bool(torch.isfinite(merged).all()):
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+            self._base_weight().data = merged
+            self._merged[adapter] = (self.hoe_steering.current(adapter), votes)
+            self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Subtract again what `merge` added."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            adapter = self.merged_adapters.pop()
+            _, votes = self._merged.pop(adapter)
+            if adapter in self.hoe_A:
+                delta = self.get_delta_weight(adapter, votes)
+                self._base_weight().data = self._shifted_weight(-delta)
+
+    def _base_weight(self) -> torch.Tensor:
+        base: Any = self.get_base_layer()
+        weight: torch.Tensor = base.weight
+        return weight
+
+    def _shifted_weight(self, delta: torch.Tensor) -> torch.Tensor:
+        weight = self._base_weight().data
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        shifted: torch.Tensor = (weight.to(dtype) + delta.to(weight.device, dtype)).to(weight.dtype)
+        return shifted
+
+    def check_mergeable(self, adapter: str) -> None:
+        """Raise what `merge` would raise, before anything is changed."""
+        self.hoe_steering.merge_weights(adapter)
+        weight = self._base_weight()
+        shape = (self.in_features, self.out_features) if self.fan_in_fan_out else (self.out_features, self.in_features)
+        if type(weight) not in (nn.Parameter, torch.Tensor) or not weight.dtype.is_floating_point:
+            reason = f"its weight is a quantised {type(weight).__name__} of {weight.dtype}"
+        elif weight.dtype.itemsize < 2 or tuple(weight.shape) != shape:
+            reason = f"its weight is stored as {tuple(weight.shape)} {weight.dtype}"
+        else:
+            return
+        raise StaticMergeError(
+            f"{self.module_name} cannot be merged: {reason}, and adding to a quantised weight would lose or change the "
+            "adapter. Keep it unmerged, or load the base without quantisation"
+        )
+
+    def _check_merged(self, plan: Plan) -> None:
+        for adapter, (preference, _) in self._merged.items():
+            wanted = plan.adapters.get(adapter)
+            if wanted is not None and not bool((wanted.preferences == preference).all()):
+                raise PreferenceError(
+                    f"adapter {adapter!r} is merged at {preference.tolist()}, but {wanted.preferences.tolist()} is asked for; "
+                    "call unmerge_adapter() first, or merge_and_unload() for a model of its own"
+                )
+
+    def __repr__(self) -> str:
+        return "hoe." + super().__repr__()
+
+
+def features(base: nn.Module, name: str) -> tuple[int, int]:
+    """(d_in, d_out) of a linear module.
+
+    Raises:
+        TypeError: the module is not linear, or its weight is read past its forward; names it.
+    """
+    if isinstance(base, Conv1D):
+        return int(base.weight.shape[0]), int(base.weight.shape[1])
+    if type(base).__name__ == "NonDynamicallyQuantizableLinear":
+        raise TypeError(
+            f"Target module {name} is the output projection of an nn.MultiheadAttention, which reads its weight past the "
+            "module's forward, so an adapter there would do nothing; exclude it with exclude_modules"
+        )
+    linear = isinstance(base, nn.Linear) or "Linear" in type(base).__name__
+    if linear and isinstance(getattr(base, "in_features", None), int) and hasattr(base, "out_features"):
+        return int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+    raise TypeError(
+        f"Target module {name} is a {type(base).__name__}, which is not supported. HoE adapts torch.nn.Linear, transformers' "
+        "Conv1D and linear modules with in_features and out_features; change target_modules or exclude_modules"
+    )

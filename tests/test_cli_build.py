@@ -1,0 +1,95 @@
+"""`peft-hoe build`: every option reaches the builder, errors are one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peft_hoe.cli import main
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A base and two policies."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=32,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    for name in ("kind", "brief"):
+        (tmp_path / name).mkdir()
+        tensors = load_file(tmp_path / "base" / "model.safetensors")
+        save_file(
+            {key: t + 0.1 * torch.randn(t.shape) for key, t in tensors.items()}, tmp_path / name / "model.safetensors"
+        )
+    return tmp_path
+
+
+def arguments(models, *more):
+    policies = [part for name in ("kind", "brief") for part in ("--policy", f"{name}={models / name}")]
+    return ["build", str(models / "base"), *policies, "--output", str(models / "out"), *more]
+
+
+def test_options_reach_the_builder(models, capsys):
+    options = (
+        "--expert 0.5,0.5 --expert kind=0.2,brief=0.8 --router 0.25,0.75 --rank 3 --prune none --prune-scope module "
+        "--merge ties --merge-option density=0.5 --rescale 1.5 --svd exact --seed 7 --dtype bfloat16 "
+        "--target-modules q_proj,v_proj --default-preference 0.9,0.1"
+    )
+    assert main(arguments(models, *options.split())) == 0
+    report = json.loads((models / "out" / "build_report.json").read_text())
+    assert report["options"] == {
+        "r": 3, "prune": 0.0, "prune_scope": "module", "merge": "ties", "merge_options": {"density": 0.5},
+        "rescale": 1.5, "svd": "exact", "seed": 7, "dtype": "bfloat16",
+    }  # fmt: skip
+    assert [expert["preference"] for expert in report["experts"]] == [[1, 0], [0, 1], [0.5, 0.5], [0.2, 0.8]]
+    assert [router["preference"] for router in report["routers"]] == [[0.25, 0.75]]
+    assert {module.split(".")[-1] for module in report["modules"]} == {"q_proj", "v_proj"}
+    assert json.loads((models / "out" / "adapter_config.json").read_text())["default_preference"] == [0.9, 0.1]
+    assert "2 modules, 4 experts, 1 routers" in capsys.readouterr().out
+
+
+def test_defaults_print_a_table_and_how_to_add_a_router(models, capsys):
+    assert main(arguments(models)) == 0
+    shown = capsys.readouterr().out
+    assert "kind x brief: cosine" in shown
+    assert "no routers; add one with routers=[[0.75, 0.25]] (--router 0.75,0.25) and train it" in shown
+
+
+def test_quiet_prints_nothing(models, capsys):
+    assert main(arguments(models, "--quiet")) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "building" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--merge", "slerp"], "merge is 'slerp'; allowed are"),
+        (["--prune", "most"], "prune is 'most'; allowed are"),
+        (["--rank", "many"], "r is 'many'; allowed are"),
+        (["--expert", "0.9,0.9"], "sums to 1.8"),
+        (["--policy", "rich"], "--policy is 'rich'; write OBJECTIVE=PATH"),
+        (["--policy", "kind=x"], "--policy names 'kind' twice"),
+        (["--policy", "rich=/nowhere"], "'/nowhere' is not a directory"),
+    ],
+)
+def test_errors_are_one_line(models, capsys, more, message):
+    assert main(arguments(models, "--quiet", *more)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("peft-hoe build: ")
+    assert message in lines[-1]
+    assert not (models / "out").exists()
+
+
+def test_an_existing_adapter_needs_overwrite(models, capsys):
+    assert main(arguments(models, "--quiet")) == 0
+    assert main(arguments(models, "--quiet")) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(arguments(models, "--quiet", "--overwrite", "--rank", "2")) == 0

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from peft_hoe import PreferenceError, das_dennis, parse_preference, preference_grid
+from peft_hoe.preference import read_preference
+
+NAMES = ["helpful", "harmless"]
+
+
+@pytest.mark.parametrize(
+    "value", [[0.7, 0.3], (0.7, 0.3), np.array([0.7, 0.3]), torch.tensor([0.7, 0.3], dtype=torch.float64)]
+)
+def test_every_kind_of_vector_is_read(value):
+    np.testing.assert_allclose(parse_preference(value, NAMES), [0.7, 0.3], atol=1e-12)
+
+
+def test_a_mapping_is_ordered_by_objective_and_may_leave_zeros_out():
+    np.testing.assert_allclose(parse_preference({"harmless": 0.3, "helpful": 0.7}, NAMES), [0.7, 0.3])
+    np.testing.assert_allclose(parse_preference({"harmless": 1}, NAMES), [0, 1])
+
+
+def test_a_sum_within_two_and_a_half_percent_is_divided_out():
+    np.testing.assert_allclose(parse_preference([0.33, 0.33, 0.33], ["a", "b", "c"]), [1 / 3] * 3)
+    np.testing.assert_allclose(parse_preference([0.35, 0.28, 0.35], ["a", "b", "c"]).sum(), 1.0)
+    assert parse_preference([0.5, 0.525], NAMES).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([-0.1, 1.1], "negative"),
+        ([float("nan"), 1.0], "NaN"),
+        ([float("inf"), 0.0], "infinity"),
+        ([1.0], "1 numbers, but there are 2 objectives"),
+        ([0.2, 0.3, 0.5], "3 numbers"),
+        ([0.5, 0.4], r"\[0.5, 0.4\] sums to 0.9"),
+        ([0.6, 0.6], "sums to 1.2"),
+        ({"helpful": 0.5, "funny": 0.5}, "'funny'"),
+        (0.5, "float"),
+        ("0.5,0.5", "str"),
+        (["x", "y"], "not a number"),
+        ([[1, 0], [0, 1]], "several rows"),
+    ],
+)
+def test_bad_preferences_are_refused_by_name(value, message):
+    with pytest.raises(PreferenceError, match=message):
+        parse_preference(value, NAMES)
+
+
+def test_rows():
+    rows = parse_preference([[1, 0], {"helpful": 0.5, "harmless": 0.5}], NAMES, rows=True)
+    np.testing.assert_allclose(rows, [[1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(parse_preference(torch.eye(2), NAMES, rows=True), np.eye(2))
+
+
+def test_command_line_forms():
+    assert read_preference("0.7, 0.3") == [0.7, 0.3]
+    assert read_preference("helpful=0.7,harmless=0.3") == {"helpful": 0.7, "harmless": 0.3}
+    assert read_preference("[0.7, 0.3]") == [0.7, 0.3]
+    with pytest.raises(PreferenceError, match="cannot read"):
+        read_preference("a lot")
+
+
+def test_grids_lie_on_the_simplex():
+    assert preference_grid(2).shape == (11, 2)
+    assert preference_grid(2)[3].tolist() == pytest.approx([0.3, 0.7])
+    assert preference_grid(3).shape == (13, 3)
+    for n in (1, 2, 3, 4, 5, 8):
+        grid = preference_grid(n)
+        np.testing.assert_allclose(grid.sum(axis=1), 1)
+        assert (grid >= 0).all()
+        assert len(grid) <= 100
+
+
+def test_das_dennis_counts():
+    assert len(das_dennis(3, 4)) == 15  # C(6, 2)
+    assert das_dennis(2, 1).tolist() == [[1, 0], [0, 1]]

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from peft_hoe import HoEConfig, HoEModel, register
+
+
+def test_the_member_behaves_like_any_other():
+    member = PeftType.HOE
+    assert member == "HOE"
+    assert member.value == member.name == "HOE"
+    assert PeftType("HOE") is PeftType["HOE"] is member
+    assert member in list(PeftType)
+    assert pickle.loads(pickle.dumps(member)) is copy.deepcopy(member) is member
+    assert json.dumps({"type": member}) == '{"type": "HOE"}'
+    assert len({*PeftType}) == len(PeftType)
+
+
+def test_registering_twice_is_harmless():
+    register()
+    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.HOE] is HoEModel
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[PeftType.HOE] == "hoe_"
+
+
+def test_peft_reads_our_configs(tmp_path):
+    HoEConfig(objectives=["a", "b"]).save_pretrained(tmp_path)
+    assert isinstance(PeftConfig.from_pretrained(tmp_path), HoEConfig)
+
+
+@pytest.mark.parametrize("heavy", ["trl", "evaluate", "moocore", "matplotlib", "datasets"])
+def test_importing_needs_none_of_the_extras(heavy):
+    code = f"import sys, peft_hoe; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

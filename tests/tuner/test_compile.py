@@ -1,0 +1,44 @@
+"""torch.compile: no graph break and no recompilation by the preference; blocks and calls still steer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, tokens, trained):
+    model = hoe_llama(trained=trained)
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    compiles = []
+    for preference in ([1, 0], [0.7, 0.3], [0.9, 0.1], [0.55, 0.45]):
+        model.set_preference(preference)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
+        compiles.append(counter.frame_count)
+    assert compiles == [1] * 4
+
+
+def test_calls_and_blocks_steer_a_compiled_model(hoe_llama, tokens):
+    model = hoe_llama(trained=True)
+    compiled = torch.compile(model, backend="eager")
+    rows = [[1, 0], [0.1, 0.9], [0.4, 0.6]]
+    with torch.no_grad():
+        for preference in ([1, 0], [0.1, 0.9], rows):
+            expected = model(tokens, preference=preference).logits
+            torch.testing.assert_close(compiled(tokens, preference=preference).logits, expected, rtol=1e-4, atol=1e-5)
+            with model.use_preference(preference):
+                torch.testing.assert_close(compiled(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,139 @@
+"""What trains, and that a forward's plan is its backward's."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from peft import get_peft_model
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def loss_of(model, tokens, **kwargs):
+    return model(tokens, **kwargs).logits.float().pow(2).mean()
+
+
+def checkpointed(model, reentrant):
+    model.train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_only_routers_train(hoe_llama, tokens):
+    model = hoe_llama(trained=True, modules_to_save=["lm_head"])
+    names = trainable(model)
+    assert names
+    assert all("hoe_router" in name or "modules_to_save" in name for name in names)
+    assert any("modules_to_save" in name for name in names)
+    model.set_preference([0, 1])
+    with model.use_preference([1, 0]):
+        model(tokens, preference=[0.3, 0.7])
+    assert trainable(model) == names
+    model.set_adapter("default")
+    assert trainable(model) == names
+    with model.disable_adapter():
+        assert not any("hoe_" in name for name in trainable(model))
+    assert trainable(model) == names
+
+
+def test_loaded_for_inference_nothing_becomes_trainable(hoe_llama, llama, tmp_path):
+    from peft import PeftModel
+
+    hoe_llama().save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(llama(), tmp_path)
+    assert not trainable(model)
+    with model.disable_adapter():
+        pass
+    model.set_preference([1, 0])
+    assert not trainable(model)
+
+
+def test_train_experts_is_one_switch(hoe_llama, tokens):
+    model = hoe_llama(train_experts=True)
+    assert {name.split(".")[-3] for name in trainable(model)} == {"hoe_A", "hoe_B", "hoe_router"}
+    loss_of(model, tokens).backward()
+    got = gradients(model)
+    assert {name.split(".")[-3] for name in got if got[name].abs().sum() > 0} == {"hoe_A", "hoe_B"}
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False])
+def test_every_voting_router_gets_a_gradient(hoe_llama, tokens, checkpointing):
+    model = hoe_llama(trained=True)
+    if checkpointing is not None:
+        checkpointed(model, reentrant=checkpointing)
+    loss_of(model, tokens, preference=[0.25, 0.75]).backward()
+    got = gradients(model)
+    assert len(got) == 2 * 14
+    assert all(grad.abs().sum() > 0 for grad in got.values())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("change", ["none", "set_preference", "leave the block", "another thread"])
+def test_checkpointing_replays_the_forwards_plan(hoe_llama, tokens, reentrant, change):
+    wanted = [0.1, 0.9]
+    plain = hoe_llama(trained=True).train()
+    loss_of(plain, tokens, preference=wanted).backward()
+    expected = gradients(plain)
+
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant)
+    if change == "leave the block":
+        with model.use_preference(wanted):
+            loss = loss_of(model, tokens)
+    else:
+        loss = loss_of(model, tokens, preference=wanted)
+    if change == "set_preference":
+        model.set_preference([1, 0])
+    if change == "another thread":
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+    else:
+        loss.backward()
+    got = gradients(model)
+    assert got.keys() == expected.keys()
+    for name in got:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_two_preferences_before_one_backward_raise(hoe_llama, tokens, reentrant):
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant)
+    loss = loss_of(model, tokens, preference=[0.1, 0.9]) + loss_of(model, tokens, preference=[0.25, 0.75])
+    with pytest.raises(RuntimeError, match="2 different preferences await"):
+        loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_harmless_orders_do_not_raise(hoe_llama, tokens, reentrant):
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant)
+    for preference in ([0.1, 0.9], [0.25, 0.75]):  # forward, backward, forward, backward
+        loss = loss_of(model, tokens, preference=preference)
+        loss.backward()
+    (loss_of(model, tokens, preference=[0.2, 0.8]) + loss_of(model, tokens, preference=[0.2, 0.8])).backward()
+    loss = loss_of(model, tokens, preference=[0.1, 0.9])  # a skipped step: the graph is dropped
+    del loss
+    loss = loss_of(model, tokens, preference=[0.2, 0.8])
+    with torch.no_grad():  # an evaluation in between
+        loss_of(model, tokens, preference=[1, 0])
+    loss.backward()
+
+
+def test_other_trainable_adapters_of_peft_keep_their_rules(llama, config):
+    model = get_peft_model(llama(), config())
+    model.add_adapter("second", config(routers=[[0.75, 0.25]]))
+    assert all(".default." in name for name in trainable(model))
+    model.set_adapter("second")
+    assert all(".second." in name for name in trainable(model))
+    assert trainable(model)

@@ -1,0 +1,186 @@
+"""The layer against the naive sum of its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peft_hoe import ExpertSpec, HoEConfig, RouterSpec, record_votes
+
+OBJECTIVES = ["a", "b", "c"]
+
+
+class OneLayer(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lin = nn.Linear(6, 5) if kind == "linear" else Conv1D(5, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lin(x)
+
+
+def make(kind, randomise, **changes):
+    settings = {
+        "objectives": OBJECTIVES,
+        "experts": [ExpertSpec([1, 0, 0], r=2), ExpertSpec([0, 1, 0], r=3), [0, 0, 1], ExpertSpec([1 / 3] * 3, r=1)],
+        "routers": [RouterSpec([0.5, 0.5, 0], trained=True), RouterSpec([0, 0.5, 0.5], votes_for="all", trained=True)],
+        "r": 4,
+        "target_modules": ["lin"],
+        "router_temperature": 0.7,
+    }
+    model = get_peft_model(OneLayer(kind).double(), HoEConfig(**{**settings, **changes}), autocast_adapter_dtype=False)
+    randomise(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def naive(model, x, preferences):
+    """y = W x + sum_j w_j B_j A_j x, one token and one expert at a time; x (rows, tokens, d_in)."""
+    layer = model.base_model.model.lin
+    config = model.peft_config["default"]
+    ranks = config.ranks("lin")
+    starts = [sum(ranks[:j]) for j in range(len(ranks) + 1)]
+    y = layer.base_layer(x).clone()
+    for row, preference in enumerate(preferences):
+        route = model.route(preference).experts
+        for t in range(x.shape[1]):
+            token = x[row, t]
+            votes = torch.zeros(len(ranks), dtype=torch.float64)
+            slot = 0
+            for spec in config.routers:
+                logits = layer.hoe_router["default"].weight @ token + layer.hoe_router["default"].bias
+                choice = (logits[slot : slot + len(spec.votes_for)] / config.router_temperature).softmax(0)
+                slot += len(spec.votes_for)
+                for name, vote in zip(spec.votes_for, choice, strict=True):
+                    votes[config.expert_names.index(name)] += route.get(spec.name, 0.0) * vote
+            for j, name in enumerate(config.expert_names):
+                votes[j] += route.get(name, 0.0)
+                span = slice(starts[j], starts[j + 1])
+                delta = layer.hoe_B["default"].weight[:, span] @ layer.hoe_A["default"].weight[span]
+                y[row, t] += votes[j] * (delta @ token)
+            assert votes.sum() == pytest.approx(1)
+    return y
+
+
+PREFERENCES = [[0.5, 0.5, 0.0], [0.1, 0.5, 0.4], [0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("path", ["fused", "modules"])
+def test_one_preference_equals_the_naive_sum(kind, path, randomise):
+    model = make(kind, randomise)
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    with torch.set_grad_enabled(path == "modules"):
+        for preference in PREFERENCES:
+            torch.testing.assert_close(
+                model(x, preference=preference), naive(model, x, [preference] * 2), rtol=0, atol=1e-10
+            )
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("path", ["fused", "modules"])
+def test_per_row_preferences_equal_the_naive_sum(kind, path, randomise):
+    model = make(kind, randomise)
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    with torch.set_grad_enabled(path == "modules"):
+        torch.testing.assert_close(model(x, preference=PREFERENCES), naive(model, x, PREFERENCES), rtol=0, atol=1e-10)
+
+
+def test_the_two_paths_are_the_ones_tested(randomise, monkeypatch):
+    model = make("linear", randomise)
+    layer = model.base_model.model.lin
+    taken = []
+    for name in ("_delta_fused", "_delta_by_modules"):
+        monkeypatch.setattr(layer, name, lambda *args, name=name: taken.append(name) or torch.zeros(5))
+    with torch.no_grad():
+        model(torch.zeros(1, 6, dtype=torch.float64))
+    model(torch.zeros(1, 6, dtype=torch.float64))
+    assert taken == ["_delta_fused", "_delta_by_modules"]
+
+
+def test_an_expert_that_has_nothing_here_is_a_zero_delta(randomise):
+    model = make("linear", randomise, rank_pattern={"lin": [2, 0, 1, 1]})
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        base = model.base_model.model.lin.base_layer(x)
+        torch.testing.assert_close(model(x, preference=[0, 1, 0]), base, rtol=0, atol=0)
+        torch.testing.assert_close(
+            model(x, preference=[0.2, 0.5, 0.3]), naive(model, x, [[0.2, 0.5, 0.3]] * 2), rtol=0, atol=1e-10
+        )
+
+
+def test_fresh_experts_leave_the_base_alone(llama, config, tokens):
+    base = llama()
+    expected = base(tokens).logits
+    model = get_peft_model(base, config())
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=0, atol=0)
+
+
+def test_untrained_routers_vote_statically_and_training_starts_there(hoe_llama, tokens):
+    model = hoe_llama()
+    for name, parameter in model.named_parameters():
+        if "hoe_router" in name and name.endswith("weight"):
+            parameter.data.zero_()
+        elif "hoe_router" in name:
+            parameter.data = torch.log(torch.tensor([0.5, 0.5]))  # [.25, .75] = 1/2 b + 1/2 centroid
+    with torch.no_grad():
+        static = model(tokens, preference=[0.25, 0.75]).logits
+        model.mark_trained("r0")
+        torch.testing.assert_close(model(tokens, preference=[0.25, 0.75]).logits, static, rtol=0, atol=1e-5)
+
+
+def test_votes_can_be_read(hoe_llama, tokens):
+    model = hoe_llama(trained=True)
+    with torch.no_grad(), record_votes(model) as votes:
+        model(tokens, preference=[0.1, 0.9])
+    assert len(votes) == 14
+    for weights in votes.values():
+        assert weights.shape == (3, 7, 3)
+        assert (weights >= 0).all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 7))
+    with torch.no_grad(), record_votes(model) as votes:
+        model(tokens, preference=[0.7, 0.3])  # [.7, .3] = .4 [1, 0] + .6 [.5, .5]: no router
+    torch.testing.assert_close(next(iter(votes.values())).double(), torch.tensor([0.4, 0.0, 0.6]).double())
+
+
+def test_other_modules_are_refused_by_name():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+            self.attention = nn.MultiheadAttention(4, 1)
+
+    for target, message in (("conv", "conv is a Conv2d"), ("attention.out_proj", "MultiheadAttention")):
+        with pytest.raises(TypeError, match=message):
+            get_peft_model(Odd(), HoEConfig(objectives=["a", "b"], target_modules=[target]))
+
+
+def test_another_linear_runs_through_its_own_forward(randomise):
+    class ScaledLinear(nn.Module):
+        """Like a quantised linear: it has features and a forward, and no float weight."""
+
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.out_features = 6, 5
+            self.weight = nn.Parameter(torch.ones(5, 6, dtype=torch.int8), requires_grad=False)
+
+        def forward(self, x):
+            return x @ self.weight.T.float()
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = ScaledLinear()
+
+        def forward(self, x):
+            return self.lin(x)
+
+    model = get_peft_model(Holder(), HoEConfig(objectives=["a", "b"], target_modules=["lin"], r=2))
+    x = torch.ones(3, 6)
+    torch.testing.assert_close(model(x), torch.full((3, 5), 6.0))
+    with pytest.raises(ValueError, match=r"lin cannot be merged.*int8"):
+        model.merge_adapter()

@@ -1,0 +1,123 @@
+"""Merging bakes the current preference in, exactly, or refuses before anything is changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from peft_hoe import HoEConfig, PreferenceError, StaticMergeError
+
+PREFERENCES = [[1, 0], [0.25, 0.75], [0.1, 0.9], [0.7, 0.3]]
+
+
+def logits(model, tokens, **kwargs):
+    with torch.no_grad():
+        return model(tokens, **kwargs).logits
+
+
+@pytest.mark.parametrize("preference", PREFERENCES)
+def test_merged_equals_unmerged(hoe_llama, tokens, preference):
+    model = hoe_llama()
+    model.set_preference(preference)
+    expected = logits(model, tokens)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-5, atol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-5, atol=1e-5)
+    merged = model.merge_and_unload(safe_merge=True)
+    assert not any("hoe" in name for name, _ in merged.named_modules())
+    assert not merged._forward_pre_hooks
+    torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_conv1d(randomise, tokens):
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+    model = get_peft_model(
+        base, HoEConfig(objectives=["a", "b"], r=3, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    randomise(model)
+    rows = [[1, 0], [0.2, 0.8], [0.5, 0.5]]
+    together = logits(model.eval(), tokens, preference=rows)
+    alone = torch.cat([logits(model, tokens[i : i + 1], preference=p) for i, p in enumerate(rows)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    model.set_preference(rows[1])
+    expected = logits(model, tokens)
+    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_counts(hoe_llama, tokens):
+    model = hoe_llama()
+    expected = logits(model, tokens, preference=[0, 1])
+    with model.use_preference([0, 1]):
+        merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_trained_routers_refuse_before_anything_is_changed(hoe_llama, tokens):
+    model = hoe_llama(trained=True)
+    model.set_preference([0.1, 0.9])
+    expected = logits(model, tokens)
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(StaticMergeError, match=r"trained routers \['r0'\]"):
+            merge()
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
+    assert not model.supports_lora_conversion()
+    model.set_preference([0.7, 0.3])  # between [1, 0] and [.5, .5] no router votes
+    assert model.supports_lora_conversion()
+    expected = logits(model, tokens)
+    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropping_routers_bakes_the_coarse_interpolation(hoe_llama, tokens):
+    static = hoe_llama(trained=False)
+    expected = logits(static, tokens, preference=[0.1, 0.9])
+    model = hoe_llama(trained=True)
+    model.set_preference([0.1, 0.9])
+    model.merge_adapter(routers="drop")
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-5, atol=1e-5)
+    model.unmerge_adapter()
+    merged = model.merge_and_unload(routers="drop")
+    torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='"keep" or "drop"'):
+        hoe_llama().merge_and_unload(routers="maybe")
+
+
+def test_rows_cannot_be_merged(hoe_llama):
+    model = hoe_llama()
+    with model.use_preference([[1, 0], [0, 1]]), pytest.raises(PreferenceError, match="one preference per row"):
+        model.merge_adapter()
+
+
+def test_a_merged_model_does_not_pretend_to_be_steered(hoe_llama, tokens):
+    model = hoe_llama()
+    model.set_preference([1, 0])
+    model.merge_adapter()
+    with pytest.raises(PreferenceError, match=r"merged at \[1.0, 0.0\]"):
+        model(tokens, preference=[0, 1])
+    logits(model, tokens)
+
+
+def test_unloading_gives_the_base_back(hoe_llama, llama, tokens):
+    model = hoe_llama().unload()
+    torch.testing.assert_close(logits(model, tokens), logits(llama(), tokens), rtol=0, atol=0)
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+    with pytest.raises(TypeError, match="preference"):
+        model.model.embed_tokens(tokens, preference=[1, 0])
+
+
+def test_conversion_to_lora(hoe_llama, tokens):
+    pytest.importorskip("peft", minversion="0.19")
+    from peft import convert_to_lora
+
+    model = hoe_llama()
+    model.set_preference([0.7, 0.3])
+    config, state = convert_to_lora(model, rank=12)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    scale = config.lora_alpha / config.r
+    delta = scale * state[key.format("B")] @ state[key.format("A")]
+    torch.testing.assert_close(delta.float(), layer.get_delta_weight("default").float(), rtol=1e-3, atol=1e-4)

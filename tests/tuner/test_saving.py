@@ -1,0 +1,295 @@
+"""Save and load by every path, and files that must be refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import (
+    AutoPeftModelForCausalLM,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    LlamaForCausalLM,
+)
+
+from peft_hoe import CheckpointError, HoEConfig
+
+PREFERENCE = [0.1, 0.9]
+
+
+def logits(model, tokens, **kwargs):
+    with torch.no_grad():
+        return model(tokens, **kwargs).logits
+
+
+@pytest.fixture
+def saved(hoe_llama, llama, tmp_path, tokens):
+    """(base directory, adapter directory, logits at the saved default), with a trained router."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    llama().save_pretrained(base)
+    model = hoe_llama(trained=True)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.set_preference(PREFERENCE)
+    model.save_pretrained(adapter)
+    return base, adapter, logits(model, tokens)
+
+
+def by_peft(base, adapter):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+
+
+def by_auto(base, adapter):
+    return AutoPeftModelForCausalLM.from_pretrained(adapter)
+
+
+def by_transformers(base, adapter):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.load_adapter(str(adapter))
+    return model
+
+
+def by_low_memory(base, adapter):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, low_cpu_mem_usage=True)
+
+
+def by_another_name(base, adapter):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, adapter_name="renamed")
+
+
+def by_injection(base, adapter):
+    model = inject_adapter_in_model(HoEConfig.from_pretrained(adapter), AutoModelForCausalLM.from_pretrained(base))
+    set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    return model.eval()
+
+
+def as_a_second_adapter(base, adapter):
+    model = by_peft(base, adapter)
+    model.load_adapter(adapter, adapter_name="again")
+    model.set_adapter("again")
+    return model
+
+
+def trainable(base, adapter):
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, is_trainable=True).eval()
+
+
+def by_deepcopy(base, adapter):
+    return copy.deepcopy(by_peft(base, adapter))
+
+
+def offloaded(base, adapter):
+    folder = adapter.parent / "offload"
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
+                  "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(base, device_map=device_map, offload_folder=folder)
+    device_map = {f"base_model.model.{name}": device for name, device in device_map.items()}
+    model = PeftModel.from_pretrained(model, adapter, device_map=device_map, offload_dir=folder)
+    assert model.base_model.model.model.layers[1].mlp.up_proj.hoe_A["default"].weight.device.type == "meta"
+    return model
+
+
+def saved_again(base, adapter):
+    again = adapter.parent / "again"
+    by_peft(base, adapter).save_pretrained(again)
+    return by_peft(base, again)
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter.*")  # PEFT, for what is offloaded
+@pytest.mark.parametrize(
+    "load",
+    [
+        by_peft, by_auto, by_transformers, by_low_memory, by_another_name, by_injection, as_a_second_adapter, trainable,
+        by_deepcopy, offloaded, saved_again,
+    ],
+)  # fmt: skip
+def test_the_logits_are_bitwise_the_same(saved, tokens, load):
+    base, adapter, expected = saved
+    torch.testing.assert_close(logits(load(base, adapter), tokens), expected, rtol=0, atol=0)
+
+
+def test_transformers_saves_what_it_loaded(saved, tokens, tmp_path):
+    base, adapter, expected = saved
+    by_transformers(base, adapter).save_pretrained(tmp_path / "by transformers")
+    again = by_peft(base, tmp_path / "by transformers")
+    torch.testing.assert_close(logits(again, tokens), expected, rtol=0, atol=0)
+
+
+def test_a_loaded_router_is_still_trained(saved):
+    base, adapter, _ = saved
+    model = by_peft(base, adapter)
+    assert model.peft_config["default"].routers[0].trained
+    with pytest.raises(ValueError, match="trained routers"):
+        model.merge_adapter()
+
+
+def test_the_current_default_is_saved(hoe_llama, tmp_path):
+    model = hoe_llama()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["default_preference"] is None
+    model.set_preference({"a": 1})
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["default_preference"] == [1.0, 0.0]
+
+
+def test_state_dict_keys_are_pefts(hoe_llama):
+    keys = get_peft_model_state_dict(hoe_llama()).keys()
+    parts = {key.split("q_proj.")[1] for key in keys if "q_proj" in key}
+    assert parts == {"hoe_A.weight", "hoe_B.weight", "hoe_router.weight", "hoe_router.bias"}
+    assert all(key.startswith("base_model.model.model.layers.") for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("task", "auto"),
+    [
+        ("SEQ_CLS", AutoModelForSequenceClassification),
+        ("TOKEN_CLS", AutoModelForTokenClassification),
+        ("FEATURE_EXTRACTION", AutoModel),
+    ],
+)
+def test_other_task_types(saved, config, randomise, tokens, tmp_path, task, auto):
+    base, _, _ = saved
+
+    def make():
+        torch.manual_seed(0)
+        return auto.from_pretrained(base)
+
+    model = get_peft_model(make(), config(task_type=task, target_modules=["q_proj", "v_proj"]))
+    randomise(model)
+    model.eval()
+    rows = [[1, 0], [0, 1], [0.4, 0.6]]
+    with torch.no_grad():
+        together = model(tokens, preference=rows)[0]
+        alone = torch.cat([model(tokens[i : i + 1], preference=p)[0] for i, p in enumerate(rows)])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        model.save_pretrained(tmp_path / "task")
+        again = PeftModel.from_pretrained(make(), tmp_path / "task")
+        torch.testing.assert_close(again(tokens, preference=rows)[0], together, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_sixteen_bit_bases(saved, config, randomise, tokens, tmp_path, dtype, autocast):
+    base, _, _ = saved
+
+    def make():
+        return LlamaForCausalLM.from_pretrained(base, dtype=dtype)
+
+    model = get_peft_model(make(), config(), autocast_adapter_dtype=autocast)
+    randomise(model)
+    model.mark_trained()
+    model.eval()
+    wanted = torch.float32 if autocast else dtype
+    assert {p.dtype for n, p in model.named_parameters() if "hoe_" in n} == {wanted}
+    with torch.no_grad():
+        first = model(tokens, preference=PREFERENCE).logits
+    assert first.dtype == dtype
+    assert torch.isfinite(first).all()
+    model.save_pretrained(tmp_path / "half")
+    again = PeftModel.from_pretrained(make(), tmp_path / "half", autocast_adapter_dtype=autocast)
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens, preference=PREFERENCE).logits, first, rtol=0, atol=0)
+
+
+def test_casting_the_model_does_not_round_the_preference(hoe_llama, tokens):
+    model = hoe_llama()
+    model.set_preference([0.3, 0.7])
+    model.to(torch.bfloat16)
+    assert dict(model.preference) == {"a": 0.3, "b": 0.7}
+    assert model.base_model.steering.default.adapters["default"].static.dtype == torch.float64
+    assert logits(model, tokens).dtype == torch.bfloat16
+
+
+def test_selecting_modules(llama, config):
+    def adapted(**changes):
+        model = get_peft_model(llama(), config(**changes))
+        return set(model.targeted_module_names)
+
+    assert len(adapted()) == 14
+    assert adapted(layers_to_transform=0, target_modules=["q_proj"]) == {"model.layers.0.self_attn.q_proj"}
+    assert adapted(layers_to_transform=[1], target_modules=["q_proj"]) == {"model.layers.1.self_attn.q_proj"}
+    assert adapted(target_modules=r".*layers\.1.*down_proj") == {"model.layers.1.mlp.down_proj"}
+    assert len(adapted(exclude_modules=["q_proj", "layers.0.mlp.up_proj"])) == 11
+
+
+def test_rank_patterns_are_saved_and_loaded(saved, config, randomise, tokens, tmp_path):
+    base, _, _ = saved
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        config(rank_pattern={"q_proj": 2, "layers.1.mlp.up_proj": [1, 0, 5]}),
+    )
+    randomise(model)
+    layer = model.base_model.model.model.layers[1]
+    assert layer.self_attn.q_proj.hoe_A["default"].weight.shape == (6, 32)
+    assert layer.mlp.up_proj.hoe_A["default"].weight.shape == (6, 32)
+    assert layer.mlp.down_proj.hoe_A["default"].weight.shape == (12, 48)
+    model.save_pretrained(tmp_path / "ranks")
+    again = by_peft(base, tmp_path / "ranks")
+    torch.testing.assert_close(logits(again, tokens), logits(model.eval(), tokens), rtol=0, atol=0)
+
+
+# -- files that must be refused ---
+
+
+def damaged(adapter, change):
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+KEY = "base_model.model.model.layers.1.mlp.up_proj.hoe_B.weight"
+
+
+def drop(tensors):
+    del tensors[KEY]
+
+
+def reshape(tensors):
+    tensors[KEY] = tensors[KEY][:, :-1].contiguous()
+
+
+def poison(tensors):
+    tensors[KEY][0, 0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(drop, "lacks the tensor.*up_proj.hoe_B"), (reshape, r"shape \(48, 11\)"), (poison, "NaN")]
+)
+def test_damaged_tensors_are_named(saved, change, message):
+    base, adapter, _ = saved
+    damaged(adapter, change)
+    for load in (by_peft, by_auto, by_low_memory):
+        with pytest.raises(CheckpointError, match=message):
+            load(base, adapter)
+
+
+def test_files_that_are_not_safetensors_are_named(saved):
+    base, adapter, _ = saved
+    path = adapter / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"PK\x03\x04 not this", b""):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors.*(truncated|safetensors)"):
+            by_peft(base, adapter)
+
+
+def test_a_failed_load_leaves_the_loaded_adapter_working(saved, tokens):
+    base, adapter, expected = saved
+    model = by_peft(base, adapter)
+    damaged(adapter, poison)
+    with pytest.raises(CheckpointError):
+        model.load_adapter(adapter, adapter_name="broken")
+    model.set_adapter("default")
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
