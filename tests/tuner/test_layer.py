@@ -92,14 +92,27 @@ def test_per_row_preferences_equal_the_naive_sum(kind, path, randomise):
 
 def test_the_two_paths_are_the_ones_tested(randomise, monkeypatch):
     model = make("linear", randomise)
-    layer = model.base_model.model.lin
-    taken = []
-    for name in ("_delta_fused", "_delta_by_modules"):
-        monkeypatch.setattr(layer, name, lambda *args, name=name: taken.append(name) or torch.zeros(5))
+    called = []
+    part = model.base_model.model.lin.hoe_A["default"]
+    monkeypatch.setattr(part, "forward", lambda x: called.append(1) or x @ part.weight.T)
+    x = torch.zeros(1, 6, dtype=torch.float64)
     with torch.no_grad():
-        model(torch.zeros(1, 6, dtype=torch.float64))
-    model(torch.zeros(1, 6, dtype=torch.float64))
-    assert taken == ["_delta_fused", "_delta_by_modules"]
+        model(x)
+    assert not called  # fused
+    model(x)
+    assert called  # modules
+
+
+def test_hooked_weights_are_fetched_by_calling_their_modules(randomise):
+    model = make("linear", randomise)
+    x = torch.randn(2, 6, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        part = model.base_model.model.lin.hoe_B["default"]
+        weight = part.weight.data.clone()
+        part.weight.data = torch.zeros_like(weight)  # as offloading does, until the hook brings it
+        part.register_forward_pre_hook(lambda module, args: setattr(module.weight, "data", weight))
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 
 def test_an_expert_that_has_nothing_here_is_a_zero_delta(randomise):

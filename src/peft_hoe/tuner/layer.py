@@ -25,7 +25,7 @@ from torch import nn
 from ..config import HoEConfig
 from ..errors import PreferenceError
 from .frames import ACTIVE, ForwardMemory, Frame
-from .plan import AdapterPlan, Plan
+from .plan import AdapterPlan, Plan, over_ranks
 from .steering import Steering
 
 
@@ -170,60 +170,51 @@ class HoELayer(BaseTunerLayer):
 
     def _votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
         """w: `(L,)` where it is the same for all tokens, else `(..., L)` to be broadcast over x's tokens."""
-        static = _per_row(plan.placed("static", x), repeat, x.ndim)
-        if plan.live is None:
-            return static
+        votes = _per_row(plan.placed("static", x), repeat, x.ndim)
+        if plan.live is not None:
+            votes = votes + self._router_votes(x, adapter, plan, repeat)
+        if ACTIVE.recorder is not None and not torch.compiler.is_compiling():
+            ACTIVE.recorder[self.module_name] = votes.detach()
+        return votes
+
+    def _router_votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
+        live = _per_row(plan.placed("live", x), repeat, x.ndim)
         layout = self.hoe_layouts[adapter]
         router: Any = self.hoe_router[adapter]
         logits = router(self._cast_input_dtype(x, router.weight.dtype))
-        logits = logits.to(static.dtype) / layout.temperature
-        live = _per_row(plan.placed("live", x), repeat, x.ndim)
+        logits = logits.to(live.dtype) / layout.temperature
         votes = [
             choice.softmax(-1) * live[..., r : r + 1] for r, choice in enumerate(logits.split(layout.slots, dim=-1))
         ]
-        return static + torch.cat(votes, dim=-1) @ plan.placed("scatter", x)
+        return torch.cat(votes, dim=-1) @ plan.placed("scatter", x)
 
     def _delta(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
         """B (w * A x), `(..., d_out)`."""
-        x = self._cast_input_dtype(x, self.factors(adapter)[0].dtype)
-        votes = self._votes(x, adapter, plan, repeat)
-        if ACTIVE.recorder is not None and not torch.compiler.is_compiling():
-            ACTIVE.recorder[self.module_name] = votes.detach()
+        weight_a, weight_b = self.factors(adapter)
+        x = self._cast_input_dtype(x, weight_a.dtype)
         if self._calls_modules(adapter):
-            return self._delta_by_modules(x, adapter, votes)
-        return self._delta_fused(x, adapter, votes, plan.selected)
+            return self._delta_by_modules(x, adapter, self._votes(x, adapter, plan, repeat))
+        selection = plan.selection(self.hoe_layouts[adapter].ranks)
+        if plan.is_shared and ACTIVE.recorder is None:
+            scale = plan.shared_scale(self.hoe_layouts[adapter].ranks, x)
+        else:
+            votes = selection.votes(self._votes(x, adapter, plan, repeat))
+            scale = over_ranks(votes, selection.ranks)
+        inner = F.linear(x, selection.rows(weight_a))
+        return F.linear(inner * scale.to(inner.dtype), selection.columns(weight_b))
+
+    def _delta_by_modules(self, x: torch.Tensor, adapter: str, votes: torch.Tensor) -> torch.Tensor:
+        """The same over all experts, which keeps shapes constant, through A's and B's own forwards."""
+        inner = self.hoe_A[adapter](x)
+        scale = over_ranks(votes, self.hoe_layouts[adapter].ranks).to(inner.dtype)
+        delta: torch.Tensor = self.hoe_B[adapter](inner * scale)
+        return delta
 
     def _calls_modules(self, adapter: str) -> bool:
-        """Whether A and B must be called as modules: training, compilation, and weights that hooks or wrappers fetch."""
+        """Whether A and B are called as modules: training, compilation, and weights that hooks or wrappers fetch."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return True
         return not (_is_plain(self.hoe_A[adapter]) and _is_plain(self.hoe_B[adapter]))
-
-    def _delta_by_modules(self, x: torch.Tensor, adapter: str, votes: torch.Tensor) -> torch.Tensor:
-        inner = self.hoe_A[adapter](x)
-        expanded = over_ranks(votes, self.hoe_layouts[adapter].ranks).to(inner.dtype)
-        delta: torch.Tensor = self.hoe_B[adapter](inner * expanded)
-        return delta
-
-    def _delta_fused(
-        self, x: torch.Tensor, adapter: str, votes: torch.Tensor, selected: tuple[int, ...]
-    ) -> torch.Tensor:
-        """The same over the selected experts only: two products on the rows of A and the columns of B that matter."""
-        ranks = self.hoe_layouts[adapter].ranks
-        weight_a, weight_b = self.factors(adapter)
-        if len(selected) < len(ranks):
-            starts = [sum(ranks[:j]) for j in range(len(ranks) + 1)]
-            spans = [slice(starts[j], starts[j + 1]) for j in selected]
-            if spans[-1].stop - spans[0].start == sum(ranks[j] for j in selected):  # neighbours: no copy
-                span = slice(spans[0].start, spans[-1].stop)
-                weight_a, weight_b = weight_a[span], weight_b[:, span]
-            else:
-                weight_a = torch.cat([weight_a[span] for span in spans])
-                weight_b = torch.cat([weight_b[:, span] for span in spans], dim=1)
-            votes = torch.stack([votes[..., j] for j in selected], dim=-1)
-            ranks = tuple(ranks[j] for j in selected)
-        inner = F.linear(x, weight_a)
-        return F.linear(inner * over_ranks(votes, ranks).to(inner.dtype), weight_b)
 
     def _repeat(self, x: torch.Tensor, plan: Plan, frame: Frame | None) -> int:
         """How often each row of the plan stands in x: 1, what generate expands by, or also the length for flat inputs.
@@ -260,13 +251,6 @@ def _per_row(weights: torch.Tensor, repeat: int, ndim: int) -> torch.Tensor:
         return weights[0]
     weights = weights.repeat_interleave(repeat, dim=0)
     return weights.reshape(weights.shape[0], *([1] * (ndim - 2)), weights.shape[1])
-
-
-def over_ranks(votes: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
-    """`(..., L)` to `(..., r)`: each expert's vote once per rank."""
-    if len(set(ranks)) == 1:
-        return votes.repeat_interleave(ranks[0], dim=-1)
-    return torch.cat([votes[..., j : j + 1].expand(*votes.shape[:-1], rank) for j, rank in enumerate(ranks)], dim=-1)
 
 
 def _is_plain(part: nn.Module) -> bool:

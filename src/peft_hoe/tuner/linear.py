@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from ..config import HoEConfig
 from ..errors import PreferenceError, StaticMergeError
 from ..preference import FloatArray
-from .layer import HoELayer, over_ranks
-from .plan import Plan
+from .layer import HoELayer
+from .plan import Plan, over_ranks
 from .steering import Steering
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,13 @@ class AdapterPlan:
     live: torch.Tensor | None
     selected: tuple[int, ...]
     scatter: torch.Tensor
-    _placed: dict[tuple[str, torch.device, torch.dtype], torch.Tensor] = field(default_factory=dict, compare=False)
+    _placed: dict[Any, torch.Tensor] = field(default_factory=dict)
+    _selections: dict[tuple[int, ...], Selection] = field(default_factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all tokens of all rows have the same votes."""
+        return self.live is None and self.static.shape[0] == 1
 
     def placed(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """`static`, `live` or `scatter` on the device of `like`, in float32 (float64 for a float64 `like`)."""
@@ -51,6 +58,66 @@ class AdapterPlan:
         if key not in self._placed:
             self._placed[key] = source.to(dtype).to(like.device)
         return self._placed[key]
+
+    def selection(self, ranks: tuple[int, ...]) -> Selection:
+        """Where the selected experts lie in tensors of these ranks."""
+        if ranks not in self._selections:
+            self._selections[ranks] = Selection.of(self.selected, ranks)
+        return self._selections[ranks]
+
+    def shared_scale(self, ranks: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """The votes of the selected experts over their ranks, `(r,)`, where all tokens share them."""
+        key = (ranks, like.device, like.dtype)
+        if key not in self._placed:
+            selection = self.selection(ranks)
+            self._placed[key] = over_ranks(selection.votes(self.placed("static", like)[0]), selection.ranks)
+        return self._placed[key]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected experts in one module's tensors.
+
+    Attributes:
+        experts: ascending; None when all are selected.
+        ranks: their ranks.
+        spans: the stretches of the rank axis that hold them, neighbours joined.
+    """
+
+    experts: tuple[int, ...] | None
+    ranks: tuple[int, ...]
+    spans: tuple[slice, ...]
+
+    @staticmethod
+    def of(experts: tuple[int, ...], ranks: tuple[int, ...]) -> Selection:
+        """The selection of `experts` among all the `ranks`."""
+        spans: list[slice] = []
+        for expert in experts:
+            start = sum(ranks[:expert])
+            if spans and spans[-1].stop == start:
+                start = spans.pop().start
+            spans.append(slice(start, sum(ranks[: expert + 1])))
+        chosen = None if len(experts) == len(ranks) else experts
+        return Selection(chosen, tuple(ranks[expert] for expert in experts), tuple(spans))
+
+    def votes(self, votes: torch.Tensor) -> torch.Tensor:
+        """`(..., L)` to the selected experts' `(..., S)`."""
+        if self.experts is None:
+            return votes
+        return torch.stack([votes[..., expert] for expert in self.experts], dim=-1)
+
+    def rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """The selected rows of A `(r, d_in)`; a view where the experts are neighbours."""
+        if self.experts is None:
+            return weight
+        return weight[self.spans[0]] if len(self.spans) == 1 else torch.cat([weight[span] for span in self.spans])
+
+    def columns(self, weight: torch.Tensor) -> torch.Tensor:
+        """The selected columns of B `(d_out, r)`; a view where the experts are neighbours."""
+        if self.experts is None:
+            return weight
+        parts = [weight[:, span] for span in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,3 +218,10 @@ class AdapterRouting:
                 HoEWarning,
                 stacklevel=2,
             )
+
+
+def over_ranks(votes: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
+    """`(..., L)` to `(..., r)`: each expert's vote once per rank."""
+    if len(set(ranks)) == 1:
+        return votes.repeat_interleave(ranks[0], dim=-1)
+    return torch.cat([votes[..., j : j + 1].expand(*votes.shape[:-1], rank) for j, rank in enumerate(ranks)], dim=-1)
