@@ -134,8 +134,8 @@ class HoEConfig(PeftConfig):
         if n == 0:
             raise ExpertError("objectives is empty; name at least one objective")
         given = self.experts if self.experts is not None else _default_experts(n)
-        experts = [_as_spec(item, ExpertSpec) for item in given]
-        routers = [_as_spec(item, RouterSpec) for item in self.routers or []]
+        experts = [as_spec(item, ExpertSpec) for item in given]
+        routers = [as_spec(item, RouterSpec) for item in self.routers or []]
         if not experts:
             raise ExpertError("experts is empty; leave it out for the one-hot experts and the centroid")
         for index, expert in enumerate(experts):
@@ -321,7 +321,8 @@ def _default_experts(n: int) -> list[FloatArray]:
     return corners if n == 1 else [*corners, uniform(n)]
 
 
-def _as_spec(item: Any, kind: Any) -> Any:
+def as_spec(item: Any, kind: Any) -> Any:
+    """A new `ExpertSpec` or `RouterSpec` from one, from its dictionary, or from a preference alone."""
     if isinstance(item, kind):
         return kind(**asdict(item))
     if isinstance(item, Mapping) and "preference" in item:

@@ -1,0 +1,115 @@
+"""`peft-hoe build`: existing single-objective policies become a steerable adapter."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..errors import ExpertError
+from ..experts import build_adapter
+from ..experts.merging import METHODS
+from ..experts.options import DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
+from ..experts.svd import SOLVERS
+from ..preference import read_preference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; each is an argument of `build_adapter`."""
+    add = parser.add_argument
+    add("base", metavar="BASE", help="directory or Hub id of the model that the policies were trained from")
+    add(
+        "--policy",
+        action="append",
+        required=True,
+        metavar="OBJECTIVE=PATH",
+        help="a policy, full fine-tune or LoRA adapter, directory or Hub id (id@revision); once for each objective",
+    )
+    add(
+        "--expert",
+        action="append",
+        metavar="PREFERENCE",
+        help="a multi-objective expert, such as 0.5,0.5 or helpful=0.5,harmless=0.5; default the centroid",
+    )
+    add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
+    add("--output", required=True, metavar="DIR", help="where the adapter goes")
+    add("--rank", default="auto", help=f"a number, full, or auto: {DEFAULT_RANK}, and LoRA policies at their own")
+    add("--prune", default=str(DEFAULT_PRUNE), help=f"share of entries to drop, or none (default {DEFAULT_PRUNE})")
+    add("--prune-scope", default="global", help=f"one of {', '.join(PRUNE_SCOPES)} (default global)")
+    add("--merge", default="ties", help=f"one of {', '.join(METHODS)} (default ties)")
+    add("--merge-option", action="append", metavar="NAME=NUMBER", help="an option of the merge, such as density=0.6")
+    add(
+        "--rescale",
+        default=str(DEFAULT_RESCALE),
+        help=f"norm, policy_norm, a number or none (default {DEFAULT_RESCALE})",
+    )
+    add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
+    add("--seed", type=int, default=0, help="seed of the randomized SVD")
+    add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
+    add("--exclude-modules", help="a regular expression, or names with commas")
+    add("--task-type", help="PEFT's task type; default from the base's class")
+    add("--dtype", help=f"one of {', '.join(DTYPES)}; default the base's")
+    add("--default-preference", metavar="PREFERENCE", help="the preference in effect when none is given")
+    add("--revision", help="revision of the base on the Hub")
+    add("--allow-pickle", action="store_true", help="read .bin checkpoints too, with weights_only")
+    add("--overwrite", action="store_true", help="replace an adapter in the output directory")
+    add("--quiet", action="store_true", help="no progress bar and no table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Build, and print the report's table unless told to be quiet."""
+    build_adapter(
+        arguments.base,
+        _pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
+        arguments.output,
+        experts=_preferences(arguments.expert),
+        routers=_preferences(arguments.router),
+        r=_number(arguments.rank, int),
+        prune=_number(arguments.prune, float),
+        prune_scope=arguments.prune_scope,
+        merge=arguments.merge,
+        merge_options={
+            name: _number(value, float)
+            for name, value in _pairs(arguments.merge_option or [], "--merge-option", "NAME=NUMBER").items()
+        },
+        rescale=_number(arguments.rescale, float),
+        svd=arguments.svd,
+        seed=arguments.seed,
+        target_modules=_names(arguments.target_modules) or "all-linear",
+        exclude_modules=_names(arguments.exclude_modules),
+        task_type=arguments.task_type,
+        dtype=arguments.dtype,
+        default_preference=read_preference(arguments.default_preference) if arguments.default_preference else None,
+        overwrite=arguments.overwrite,
+        progress=not arguments.quiet,
+        allow_pickle=arguments.allow_pickle,
+        revision=arguments.revision,
+    )
+    return 0
+
+
+def _pairs(items: list[str], option: str, form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise ExpertError(f"{option} is {item!r}; write {form}")
+        if name in pairs:
+            raise ExpertError(f"{option} names {name!r} twice; give each name once")
+        pairs[name] = value
+    return pairs
+
+
+def _preferences(items: list[str] | None) -> list[Any] | None:
+    return None if items is None else [read_preference(item) for item in items]
+
+
+def _number(text: str, kind: type[int] | type[float]) -> Any:
+    """A number where the text is one; else the text, which the builder checks."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _names(text: str | None) -> str | list[str] | None:
+    return [name.strip() for name in text.split(",")] if text and "," in text else text

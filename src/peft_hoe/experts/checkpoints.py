@@ -1,0 +1,177 @@
+"""Checkpoints read lazily: one tensor, or some rows of one, in memory at a time; never a model.
+
+Knows directories and Hub ids, safetensors (one file, or shards with an index), and pickled `.bin` files when asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
+_PICKLES = ("pytorch_model.bin", "adapter_model.bin")
+_SETTINGS_PATTERNS = ["*.json"]
+_SAFETENSORS_PATTERNS = ["model.safetensors", "model-*.safetensors", ADAPTER_WEIGHTS]
+_PICKLE_PATTERNS = ["pytorch_model*.bin", "adapter_model.bin"]
+
+# What can be subtracted as it stands. Integer and 8-bit float weights need the scales of their quantiser.
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def fetch(
+    source: str | os.PathLike[str],
+    *,
+    weights: bool,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """The directory of a checkpoint: `source` itself, or a snapshot of the Hub repository of that name.
+
+    Args:
+        source: a directory, a Hub id, or `id@revision`.
+        weights: whether the weights are needed, or only the JSON files.
+        allow_pickle: whether `.bin` files may be fetched too.
+        revision: branch, tag or commit, where `source` names none.
+        token: the Hub's access token; default the one that is logged in.
+
+    Raises:
+        CheckpointError: `source` is neither a directory nor a repository that can be fetched.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or path.exists() or str(source).startswith((".", "~")):
+        raise CheckpointError(f"{str(source)!r} is not a directory; give a checkpoint's directory or a Hub id")
+    patterns = _SETTINGS_PATTERNS + (_SAFETENSORS_PATTERNS if weights else [])
+    patterns += _PICKLE_PATTERNS if weights and allow_pickle else []
+    name, _, own_revision = str(source).partition("@")
+    try:
+        return Path(snapshot_download(name, revision=own_revision or revision, token=token, allow_patterns=patterns))
+    except Exception as error:  # the Hub client raises its own, the HTTP library's and the system's errors
+        raise CheckpointError(
+            f"{str(source)!r} is neither a directory nor a Hub repository that could be fetched "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+class Checkpoint:
+    """The tensors of one directory, by the names that its files give them.
+
+    Args:
+        directory: where the files are.
+        label: how errors call this checkpoint, such as "policy 'rich'".
+        allow_pickle: whether `.bin` files may be read (with `weights_only=True`) where there is no safetensors file.
+
+    Raises:
+        CheckpointError: there are no weights, or a file is truncated, missing or of another format.
+    """
+
+    def __init__(self, directory: Path, label: str, *, allow_pickle: bool = False) -> None:
+        self.directory, self.label = directory, label
+        self._files: dict[str, Any] = {}  # path -> open safetensors file, or a dict of tensors
+        self._where: dict[str, str] = {}  # tensor name -> path
+        for path in _weight_files(directory, label, allow_pickle):
+            handle = self._open(path)
+            self._files[str(path)] = handle
+            self._where.update(dict.fromkeys(handle.keys(), str(path)))
+
+    def _open(self, path: Path) -> Any:
+        try:
+            if path.suffix == ".safetensors":
+                return safe_open(path, framework="pt")
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{self.label}: {path} is missing, though the index of the shards names it"
+            ) from error
+        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, _unpickling_error()) as error:
+            raise CheckpointError(
+                f"{self.label}: {path} is not a readable {path.suffix} file ({error}); it may be truncated, or of "
+                "another format. Download or save it again"
+            ) from error
+
+    @property
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return sorted(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        handle = self._files[self._where[name]]
+        return tuple(handle[name].shape if isinstance(handle, dict) else handle.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of one tensor; of a safetensors file at most one row is read."""
+        return self.rows(name, 0, 1).dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, read now.
+
+        Raises:
+            CheckpointError: the file ends before the tensor does.
+        """
+        handle = self._files[self._where[name]]
+        try:
+            tensor: Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise CheckpointError(f"{self.label}: tensor {name!r} cannot be read ({error})") from error
+        return tensor
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the first dimension of one tensor; a scalar is returned whole."""
+        if not self.shape(name):
+            return self.tensor(name)
+        handle = self._files[self._where[name]]
+        rows: Tensor = (handle[name] if isinstance(handle, dict) else handle.get_slice(name))[start:stop]
+        return rows
+
+
+def _weight_files(directory: Path, label: str, allow_pickle: bool) -> Sequence[Path]:
+    for name in _SAFETENSORS if not allow_pickle else (*_SAFETENSORS, *_PICKLES):
+        if (directory / name).is_file():
+            return [directory / name]
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            shards = read_json(index).get("weight_map", {})
+            return [directory / shard for shard in sorted(set(shards.values()))]
+    pickles = sorted(path.name for path in directory.glob("*.bin"))
+    if pickles and not allow_pickle:
+        raise CheckpointError(
+            f"{label}: {directory} holds only pickled weights {pickles}; convert them to safetensors, or pass "
+            "allow_pickle=True (--allow-pickle) to read them with weights_only"
+        )
+    raise CheckpointError(f"{label}: {directory} holds no weights; expected {' or '.join(_SAFETENSORS)} or shards")
+
+
+def _unpickling_error() -> type[Exception]:
+    import pickle  # for the name of its error only
+
+    return pickle.UnpicklingError

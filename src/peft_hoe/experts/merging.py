@@ -1,0 +1,105 @@
+"""Merging: several policies' task vectors become one, for a preference (paper eq. 4).
+
+Every method is a pure function `(deltas (K, ...), weights (K,), **options) -> delta (...)` on one module's raw task
+vectors. `merge` is the way in: it drops policies of weight 0 and lets the weights sum to 1. For every method a one-hot
+weight gives that policy's (trimmed) task vector, the order of policies does not matter, and scaling all task vectors
+scales the result. Everywhere 0/0 = 0.
+
+Deviation from PEFT's `ties`: that one divides a sum weighted by lambda by the *count* of policies that agree, which
+shrinks the result by up to K. Here the divisor is the sum of the weights that agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ExpertError
+from .pruning import drop_below, magnitude_threshold, prune_rank
+
+
+def trim(delta: Tensor, density: float) -> Tensor:
+    """Keep the ceil(density * n) largest of n entries of `delta` `(...)`; entries tied with the last one stay."""
+    n = delta.numel()
+    kept = prune_rank(density, n)
+    if kept == n:
+        return delta
+    if kept == 0:
+        return torch.zeros_like(delta)
+    return drop_below(delta, magnitude_threshold(delta, (n - kept + 1) / n))
+
+
+def linear(deltas: Tensor, weights: Tensor) -> Tensor:
+    """Task arithmetic (Ilharco et al. 2023): sum_i lambda_i tau_i."""
+    return torch.tensordot(weights, deltas, dims=1)
+
+
+def ties(deltas: Tensor, weights: Tensor, *, density: float) -> Tensor:
+    """TIES (Yadav et al. 2023): trim, elect a sign per entry, average those that agree with it.
+
+    Args:
+        deltas: `(K, ...)`.
+        weights: `(K,)`.
+        density: share of entries that each policy keeps, in [0, 1].
+    """
+    trimmed = torch.stack([trim(delta, density) for delta in deltas])
+    shares = weights.reshape(-1, *[1] * (deltas.ndim - 1))
+    elected = torch.sign((shares * trimmed).sum(0))  # gamma
+    agree = (torch.sign(trimmed) == elected) & (elected != 0)
+    total = torch.where(agree, shares * trimmed, 0).sum(0)
+    mass = torch.where(agree, shares, 0).sum(0)
+    return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), 0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method and the defaults of its options."""
+
+    function: Callable[..., Tensor]
+    options: Mapping[str, float]
+
+
+METHODS: dict[str, Method] = {
+    "linear": Method(linear, {}),
+    "ties": Method(ties, {"density": 0.6}),
+}
+
+
+def check_merge(method: str, options: Mapping[str, Any] | None) -> dict[str, float]:
+    """All options of a method, defaults filled in.
+
+    Raises:
+        ExpertError: unknown method or option, or a share outside [0, 1].
+    """
+    if method not in METHODS:
+        raise ExpertError(f"merge is {method!r}; allowed are {sorted(METHODS)}")
+    known = METHODS[method].options
+    unknown = sorted(set(options or {}) - set(known))
+    if unknown:
+        raise ExpertError(f"merge {method!r} has no option {unknown}; it has {sorted(known) or 'none'}")
+    chosen = {**known, **(options or {})}
+    for name, value in chosen.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise ExpertError(f"merge option {name} is {value!r}; it must be a number from 0 to 1")
+    return chosen
+
+
+def merge(deltas: Sequence[Tensor], weights: Sequence[float], method: str, options: Mapping[str, float]) -> Tensor:
+    """One task vector for a preference.
+
+    Args:
+        deltas: K raw task vectors of one shape, float32.
+        weights: the preference, `(K,)`, non-negative; policies of weight 0 are dropped, the rest renormalised.
+        method: a key of `METHODS`.
+        options: as returned by `check_merge`.
+
+    Returns:
+        a tensor of the task vectors' shape.
+    """
+    kept = [i for i, weight in enumerate(weights) if weight > 0]
+    shares = torch.tensor([weights[i] for i in kept], dtype=torch.float32)
+    return METHODS[method].function(torch.stack([deltas[i] for i in kept]), shares / shares.sum(), **options)

@@ -1,0 +1,141 @@
+"""What a build did: returned, printed as a short table, and written as JSON beside the adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPORT_FILE = "build_report.json"
+
+
+@dataclass
+class PolicyReport:
+    """One policy.
+
+    Attributes:
+        source: as given.
+        kind: "full" or "lora".
+        in_scope_norm: norm of its task vector over all weights in scope.
+        not_captured: `{kind: share of the squared norm of the whole change}` of what experts cannot hold: norms,
+            biases, embeddings, lm_head, fused experts, linear layers not targeted.
+        prune_threshold: entries below it were dropped; None with a threshold per module, or without pruning.
+        dropped: share of entries in scope that were dropped.
+        notes: tensors that are missing, extra or resized.
+    """
+
+    source: str
+    kind: str
+    in_scope_norm: float = 0.0
+    not_captured: dict[str, float] = field(default_factory=dict)
+    prune_threshold: float | None = None
+    dropped: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModuleReport:
+    """One expert in one module.
+
+    Attributes:
+        rank: after clamping; 0 where the policies left the module as it was.
+        kept: share of the task vector's entries that pruning kept.
+        energy: share of the squared norm of the (pruned or merged) task vector that the factors hold, before rescaling.
+        residual: norm of what they do not hold, before rescaling.
+        tau_norm: norm of the task vector before pruning; of the merged one for a merge.
+        norm: norm of B A as written.
+        rescale: the factor folded into B.
+        solver: which SVD, with its power steps and any fallback.
+    """
+
+    rank: int
+    kept: float
+    energy: float
+    residual: float
+    tau_norm: float
+    norm: float
+    rescale: float
+    solver: str
+
+
+@dataclass
+class BuildReport:
+    """Everything about one build, in plain JSON types.
+
+    Attributes:
+        base: as given.
+        output_dir: where the adapter is.
+        options: the settings, defaults filled in.
+        experts: name, preference and rank of every expert, in the adapter's order.
+        routers: name and preference of every router.
+        policies: by objective.
+        pairs: cosine and sign agreement of every pair of policies' task vectors.
+        modules: `{module: {expert: ModuleReport}}` of every module that a policy changed.
+        notes: what differs from what one might expect.
+    """
+
+    base: str
+    output_dir: str
+    options: dict[str, Any]
+    experts: list[dict[str, Any]]
+    routers: list[dict[str, Any]]
+    policies: dict[str, PolicyReport]
+    pairs: list[dict[str, Any]]
+    modules: dict[str, dict[str, ModuleReport]]
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        """Write JSON to a file."""
+        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def totals(self, expert: str) -> dict[str, float]:
+        """One expert over all modules.
+
+        Returns:
+            `energy`: share of the squared norm of its (pruned or merged) task vector that is held; `kept`: mean share
+            of entries kept; `rank`: largest; `ratio`: norm of all B A over the norm of its task vector.
+        """
+        rows = [module[expert] for module in self.modules.values()]
+        held = lost = 0.0
+        for row in rows:
+            held += (row.norm / row.rescale) ** 2
+            lost += row.residual**2
+        tau = math.sqrt(sum(row.tau_norm**2 for row in rows))
+        norm = math.sqrt(sum(row.norm**2 for row in rows))
+        return {
+            "energy": held / (held + lost) if held + lost else 1.0,
+            "kept": sum(row.kept for row in rows) / len(rows),
+            "rank": max(row.rank for row in rows),
+            "ratio": norm / tau if tau else 0.0,
+        }
+
+    def table(self) -> str:
+        """A short summary for a terminal."""
+        counts = f"{len(self.modules)} modules, {len(self.experts)} experts, {len(self.routers)} routers"
+        lines = [
+            f"{counts} -> {self.output_dir}",
+            "",
+            f"{'expert':<20} {'preference':<24} {'rank':>5} {'kept':>7} {'energy':>7} {'length':>7}",
+        ]
+        for expert in self.experts:
+            total = self.totals(expert["name"])
+            preference = "[" + ", ".join(f"{weight:.3g}" for weight in expert["preference"]) + "]"
+            lines.append(
+                f"{expert['name']:<20} {preference:<24} {total['rank']:>5.0f} {total['kept']:>7.1%} "
+                f"{total['energy']:>7.1%} {total['ratio']:>7.2f}"
+            )
+        for pair in self.pairs:
+            first, second = pair["policies"]
+            lines.append(f"{first} x {second}: cosine {pair['cosine']:.3f}, signs agree {pair['sign_agreement']:.1%}")
+        for name, policy in self.policies.items():
+            if policy.not_captured:
+                shares = ", ".join(f"{kind} {share:.1%}" for kind, share in policy.not_captured.items())
+                lines.append(f"not captured of {name} (share of the squared change): {shares}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)

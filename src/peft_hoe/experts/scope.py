@@ -1,0 +1,219 @@
+"""Which weights of an architecture become experts: its linear layers, found without loading a weight.
+
+The base's class is instantiated from its config on the meta device, so module names, types and shapes are those that
+the adapter will meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import CheckpointError
+from .parameter_names import ParameterNames
+
+_TASKS = {  # suffix of the class name: PEFT's task type
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "Model": "FEATURE_EXTRACTION",
+}
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+LINEAR = "linear"
+
+
+@dataclass(frozen=True)
+class LinearModule:
+    """One weight in scope.
+
+    Attributes:
+        name: full name of the module.
+        d_in, d_out: its widths.
+        transposed: whether the weight is stored (d_in, d_out), as transformers' Conv1D does.
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    transposed: bool
+
+    @property
+    def weight(self) -> str:
+        """Name of the weight."""
+        return f"{self.name}.weight"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The stored shape of the weight."""
+        return (self.d_in, self.d_out) if self.transposed else (self.d_out, self.d_in)
+
+
+@dataclass
+class Architecture:
+    """What a base's config says about its weights.
+
+    Attributes:
+        model_type: the config's, such as "llama".
+        task_type: PEFT's name of what the model does, or None where the class does not tell.
+        dtype: the config's, or None.
+        targets: the weights in scope, in the model's order.
+        kinds: every parameter's kind, "linear" for those in scope.
+        names: how checkpoints call the parameters.
+    """
+
+    model_type: str
+    task_type: str | None
+    dtype: torch.dtype | None
+    targets: list[LinearModule]
+    kinds: dict[str, str]
+    names: ParameterNames
+
+    def kind(self, parameter: str) -> str:
+        """Kind of a parameter, or of a tensor of the file that is no parameter."""
+        return self.kinds.get(parameter, "fused experts" if "expert" in parameter else "other")
+
+
+def read_architecture(
+    directory: Path,
+    *,
+    target_modules: str | Sequence[str] = "all-linear",
+    exclude_modules: str | Sequence[str] | None = None,
+    task_type: str | None = None,
+) -> Architecture:
+    """Find the weights in scope from the config in a directory; no weight is read.
+
+    Args:
+        directory: holds the base's config.json.
+        target_modules: "all-linear" (every linear layer but the output embedding and classification heads), a regular
+            expression, or names, as in PEFT.
+        exclude_modules: a regular expression or names to leave out.
+        task_type: overrides the class that the config names.
+
+    Raises:
+        CheckpointError: the config is missing or of an unknown architecture, or a target is missing or not linear.
+    """
+    model, task = _empty_model(directory, task_type)
+    head = model.get_output_embeddings()
+    heads = [module for module in (head, *_classification_heads(model, task)) if module is not None]
+    targets = _find_targets(model, target_modules, exclude_modules, heads)
+    if not targets:
+        linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        raise CheckpointError(
+            f"target_modules={target_modules!r} with exclude_modules={exclude_modules!r} selects no linear layer of "
+            f"{type(model).__name__}; it has {linear[:8]}{' ...' if len(linear) > 8 else ''}"
+        )
+    dtype = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None)
+    return Architecture(
+        model_type=model.config.model_type,
+        task_type=task,
+        dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+        targets=targets,
+        kinds=_kinds(model, {target.weight for target in targets}, head),
+        names=ParameterNames.of(model),
+    )
+
+
+def _empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | None]:
+    if task_type is not None and task_type not in _AUTO_CLASSES:
+        raise CheckpointError(f"task_type is {task_type!r}; allowed are {sorted(_AUTO_CLASSES)}")
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and validation errors of its own
+        raise CheckpointError(f"{directory} has no config.json that transformers can read: {error}") from error
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if task_type is None and hasattr(transformers, name):
+        with init_empty_weights():
+            return getattr(transformers, name)(config), _task(name, config)
+    auto = _AUTO_CLASSES[task_type or "CAUSAL_LM"]
+    try:
+        with init_empty_weights():
+            model = getattr(transformers, auto).from_config(config)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory}: {auto} does not know the architecture {name or config.model_type!r}; pass task_type as one "
+            f"of {sorted(_AUTO_CLASSES)}"
+        ) from error
+    return model, task_type or "CAUSAL_LM"
+
+
+def _task(class_name: str, config: Any) -> str | None:
+    if class_name.endswith("ForConditionalGeneration"):  # vision-language models too
+        return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
+    return next((task for suffix, task in _TASKS.items() if class_name.endswith(suffix)), None)
+
+
+def _classification_heads(model: Any, task: str | None) -> list[nn.Module | None]:
+    if task not in ("SEQ_CLS", "TOKEN_CLS"):
+        return []
+    return [getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES]
+
+
+def _find_targets(
+    model: Any, wanted: str | Sequence[str], excluded: str | Sequence[str] | None, heads: list[nn.Module]
+) -> list[LinearModule]:
+    everything = isinstance(wanted, str) and wanted.lower() == "all-linear"
+    rule = SimpleNamespace(
+        target_modules=".*" if everything else wanted if isinstance(wanted, str) else set(wanted),
+        exclude_modules=excluded if excluded is None or isinstance(excluded, str) else set(excluded),
+    )
+    targets = []
+    for name, module in model.named_modules():
+        if not name or not check_target_module_exists(rule, name):
+            continue
+        if isinstance(module, (nn.Linear, Conv1D)):
+            if everything and any(module is head for head in heads):
+                continue
+            rows, columns = module.weight.shape
+            transposed = isinstance(module, Conv1D)
+            d_in, d_out = (rows, columns) if transposed else (columns, rows)
+            targets.append(LinearModule(name, d_in, d_out, transposed))
+        elif not everything and not isinstance(wanted, str):
+            raise CheckpointError(
+                f"target module {name!r} is a {type(module).__name__}; experts live in nn.Linear and Conv1D only"
+            )
+    return targets
+
+
+def _kinds(model: Any, targets: set[str], head: nn.Module | None) -> dict[str, str]:
+    kinds = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{prefix}.{name}" if prefix else name
+            kinds[full] = LINEAR if full in targets else _kind(module, name, parameter, module is head)
+    return kinds
+
+
+def _kind(module: nn.Module, name: str, parameter: torch.Tensor, is_head: bool) -> str:
+    if is_head:
+        return "lm_head"
+    if isinstance(module, nn.Embedding):
+        return "embeddings"
+    if name.endswith("bias"):
+        return "biases"
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return "linear not targeted"
+    if parameter.ndim == 1:
+        return "norms"
+    if parameter.ndim == 3 and not type(module).__name__.startswith("Conv"):
+        return "fused experts"
+    return "other"

@@ -1,0 +1,162 @@
+"""Task-SVD (paper eq. 3): a matrix becomes B A of rank r, B = U sqrt(S), A = sqrt(S) V^T.
+
+Shapes: matrix (d_out, d_in), B (d_out, r), A (r, d_in). The randomised solver is subspace iteration (Halko, Martinsson,
+Tropp 2011): power steps until one gains less than 1e-4 of the energy, at most 8.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ExpertError
+
+SOLVERS = ("randomized", "exact")
+_OVERSAMPLING = 8
+_MAX_POWER_STEPS = 8
+_GAIN = 1e-4
+
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A factored matrix.
+
+    Attributes:
+        b: `(d_out, r)` float32.
+        a: `(r, d_in)` float32.
+        norm: Frobenius norm of B A.
+        energy: share of the matrix's squared norm that B A holds; 1 for a zero matrix.
+        residual: Frobenius norm of the matrix less B A.
+        solver: what was used, with its power steps and any fallback.
+    """
+
+    b: Tensor
+    a: Tensor
+    norm: float
+    energy: float
+    residual: float
+    solver: str
+
+    @property
+    def rank(self) -> int:
+        """The number r."""
+        return self.a.shape[0]
+
+    def scaled(self, factor: float) -> LowRank:
+        """B A times a factor, folded into B; energy and residual still describe the unscaled one."""
+        return LowRank(self.b * factor, self.a, self.norm * abs(factor), self.energy, self.residual, self.solver)
+
+
+def truncated_svd(matrix: Tensor, rank: int | None, *, solver: str = "randomized", seed: int = 0) -> LowRank:
+    """The best (exact) or nearly best (randomized) approximation of a rank.
+
+    Args:
+        matrix: `(d_out, d_in)`, finite.
+        rank: r; None for full rank. Clamped to the numerical rank of the matrix.
+        solver: "randomized" or "exact". Where the subspace would be half of the smaller side or more, exact is
+            used: it is faster there.
+        seed: of the random subspace.
+
+    Raises:
+        ExpertError: unknown solver.
+    """
+    if solver not in SOLVERS:
+        raise ExpertError(f"svd is {solver!r}; allowed are {list(SOLVERS)}")
+    matrix = matrix.float()
+    smaller = min(matrix.shape)
+    wanted = smaller if rank is None else min(rank, smaller)
+    total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+    if total == 0:
+        empty = matrix.new_zeros
+        return LowRank(empty(matrix.shape[0], 0), empty(0, matrix.shape[1]), 0.0, 1.0, 0.0, "none")
+    used = "exact"
+    if solver == "randomized" and 2 * (wanted + _OVERSAMPLING) < smaller:
+        try:
+            u, s, vh, used = _randomized(matrix, wanted, total, seed)
+        except LinAlgError:
+            u, s, vh, used = _exact(matrix)
+            used += " (randomized failed)"
+    else:
+        u, s, vh, used = _exact(matrix)
+    return _factors(u[:, :wanted], s[:wanted], vh[:wanted], total, matrix.shape, used)
+
+
+def reduce_factors(b: Tensor, a: Tensor, rank: int) -> LowRank:
+    """The best approximation of B A of a smaller rank by two QR and one small SVD; B A itself is never made.
+
+    Args:
+        b: `(d_out, R)`.
+        a: `(R, d_in)`.
+        rank: r < R.
+    """
+    qb, rb = torch.linalg.qr(b.double())
+    qa, ra = torch.linalg.qr(a.double().T)
+    u, s, vh = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+    total = float(s.norm())
+    shape = torch.Size((b.shape[0], a.shape[1]))
+    if total == 0:
+        return LowRank(b.new_zeros(shape[0], 0), a.new_zeros(0, shape[1]), 0.0, 1.0, 0.0, "none")
+    return _factors(qb @ u[:, :rank], s[:rank], vh[:rank] @ qa.T, total, shape, "qr")
+
+
+def keep_factors(b: Tensor, a: Tensor) -> LowRank:
+    """B A as it is; its norm from the small Gram matrices."""
+    gram = (b.double().T @ b.double()) * (a.double() @ a.double().T)
+    return LowRank(b.float(), a.float(), math.sqrt(max(float(gram.sum()), 0.0)), 1.0, 0.0, "as it is")
+
+
+def _factors(u: Tensor, s: Tensor, vh: Tensor, total: float, shape: torch.Size, used: str) -> LowRank:
+    # Singular values below float32's resolution are rounding, not rank.
+    rank = max(1, int((s > s[0] * max(shape) * torch.finfo(torch.float32).eps).sum()))
+    s = s[:rank].double()
+    root = s.sqrt()
+    energy = min(float((s**2).sum()) / total**2, 1.0)
+    return LowRank(
+        b=(u[:, :rank].double() * root).float(),
+        a=(root[:, None] * vh[:rank].double()).float(),
+        norm=float(s.norm()),
+        energy=energy,
+        residual=total * math.sqrt(1 - energy),
+        solver=used,
+    )
+
+
+def _exact(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
+    try:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        if bool(torch.isfinite(s).all()):
+            return u, s, vh, "exact"
+    except LinAlgError:
+        pass  # float32 did not converge: float64 nearly always does
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return u, s, vh, "exact float64 (float32 failed)"
+
+
+def _randomized(matrix: Tensor, rank: int, total: float, seed: int) -> tuple[Tensor, Tensor, Tensor, str]:
+    generator = torch.Generator().manual_seed(seed)
+    width = rank + _OVERSAMPLING
+    basis, _ = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator))
+    projected = matrix.T @ basis  # (d_in, width)
+    energy, steps = _top_energy(projected, rank, total), 0
+    while steps < _MAX_POWER_STEPS:
+        rows, _ = torch.linalg.qr(projected)
+        basis, _ = torch.linalg.qr(matrix @ rows)
+        projected = matrix.T @ basis
+        steps, before, energy = steps + 1, energy, _top_energy(projected, rank, total)
+        if energy - before < _GAIN:
+            break
+    v, s, uh = torch.linalg.svd(projected, full_matrices=False)
+    if not bool(torch.isfinite(s).all()):
+        raise LinAlgError("the randomised solver returned values that are not finite")
+    return basis @ uh.T, s, v.T, f"randomized ({steps} power steps)"
+
+
+def _top_energy(projected: Tensor, rank: int, total: float) -> float:
+    """Share of the matrix's energy in the `rank` leading directions of its projection `(d_in, width)`."""
+    gram = projected.double().T @ projected.double()
+    return float(torch.linalg.eigvalsh(gram)[-rank:].sum()) / total**2
