@@ -19,12 +19,27 @@ from peft_hoe.experts import build_adapter
 report = build_adapter("us/base", {"kind": "us/kind", "brief": "us/brief@main"}, "out", r=2, progress=False)
 print(report.base, len(report.modules))
 """
+LOAD = """
+import peft_hoe, torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+tokens = torch.tensor([[1, 2, 3]])
+by_id = AutoPeftModelForCausalLM.from_pretrained("us/adapter")
+again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("us/base"), "us/adapter", revision="main")
+local = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("us/base"), "out")
+logits = [model(tokens, preference=[0.3, 0.7]).logits for model in (by_id, again, local)]
+print(dict(by_id.preference), torch.equal(logits[0], logits[2]) and torch.equal(logits[1], logits[2]))
+"""
 
 
 @pytest.fixture
-def hub(llama, policies):
-    """Address of a server with the repositories us/base, us/kind and us/brief."""
-    folders = {"us/base": llama, **{f"us/{name}": path for name, path in policies.items()}}
+def hub(llama, policies, tmp_path):
+    """Address of a server with the repositories us/base, us/kind and us/brief, and us/adapter once it is built."""
+    folders = {
+        "us/base": llama,
+        **{f"us/{name}": path for name, path in policies.items()},
+        "us/adapter": tmp_path / "out",
+    }
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -52,6 +67,11 @@ def hub(llama, policies):
                 ]
                 content = tree if "tree" in parts else {"id": "x", "sha": COMMIT, "siblings": files}
                 self.answer(json.dumps(content).encode(), {"Content-Type": "application/json"})
+            elif not (folder / parts[-1]).is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
             else:
                 content = (folder / parts[-1]).read_bytes()
                 self.answer(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
@@ -65,22 +85,31 @@ def hub(llama, policies):
     server.server_close()
 
 
-def test_base_and_policies_by_id(hub, tmp_path):
+@pytest.fixture
+def run(hub, tmp_path):
     environment = {
         **os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["us/base", "7"]
-    assert (
-        json.loads((Path(tmp_path) / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "us/base"
-    )
+
+    def program(code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return program
+
+
+def test_policies_and_adapters_by_id(run, tmp_path):
+    assert run(BUILD).split() == ["us/base", "7"]
+    written = json.loads((Path(tmp_path) / "out" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "us/base"
+    assert run(LOAD).strip() == "{'kind': 0.5, 'brief': 0.5} True"
