@@ -60,6 +60,17 @@ def test_precedence_of_ranks():
     assert config.ranks("model.layers.0.down_proj") == [2, 2]
 
 
+def test_numpy_values_become_plain_ones(tmp_path):
+    config = HoEConfig(
+        objectives=["a", "b"], experts=np.eye(2), routers=np.array([[0.25, 0.75]]), r=np.int64(4),
+        rank_pattern={"q": np.int64(2), "k": np.array([1, 2])},
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["r"] == 4
+    assert written["rank_pattern"] == {"q": [2, 2], "k": [1, 2]}
+
+
 def test_an_objective_without_its_own_expert_is_allowed_and_said():
     with pytest.warns(HoEWarning, match=r"no expert serves \['b'\]"):
         HoEConfig(objectives=["a", "b"], experts=[[1, 0], [0.5, 0.5]])
@@ -88,6 +99,9 @@ def test_an_objective_without_its_own_expert_is_allowed_and_said():
         ({"rank_pattern": {"q": [1, 2]}}, ExpertError, "2 ranks for 3 experts"),
         ({"rank_pattern": {"q": [0, 0, 0]}}, ExpertError, "rank_pattern"),
         ({"router_temperature": 0}, ExpertError, "above 0"),
+        ({"router_temperature": "1"}, ExpertError, "router_temperature is '1'"),
+        ({"router_temperature": float("inf")}, ExpertError, "above 0"),
+        ({"rank_pattern": {"q": 2.5}}, ExpertError, r"rank_pattern\['q'\] is 2.5"),
         ({"default_preference": [0.5, 0.4]}, PreferenceError, "sums to 0.9"),
         ({"target_modules": "a.*", "layers_to_transform": [0]}, ValueError, "layers_to_transform"),
     ],

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import ast
+import re
+
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 from torch import nn
 
-from peft_hoe import HoEConfig
+from peft_hoe import HoEConfig, parse_preference
 
 
 class Tiny(nn.Module):
@@ -35,6 +38,14 @@ def test_the_card_says_how_to_load_and_steer(tmp_path):
     ):
         assert line in text
     assert "peft_hoe" in ModelCard.load(tmp_path / "README.md").data.tags
+
+
+def test_the_shown_preference_is_one(tmp_path):
+    for n in (3, 7, 8, 12):
+        names = [f"o{i}" for i in range(n)]
+        saved(tmp_path / str(n), objectives=names, routers=None)
+        shown = re.search(r"set_preference\((.*)\)", (tmp_path / str(n) / "README.md").read_text()).group(1)
+        parse_preference(ast.literal_eval(shown), names)
 
 
 def test_saving_again_replaces_the_block_and_keeps_the_rest(tmp_path):

@@ -50,6 +50,12 @@ def test_bad_preferences_are_refused_by_name(value, message):
         parse_preference(value, NAMES)
 
 
+def test_a_parsed_preference_parses_to_itself():
+    for point in np.random.default_rng(0).dirichlet(np.ones(3), 300):
+        once = parse_preference(point, ["a", "b", "c"])
+        assert parse_preference(once.tolist(), ["a", "b", "c"]).tolist() == once.tolist()
+
+
 def test_rows():
     rows = parse_preference([[1, 0], {"helpful": 0.5, "harmless": 0.5}], NAMES, rows=True)
     np.testing.assert_allclose(rows, [[1, 0], [0.5, 0.5]])

@@ -7,7 +7,7 @@ from . import versions
 
 versions.check()
 
-from .config import ExpertSpec, HoEConfig, RouterSpec  # noqa: E402
+from .config import HoEConfig  # noqa: E402
 from .errors import (  # noqa: E402
     CheckpointError,
     ExpertError,
@@ -20,6 +20,7 @@ from .experts import build_adapter  # noqa: E402
 from .preference import das_dennis, parse_preference, preference_grid  # noqa: E402
 from .registration import register  # noqa: E402
 from .routing import Route  # noqa: E402
+from .specs import ExpertSpec, RouterSpec  # noqa: E402
 from .tuner.functional import (  # noqa: E402
     get_preference,
     mark_trained,

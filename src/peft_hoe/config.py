@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,41 +17,7 @@ from peft.utils.other import get_pattern_key
 from .errors import ExpertError, HoEWarning, PreferenceError
 from .preference import FloatArray, one_hot, parse_preference, uniform
 from .routing import HULL, PreferenceRouter, check_apart, coarse_weights, in_hull, voting_set
-
-
-@dataclass
-class ExpertSpec:
-    """One LoRA expert.
-
-    Args:
-        preference: the point of the simplex that it serves, a sequence of N numbers or `{objective: weight}`.
-        name: unique among experts and routers. Default: the objective's name for a one-hot preference, "centroid" for the
-            uniform one, "e<index>" otherwise.
-        r: its rank; default `HoEConfig.r`.
-    """
-
-    preference: Any
-    name: str | None = None
-    r: int | None = None
-
-
-@dataclass
-class RouterSpec:
-    """One router expert.
-
-    Args:
-        preference: the point of the simplex that it serves, a sequence of N numbers or `{objective: weight}`.
-        name: unique among experts and routers; default "r<index>".
-        votes_for: names of the LoRA experts that it chooses among, or "all". Default: the experts that carry its
-            preference, completed to N by distance. Fixed from then on: experts added later do not change it.
-        trained: whether its weights have been set. An untrained router votes its static weights exactly, so it prevents
-            neither merging nor export.
-    """
-
-    preference: Any
-    name: str | None = None
-    votes_for: Any = None
-    trained: bool = False
+from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_rank, checked_temperature
 
 
 @dataclass
@@ -80,37 +47,29 @@ class HoEConfig(PeftConfig):
         PreferenceError: a preference that is not a point of the simplex.
     """
 
-    objectives: list[str] | None = field(default=None, metadata={"help": "Names of the objectives."})
-    experts: list[Any] | None = field(default=None, metadata={"help": "LoRA experts: preferences or ExpertSpec."})
-    routers: list[Any] | None = field(default=None, metadata={"help": "Router experts: preferences or RouterSpec."})
-    r: int = field(default=16, metadata={"help": "Rank of an expert that states none."})
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Module names, a regular expression, or 'all-linear'."}
-    )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Module names or a regular expression to leave out."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Layer index or indices to adapt; 0 is an index."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the layer list that layers_to_transform counts."}
-    )
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "Whether target weights are stored (in, out)."})
-    init_weights: bool = field(default=True, metadata={"help": "Start at a zero delta; False draws random weights."})
-    rank_pattern: dict[str, Any] | None = field(
-        default_factory=dict, metadata={"help": "Ranks by module: one, or one per expert."}
-    )
-    default_preference: Any = field(default=None, metadata={"help": "Preference when none is given; None: uniform."})
-    train_experts: bool = field(default=False, metadata={"help": "Whether the experts' own weights train."})
-    router_temperature: float = field(default=1.0, metadata={"help": "Temperature of the routers' softmax."})
+    objectives: list[str] | None = None
+    experts: list[Any] | None = None
+    routers: list[Any] | None = None
+    r: int = 16
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    fan_in_fan_out: bool = False
+    init_weights: bool = True
+    rank_pattern: dict[str, Any] | None = field(default_factory=dict)
+    default_preference: Any = None
+    train_experts: bool = False
+    router_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         from .registration import peft_type
 
         self.peft_type = peft_type()
+        self._owner: str | None = None
+        self._claimed: tuple[Any, list[bool]] = (None, [])
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
@@ -120,33 +79,31 @@ class HoEConfig(PeftConfig):
             raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
-        _check_rank(self.r, "r")
-        if not self.router_temperature > 0:
-            raise ExpertError(f"router_temperature is {self.router_temperature}; it must be above 0")
+        self.r = checked_rank(self.r, "r")
+        self.router_temperature = checked_temperature(self.router_temperature)
         if self.objectives is not None:
             self._resolve()
 
     # -- resolving what the user wrote ---
 
     def _resolve(self) -> None:
-        self.objectives = _check_names(self.objectives, "objective")
+        self.objectives = check_names(self.objectives, "objective")
         n = len(self.objectives)
         if n == 0:
             raise ExpertError("objectives is empty; name at least one objective")
         given = self.experts if self.experts is not None else _default_experts(n)
         experts = [as_spec(item, ExpertSpec) for item in given]
-        routers = [as_spec(item, RouterSpec) for item in self.routers or []]
+        routers = [as_spec(item, RouterSpec) for item in (() if self.routers is None else self.routers)]
         if not experts:
             raise ExpertError("experts is empty; leave it out for the one-hot experts and the centroid")
         for index, expert in enumerate(experts):
             expert.preference = self._parse(expert.preference, f"expert {index}")
             expert.name = expert.name or self._expert_name(expert.preference, index)
-            expert.r = self.r if expert.r is None else expert.r
-            _check_rank(expert.r, f"the rank of expert {expert.name!r}")
+            expert.r = checked_rank(self.r if expert.r is None else expert.r, f"the rank of expert {expert.name!r}")
         for index, router in enumerate(routers):
             router.preference = self._parse(router.preference, f"router {index}")
             router.name = router.name or f"r{index}"
-        _check_names([spec.name for spec in (*experts, *routers)], "expert or router")
+        check_names([spec.name for spec in (*experts, *routers)], "expert or router")
         self.experts, self.routers = experts, routers
         check_apart(self.expert_preferences, self.expert_names, "expert")
         check_apart(self.router_preferences, self.router_names, "router")
@@ -210,18 +167,33 @@ class HoEConfig(PeftConfig):
             )
 
     def _ranks(self, value: Any, key: str) -> list[int]:
-        ranks = [value] * len(self.experts or []) if isinstance(value, int) else list(value)
-        if len(ranks) != len(self.experts or []):
+        what, n = f"rank_pattern[{key!r}]", len(self.experts or [])
+        if isinstance(value, (int, np.integer, float, str)):
+            return [checked_rank(value, what)] * n
+        ranks = list(value)
+        if len(ranks) != n:
             raise ExpertError(
-                f"rank_pattern[{key!r}] has {len(ranks)} ranks for {len(self.experts or [])} experts "
-                f"{self.expert_names}; give one number, or one per expert"
+                f"{what} has {len(ranks)} ranks for {n} experts {self.expert_names}; give one number, or one per expert"
             )
-        if isinstance(value, int) or not any(ranks):
-            _check_rank(ranks[0], f"rank_pattern[{key!r}]")
-        for rank in ranks:
-            if rank != 0:
-                _check_rank(rank, f"rank_pattern[{key!r}]")
-        return ranks
+        if not any(ranks):
+            raise ExpertError(f"{what} is {ranks}; at least one expert must have a rank above 0")
+        return [0 if rank == 0 else checked_rank(rank, what) for rank in ranks]
+
+    def claimed_by(self, owner: str) -> HoEConfig:
+        """This configuration for its first owner, for others a copy as it was before the first one.
+
+        PEFT keeps the caller's object, and a model writes its default preference and its routers' `trained` marks into it;
+        a second model or adapter made from the same object must not share them.
+        """
+        if self._owner is None or self._owner == owner:
+            self._owner, self._claimed = owner, (self.default_preference, [spec.trained for spec in self.routers or []])
+            return self
+        other = copy.deepcopy(self)
+        other.default_preference, marks = self._claimed
+        for spec, trained in zip(other.routers or [], marks, strict=True):
+            spec.trained = trained
+        other._owner = None
+        return other.claimed_by(owner)
 
     # -- what the tuner reads ---
 
@@ -319,35 +291,6 @@ class HoEConfig(PeftConfig):
 def _default_experts(n: int) -> list[FloatArray]:
     corners = [one_hot(i, n) for i in range(n)]
     return corners if n == 1 else [*corners, uniform(n)]
-
-
-def as_spec(item: Any, kind: Any) -> Any:
-    """A new `ExpertSpec` or `RouterSpec` from one, from its dictionary, or from a preference alone."""
-    if isinstance(item, kind):
-        return kind(**asdict(item))
-    if isinstance(item, Mapping) and "preference" in item:
-        unknown = set(item) - set(kind.__dataclass_fields__)
-        if unknown:
-            raise ExpertError(
-                f"{kind.__name__} has no field {sorted(unknown)}; it has {list(kind.__dataclass_fields__)}"
-            )
-        return kind(**item)
-    return kind(preference=item)
-
-
-def _check_rank(rank: Any, what: str) -> None:
-    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 1:
-        raise ExpertError(f"{what} is {rank!r}; a rank is a whole number of at least 1")
-
-
-def _check_names(names: Any, what: str) -> list[str]:
-    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise ExpertError(f"{what} names are {names!r}; give a list of non-empty strings")
-    names = list(names)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ExpertError(f"the {what} names {twice} are used twice in {names}; every name must be unique")
-    return names
 
 
 def _stack(preferences: Sequence[Any], n: int) -> FloatArray:

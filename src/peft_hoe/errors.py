@@ -21,5 +21,9 @@ class StaticMergeError(HoEError):
     """Weights cannot be merged because a vote depends on the input, the rows differ or the base is quantised."""
 
 
+class RewardError(HoEError):
+    """A reward is missing, matches no objective, hangs, or did not return one number for each sample."""
+
+
 class HoEWarning(UserWarning):
     """Something works, but perhaps not as its user expects."""

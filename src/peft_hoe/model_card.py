@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCard, ModelCardData
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
+from .preference import example
+
 if TYPE_CHECKING:
     from .config import HoEConfig
 
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
 _BEGIN, _END = "<!-- peft_hoe: begin -->", "<!-- peft_hoe: end -->"
 
 
@@ -44,7 +53,7 @@ def complete(directory: str | os.PathLike[str], config: HoEConfig) -> None:
 def describe(config: HoEConfig) -> str:
     """The block's Markdown: how to load and steer, objectives, experts, routers, default preference."""
     objectives = list(config.objectives or [])
-    example = {name: round(1 / len(objectives), 2) for name in objectives}
+    auto = _AUTO_CLASSES.get(str(config.task_type or "CAUSAL_LM").removeprefix("TaskType."), "AutoModel")
     base = config.base_model_name_or_path or "BASE_MODEL"
     lines = [
         "## Steering this adapter",
@@ -56,11 +65,11 @@ def describe(config: HoEConfig) -> str:
         "# pip install peft-hoe",
         "import peft_hoe  # registers HOE with PEFT; without it PEFT says KeyError: 'HOE'",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {auto}",
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+        f'base = {auto}.from_pretrained("{base}")',
         'model = PeftModel.from_pretrained(base, "PATH_OR_HUB_ID")',
-        f"model.set_preference({example})",
+        f"model.set_preference({example(objectives)})",
         "```",
         "",
         "Every call can bring its own preference, or one per row: `model.generate(**batch, preference=[...])`.",

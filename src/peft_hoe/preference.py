@@ -45,7 +45,7 @@ def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = Fals
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise PreferenceError(
             f"preference {value!r} is a {type(value).__name__}; expected {len(objectives)} numbers for "
-            f"{list(objectives)} or a mapping such as {_example(objectives)}"
+            f"{list(objectives)} or a mapping such as {example(objectives)}"
         )
     if any(_is_row(item) for item in value):
         if not rows:
@@ -61,8 +61,9 @@ def _is_row(item: Any) -> bool:
     return (isinstance(item, (Sequence, Mapping)) and not isinstance(item, str)) or getattr(item, "ndim", 0) > 0
 
 
-def _example(objectives: Sequence[str]) -> dict[str, float]:
-    return {name: round(1 / len(objectives), 3) for name in objectives}
+def example(objectives: Sequence[str]) -> dict[str, float]:
+    """A preference to show to a user: the uniform one, short enough to read."""
+    return {name: round(1 / len(objectives), 4) for name in objectives}
 
 
 def _from_mapping(value: Mapping[str, Any], objectives: Sequence[str]) -> list[Any]:
@@ -92,7 +93,7 @@ def _normalise(numbers: Sequence[Any], shown: Any, objectives: Sequence[str]) ->
             f"preference {shown!r} sums to {total:.6g}; it must sum to 1 (within {SUM_TOLERANCE:.1%}). "
             "Divide it by its sum if you meant proportions"
         )
-    return point / total
+    return point if abs(total - 1) <= 1e-12 else point / total  # a parsed preference parses to itself
 
 
 def read_preference(text: str) -> list[float] | dict[str, float]:

@@ -29,7 +29,7 @@ from .errors import ExpertError
 from .preference import FloatArray
 
 TIE_BREAK = 1e-6
-SUPPORT = 1e-10  # a weight below this is the solver's rounding
+SUPPORT = 3e-10  # a weight below this is the solver's rounding
 _ROUNDING = 1e-12
 HULL = 1e-9  # a point this close to a hull lies in it
 MIN_DISTANCE = 0.01
@@ -209,24 +209,32 @@ class PreferenceRouter:
     def weights(self, preference: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Weights `(L + R,)` over experts and routers for a preference `(N,)`, and the preference in effect `(N,)`."""
         key = preference.tobytes()
-        if key in self._cache:
-            return self._cache[key]
+        known = self._cache.get(key)
+        if known is not None:
+            return known
         result = self._solve(preference)
         self._cache[key] = result
         while len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
         return result
 
-    def _solve(self, preference: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def coarse(self, preference: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `weights`, by the LoRA experts alone."""
         coarse = coarse_weights(preference, self._coarse)
         effective = coarse @ self.experts
-        weights = np.append(coarse, np.zeros(len(self.routers)))
+        if np.linalg.norm(effective - preference) <= HULL:
+            effective = preference
+        return np.append(coarse, np.zeros(len(self.routers))), effective
+
+    def _solve(self, preference: FloatArray) -> tuple[FloatArray, FloatArray]:
+        weights, effective = self.coarse(preference)
+        coarse = weights[: len(self.experts)]
         inner = self._inner(tuple(np.flatnonzero(coarse).tolist()))
-        fine = None if inner is None else inner[1].weights(effective)
+        fine = None if inner is None else inner[1].weights(coarse @ self.experts)
         if inner is not None and fine is not None:
             weights[:] = 0.0
             weights[inner[0]] = fine
-        return weights, preference if np.linalg.norm(effective - preference) <= HULL else effective
+        return weights, effective
 
     def _inner(self, support: tuple[int, ...]) -> tuple[NDArray[np.intp], Subdivision] | None:
         """Members and subdivision of one Delaunay simplex; None where no router lies in it."""

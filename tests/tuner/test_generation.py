@@ -4,69 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    OPTConfig,
-    OPTForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import GenerationConfig
 
-from peft_hoe import HoEConfig, PreferenceError
+from peft_hoe import PreferenceError
 
 ROWS = [[1.0, 0.0], [0.1, 0.9], [0.6, 0.4]]
-
-
-def opt():
-    torch.manual_seed(0)
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-            init_std=0.2,
-        )
-    )  # fmt: skip
-
-
-def t5():
-    torch.manual_seed(0)
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
-            pad_token_id=0, eos_token_id=1, initializer_factor=3.0,
-        )
-    )  # fmt: skip
-
-
-def bart():
-    torch.manual_seed(0)
-    return BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, init_std=0.2,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
-        )
-    )  # fmt: skip
-
-
-@pytest.fixture
-def steerable(hoe_llama, randomise):
-    def make(kind):
-        if kind == "llama":
-            return hoe_llama(trained=True)
-        task = "CAUSAL_LM" if kind == "opt" else "SEQ_2_SEQ_LM"
-        base = {"opt": opt, "t5": t5, "bart": bart}[kind]()
-        model = get_peft_model(
-            base,
-            HoEConfig(objectives=["a", "b"], routers=[[0.25, 0.75]], r=4, target_modules="all-linear", task_type=task),
-        )
-        randomise(model)
-        model.mark_trained()
-        return model.eval()
-
-    return make
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "t5", "bart"])
@@ -143,6 +85,36 @@ def test_cached_and_uncached_generation_agree(steerable, tokens, preference):
         model.generate(tokens, use_cache=True, **settings).tolist()
         == model.generate(tokens, use_cache=False, **settings).tolist()
     )
+
+
+def test_beams_are_found_wherever_generation_is_configured(steerable, tokens):
+    model = steerable("llama")
+    expected = model.generate(tokens, preference=ROWS, num_beams=3, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    settings = GenerationConfig(num_beams=3, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert model.generate(tokens, settings, preference=ROWS).tolist() == expected.tolist()
+    assert model.generate(tokens, generation_config=settings, preference=ROWS).tolist() == expected.tolist()
+    model.generation_config.num_beams = 3
+    partly = GenerationConfig(max_new_tokens=3, min_new_tokens=3)
+    assert model.generate(tokens, generation_config=partly, preference=ROWS).shape == expected.shape
+
+
+def test_generation_from_embeddings(steerable, tokens):
+    model = steerable("llama")
+    embeddings = model.get_input_embeddings()(tokens)
+    settings = {"preference": ROWS, "max_new_tokens": 4, "do_sample": False}
+    from_ids = model.generate(tokens, **settings)
+    from_embeddings = model.generate(inputs_embeds=embeddings, **settings)
+    assert from_embeddings.tolist() == from_ids[:, tokens.shape[1] :].tolist()
+
+
+def test_dispatched_experts_are_refused_even_when_the_number_of_tokens_fits(steerable):
+    model = steerable("llama")
+    layer = model.base_model.model.model.layers[0].mlp.down_proj
+    layer.module_name = "model.layers.0.mlp.experts.1.down_proj"
+    with model.use_preference(ROWS), pytest.raises(PreferenceError, match=r"experts.1.down_proj"):
+        layer(torch.randn(3, 48))
+    with model.use_preference(ROWS[0]):
+        layer(torch.randn(3, 48))
 
 
 def test_rows_that_are_not_samples_are_refused_by_name(steerable, tokens):

@@ -27,6 +27,7 @@ def trainable(model):
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")  # peft 0.18, of modules_to_save
 def test_only_routers_train(hoe_llama, tokens):
     model = hoe_llama(trained=True, modules_to_save=["lm_head"])
     names = trainable(model)
@@ -128,6 +129,125 @@ def test_harmless_orders_do_not_raise(hoe_llama, tokens, reentrant):
     with torch.no_grad():  # an evaluation in between
         loss_of(model, tokens, preference=[1, 0])
     loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_generating_between_forward_and_backward_changes_nothing(hoe_llama, tokens, reentrant):
+    plain = hoe_llama(trained=True).train()
+    loss_of(plain, tokens, preference=[0.1, 0.9]).backward()
+    expected = gradients(plain)
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant)
+    loss = loss_of(model, tokens, preference=[0.1, 0.9])
+    model.eval().generate(tokens, preference=[0.25, 0.75], max_new_tokens=2)
+    model.train()
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("part", ["logits", "hidden_states", "loss"])
+def test_two_preferences_raise_wherever_the_loss_comes_from(hoe_llama, tokens, reentrant, part):
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant)
+
+    def loss(preference):
+        output = model(tokens, labels=tokens, output_hidden_states=True, preference=preference)
+        found = output[part]
+        return (found[-1] if part == "hidden_states" else found).float().pow(2).mean()
+
+    with pytest.raises(RuntimeError, match="2 different preferences await"):
+        (loss([0.1, 0.9]) + loss([0.25, 0.75])).backward()
+
+
+def test_two_preferences_raise_in_parts_that_are_called_by_themselves(hoe_llama, tokens):
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant=False)
+    inner = model.base_model.model.model
+    losses = []
+    for preference in ([0.1, 0.9], [0.25, 0.75]):
+        with model.use_preference(preference):
+            losses.append(inner(tokens).last_hidden_state.pow(2).mean())
+    with pytest.raises(RuntimeError, match="2 different preferences await"):
+        sum(losses).backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_backwards_out_of_order_use_their_own_forwards(hoe_llama, tokens, reentrant):
+    plain = hoe_llama(trained=True).train()
+    wanted = [[0.1, 0.9], [0.25, 0.75], [0.2, 0.8]]
+    expected = []
+    for preference in wanted:
+        plain.zero_grad()
+        loss_of(plain, tokens, preference=preference).backward()
+        expected.append(gradients(plain))
+    model = hoe_llama(trained=True)
+    checkpointed(model, reentrant)
+    losses = [loss_of(model, tokens, preference=preference) for preference in wanted]
+    for i in (1, 0, 2):  # all three graphs stay alive
+        model.zero_grad()
+        losses[i].backward()
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, expected[i][name], rtol=1e-4, atol=1e-7)
+
+
+def test_checkpointing_in_eval_mode_replays_too(hoe_llama, tokens):
+    from torch.utils.checkpoint import checkpoint
+
+    model = hoe_llama(trained=True)
+    loss_of(model, tokens, preference=[0.1, 0.9]).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    inputs = model.get_input_embeddings()(tokens).detach().requires_grad_()
+
+    def forward(embeddings):
+        return model(inputs_embeds=embeddings, preference=[0.1, 0.9]).logits
+
+    loss = checkpoint(forward, inputs, use_reentrant=False).float().pow(2).mean()
+    model.set_preference([1, 0])
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_checkpointing_encoder_decoders(steerable, tokens, kind):
+    model = steerable(kind)
+
+    def loss():
+        return model(input_ids=tokens, decoder_input_ids=tokens, preference=[0.1, 0.9]).logits.pow(2).mean()
+
+    loss().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    checkpointed(model, reentrant=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    pending = loss()
+    model.set_preference([1, 0])
+    pending.backward()
+    got = gradients(model)
+    assert got.keys() == expected.keys()
+
+
+def test_a_trained_model_can_be_pickled(hoe_llama, tokens, tmp_path):
+    model = hoe_llama(trained=True).train()
+    loss_of(model, tokens, preference=[0.25, 0.75]).backward()
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, model(tokens).logits, rtol=0, atol=0)
+
+
+def test_enabling_adapters_frees_nothing(hoe_llama, llama, tmp_path):
+    from peft import PeftModel
+
+    hoe_llama().save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(llama(), tmp_path)
+    model.base_model.enable_adapter_layers()
+    assert not trainable(model)
 
 
 def test_other_trainable_adapters_of_peft_keep_their_rules(llama, config):

@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from peft_hoe import HoEConfig, PreferenceError, StaticMergeError
+from peft_hoe import HoEConfig, PreferenceError, RouterSpec, StaticMergeError
 
 PREFERENCES = [[1, 0], [0.25, 0.75], [0.1, 0.9], [0.7, 0.3]]
 
@@ -64,9 +64,10 @@ def test_trained_routers_refuse_before_anything_is_changed(hoe_llama, tokens):
         with pytest.raises(StaticMergeError, match=r"trained routers \['r0'\]"):
             merge()
     torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
-    assert not model.supports_lora_conversion()
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    assert not layer.supports_lora_conversion()
     model.set_preference([0.7, 0.3])  # between [1, 0] and [.5, .5] no router votes
-    assert model.supports_lora_conversion()
+    assert layer.supports_lora_conversion()
     expected = logits(model, tokens)
     torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=1e-5, atol=1e-5)
 
@@ -83,6 +84,35 @@ def test_dropping_routers_bakes_the_coarse_interpolation(hoe_llama, tokens):
     torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match='"keep" or "drop"'):
         hoe_llama().merge_and_unload(routers="maybe")
+
+
+def test_dropping_routers_ignores_voting_sets_of_their_own(hoe_llama):
+    model = hoe_llama(routers=[RouterSpec([0.5, 0.5], votes_for=["a", "b"])])
+    model.set_preference([0.5, 0.5])
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    weight_a, weight_b = layer.factors("default")
+    expected = layer.weight + weight_b[:, 8:] @ weight_a[8:]  # the centroid alone; its rank is 4, like the corners'
+    model.merge_adapter(routers="drop")
+    torch.testing.assert_close(layer.weight, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_bases_are_merged_in_float32(hoe_llama, dtype):
+    model = hoe_llama()
+    model.base_model.model.to(dtype)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    expected = (layer.weight.float() + layer.get_delta_weight("default")).to(dtype)
+    model.merge_adapter()
+    assert torch.equal(layer.weight, expected)
+
+
+def test_what_was_saved_is_what_was_merged(hoe_llama, tokens):
+    model = hoe_llama()
+    for preference in ([1 / 3, 2 / 3], [0.62872634, 0.37127366], [0.1 + 0.2, 0.7]):
+        model.set_preference(preference)
+        model.merge_adapter()
+        model(tokens, preference=model.preference)
+        model.unmerge_adapter()
 
 
 def test_rows_cannot_be_merged(hoe_llama):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 
+import peft
 import pytest
 import torch
+from packaging import version
 from peft import (
     AutoPeftModelForCausalLM,
     PeftModel,
@@ -70,7 +72,8 @@ def by_another_name(base, adapter):
 
 def by_injection(base, adapter):
     model = inject_adapter_in_model(HoEConfig.from_pretrained(adapter), AutoModelForCausalLM.from_pretrained(base))
-    set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    set_peft_model_state_dict(model, {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()})
     return model.eval()
 
 
@@ -90,6 +93,8 @@ def by_deepcopy(base, adapter):
 
 
 def offloaded(base, adapter):
+    if version.parse(peft.__version__) < version.parse("0.21"):
+        pytest.skip("PEFT before 0.21 cannot offload a base whose parts are placed one by one")
     folder = adapter.parent / "offload"
     device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
                   "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
@@ -124,6 +129,20 @@ def test_transformers_saves_what_it_loaded(saved, tokens, tmp_path):
     by_transformers(base, adapter).save_pretrained(tmp_path / "by transformers")
     again = by_peft(base, tmp_path / "by transformers")
     torch.testing.assert_close(logits(again, tokens), expected, rtol=0, atol=0)
+
+
+def test_modules_to_save_come_back(hoe_llama, saved, tokens, tmp_path):
+    base, _, _ = saved
+    model = hoe_llama(modules_to_save=["lm_head"])
+    model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(2)
+    model.save_pretrained(tmp_path / "head")
+    torch.testing.assert_close(logits(by_peft(base, tmp_path / "head"), tokens), logits(model, tokens), rtol=0, atol=0)
+
+
+def test_fan_in_fan_out_of_a_linear_is_ignored_and_said(hoe_llama, llama, tokens):
+    with pytest.warns(UserWarning, match="fan_in_fan_out is ignored"):
+        model = hoe_llama(fan_in_fan_out=True)
+    torch.testing.assert_close(logits(model, tokens), logits(hoe_llama(), tokens), rtol=0, atol=0)
 
 
 def test_a_loaded_router_is_still_trained(saved):
@@ -273,6 +292,23 @@ def test_damaged_tensors_are_named(saved, change, message):
     for load in (by_peft, by_auto, by_low_memory):
         with pytest.raises(CheckpointError, match=message):
             load(base, adapter)
+
+
+def test_what_transformers_loads_is_checked_before_it_is_used(saved, tokens):
+    base, adapter, _ = saved
+    damaged(adapter, poison)
+    model = by_transformers(base, adapter)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"up_proj.hoe_B.default.weight.*NaN"):
+            model(tokens)
+
+
+@pytest.mark.parametrize("load", [by_auto, by_transformers])
+def test_other_loaders_refuse_what_is_not_safetensors_in_their_own_words(saved, load):
+    base, adapter, _ = saved
+    (adapter / "adapter_model.safetensors").write_bytes(b"not this")
+    with pytest.raises(Exception, match=r"header|safetensors"):
+        load(base, adapter)
 
 
 def test_files_that_are_not_safetensors_are_named(saved):

@@ -156,8 +156,9 @@ def test_models_without_a_tuner_object(llama, config, randomise, tokens, tmp_pat
     assert peft_hoe.route(model, [1, 0]).experts == {"a": 1.0}
 
 
-def test_without_a_task_type_the_call_is_steered_too(hoe_llama, tokens):
-    model = hoe_llama(task_type=None)
+def test_without_a_task_type_forwards_are_steered_and_generate_is_warned_about(hoe_llama, tokens):
+    with pytest.warns(HoEWarning, match="no task_type"):
+        model = hoe_llama(task_type=None)
     assert type(model) is PeftModel
     a, b = (logits(model, tokens, preference=p) for p in ([1, 0], [0, 1]))
     assert not torch.equal(a, b)
@@ -206,7 +207,9 @@ def test_disabled_adapters_are_the_base(hoe_llama, llama, tokens):
 
 def test_a_preference_outside_the_hull_is_projected_and_said(llama, randomise, tokens):
     with pytest.warns(HoEWarning, match="no expert serves"):
-        config = HoEConfig(objectives=["a", "b"], experts=[[1, 0], [0.5, 0.5]], target_modules=["q_proj"], r=2)
+        config = HoEConfig(
+            objectives=["a", "b"], experts=[[1, 0], [0.5, 0.5]], target_modules=["q_proj"], r=2, task_type="CAUSAL_LM"
+        )
     model = get_peft_model(llama(), config)
     randomise(model)
     with pytest.warns(HoEWarning, match=r"\[0.0, 1.0\] lies outside.*0.707"):
@@ -224,3 +227,98 @@ def test_misleading_neighbours_answer_for_themselves(hoe_llama, llama, config):
         get_peft_model(llama(), HoEConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="HOE"):
         get_peft_model(llama(), config(), mixed=True)
+    with pytest.raises(NotImplementedError, match="adapter_names"):
+        hoe_llama()(torch.ones(1, 2, dtype=torch.long), adapter_names=["default"])
+
+
+def test_an_interrupted_forward_leaves_no_preference_behind(hoe_llama, tokens):
+    model = hoe_llama()
+    before = logits(model, tokens)
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    for root in (model, model.base_model.model):  # with and without the tuner's own forward
+        hook = layer.base_layer.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            logits(root, tokens, preference=[1, 0])
+        hook.remove()
+        torch.testing.assert_close(logits(root, tokens), before, rtol=0, atol=0)
+
+
+def test_one_config_for_two_models_is_not_shared(llama, config):
+    given = config(default_preference=[0.3, 0.7])
+    first = get_peft_model(llama(), given)
+    first.set_preference([1, 0])
+    first.mark_trained()
+    second = get_peft_model(llama(), given)
+    assert dict(second.preference) == {"a": 0.3, "b": 0.7}
+    assert not second.peft_config["default"].routers[0].trained
+    second.set_preference([0, 1])
+    assert dict(first.preference) == {"a": 1, "b": 0}
+    assert first.peft_config["default"].routers[0].trained
+
+
+def test_an_adapter_that_could_not_be_added_is_not_there(hoe_llama, config):
+    model = hoe_llama()
+    with pytest.raises(ValueError, match="nope"):
+        model.add_adapter("bad", config(target_modules=["nope"]))
+    with pytest.raises(PreferenceError, match="bad"):
+        model.set_preference({"bad": [1, 0]})
+
+
+def test_injecting_again_under_the_same_name(hoe_llama, config, tokens):
+    base = hoe_llama(routers=[[0.25, 0.75], [0.75, 0.25]]).unload()
+    model = get_peft_model(base, config(routers=None))
+    assert logits(model, tokens).shape == (3, 7, 64)
+
+
+def test_after_unloading_there_is_nothing_to_steer(hoe_llama):
+    model = hoe_llama()
+    model.unload()
+    with pytest.raises(PreferenceError, match="no HoE adapter is active"):
+        model.set_preference([1, 0])
+
+
+def test_two_models_in_one_wrapper_must_be_told_apart(hoe_llama):
+    both = torch.nn.ModuleList([hoe_llama(), hoe_llama()])
+    with pytest.raises(PreferenceError, match="2 models"):
+        peft_hoe.set_preference(both, [1, 0])
+    peft_hoe.set_preference(both[0], [1, 0])
+    assert dict(both[1].preference) == {"a": 0.5, "b": 0.5}
+
+
+def test_a_block_keeps_what_it_was_given(hoe_llama, tokens):
+    model = hoe_llama()
+    expected = logits(model, tokens, preference=[1, 0])
+    mine = [1.0, 0.0]
+    with model.use_preference(mine):
+        mine[:] = [0.0, 1.0]
+        torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
+
+
+def test_what_an_inner_block_does_not_name_is_the_outer_blocks(hoe_llama, config, randomise, tokens):
+    model = hoe_llama()
+    model.add_adapter("other", config(target_modules=["q_proj"]))
+    randomise(model)
+    model.base_model.set_adapter(["default", "other"])
+    expected = logits(model, tokens, preference={"default": [0, 1], "other": [1, 0]})
+    with model.use_preference({"default": [1, 0], "other": [1, 0]}):
+        torch.testing.assert_close(logits(model, tokens, preference={"default": [0, 1]}), expected, rtol=0, atol=0)
+        with model.use_preference({"default": [0, 1]}):
+            torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
+
+
+def test_inference_mode_does_not_spoil_training(hoe_llama, tokens):
+    model = hoe_llama(trained=True)
+    with torch.inference_mode():
+        model(tokens, preference=[0.25, 0.75])
+    model(tokens, preference=[0.25, 0.75]).logits.sum().backward()
+    assert model.base_model.model.model.layers[0].mlp.up_proj.hoe_router["default"].weight.grad is not None
+
+
+def test_the_preference_itself_is_not_taken_for_the_batch(hoe_llama, tokens):
+    model = hoe_llama()
+    with pytest.raises(PreferenceError, match="2 rows, but the batch has 3"):
+        model.base_model.model(preference=torch.eye(2), input_ids=tokens)

@@ -4,11 +4,14 @@ Python imports a module of this name at start-up when its folder is on PYTHONPAT
 hides is run first.
 """
 
+from __future__ import annotations
+
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
 import sys
+from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -16,22 +19,22 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 class _RegistersHoE(importlib.abc.Loader):
     """peft's own loader, and peft_hoe after it."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Any) -> None:
         self._inner = inner
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def create_module(self, spec):
+    def create_module(self, spec: Any) -> Any:
         return self._inner.create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: Any) -> None:
         self._inner.exec_module(module)
         importlib.import_module("peft_hoe")
 
 
 class _WatchesForPeft(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
         if fullname != "peft":
             return None
         sys.meta_path.remove(self)
@@ -41,7 +44,7 @@ class _WatchesForPeft(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _run_hidden_sitecustomize():
+def _run_hidden_sitecustomize() -> None:
     elsewhere = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", elsewhere)
     if spec is not None and spec.loader is not None:

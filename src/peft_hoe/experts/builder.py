@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config import ExpertSpec, HoEConfig, as_spec
+from ..config import HoEConfig
 from ..errors import HoEWarning
 from ..preference import one_hot, parse_preference, uniform
 from ..routing import HULL
+from ..specs import ExpertSpec, as_spec
 from .adapter_files import check_output, complete_directory, module_tensors, write_adapter
 from .factors import ModuleBuilder
 from .lora_policy import LoraPolicy

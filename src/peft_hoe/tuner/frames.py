@@ -3,16 +3,17 @@
 Between the entry of a call and the layers there is no await and no change of thread, so the plan travels in a
 `threading.local`, which torch.compile can trace (it cannot trace a context variable).
 
-A forward's plan is its backward's: gradient checkpointing runs layers again during the backward pass, perhaps after the
-preference has changed, and on CUDA in another thread. `ForwardMemory` gives such a replay the plan of its forward.
+A forward's plan is its backward's. Gradient checkpointing runs layers again during the backward pass, perhaps after the
+preference has changed, and on CUDA in another thread. Every frame therefore hangs a hook on the tensors that its forward
+returned: the hook keeps the frame alive as long as the autograd graph, and tells which backward pass has reached it, before
+that pass replays any layer. `ForwardMemory` finds the frame of a replay by that.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,83 +28,102 @@ class Frame:
     """One forward or generate under way in this thread.
 
     Attributes:
-        plan: in effect for all layers of `steering`.
+        steering: whose layers it is for.
+        plan: in effect for all of them; None while it is being made.
+        previous: the frame that it hides, restored when it ends.
         expansion: how often generate repeats each row (beams, num_return_sequences).
         lengths: sequence lengths of the current forward; a layer that is given (batch x length, d) is told by them.
-        grad: whether gradients were on at the entry. Inside reentrant checkpointing they are off.
+        grad: whether a backward pass may come. Inside reentrant checkpointing gradients are off, so it is noted at the entry.
+        backward: the autograd pass that has reached what this forward returned.
     """
 
-    def __init__(self, steering: Steering, plan: Plan, expansion: int = 1) -> None:
+    def __init__(
+        self, steering: Steering, plan: Plan | None = None, previous: Frame | None = None, *, grad: bool = False
+    ) -> None:
         self.steering = steering
         self.plan = plan
-        self.expansion = expansion
+        self.previous = previous
+        self.expansion = 1
         self.lengths: frozenset[int] = frozenset()
-        self.grad = torch.is_grad_enabled()
+        self.grad = grad
+        self.backward = -1
 
-    def keep_alive(self, gradient: torch.Tensor) -> None:
-        """A tensor hook that does nothing: it ties this frame's life to the autograd graph that holds the hook."""
+    def hang_on(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tie this frame to the autograd graph of the tensors."""
+        for tensor in tensors:
+            tensor.register_hook(self._reached)
+
+    def _reached(self, gradient: torch.Tensor) -> None:
+        self.backward = torch._C._current_graph_task_id()
 
 
 class _Active(threading.local):
-    """What this thread is doing: the current frame, how the root's calls began, who records votes."""
+    """What this thread is doing.
+
+    Attributes:
+        frame: of the root's forward under way.
+        generating: of the generate under way, in which forwards follow one another.
+        recorder: (steering, adapter, votes by module) while votes are recorded.
+        drop_routers: whether trained routers vote statically, as `merge(routers="drop")` asks.
+    """
 
     def __init__(self) -> None:
         self.frame: Frame | None = None
-        self.entries: list[tuple[Steering, Frame | None]] = []
-        self.failed = False
-        self.recorder: dict[str, torch.Tensor] | None = None
+        self.generating: Frame | None = None
+        self.recorder: tuple[Steering, str, dict[str, torch.Tensor]] | None = None
+        self.drop_routers = False
+
+    def frame_of(self, steering: Steering) -> Frame | None:
+        """The frame that the layers of `steering` go by."""
+        for frame in (self.frame, self.generating):
+            if frame is not None and frame.steering is steering and frame.plan is not None:
+                return frame
+        return None
 
 
 ACTIVE = _Active()
 
 
-@dataclass
 class ForwardMemory:
-    """The plans of one layer's forwards whose backward may still come."""
+    """The forwards of one layer whose backward may still come."""
 
-    frames: list[weakref.ref[Frame]] = field(default_factory=list)
-    last: Plan | None = None
-    replayed: bool = False
+    def __init__(self) -> None:
+        self._frames: list[weakref.ref[Frame]] = []
+        self._last: Plan | None = None
 
-    def remember(self, plan: Plan, frame: Frame | None) -> None:
+    def __reduce__(self) -> tuple[type[ForwardMemory], tuple[()]]:
+        return ForwardMemory, ()  # a copy or a pickled model awaits no backward
+
+    def remember(self, frame: Frame) -> None:
         """Called by each forward that is not a replay."""
-        if self.replayed:
-            self.frames, self.replayed = [], False
-        self.last = plan
-        if frame is not None:
-            self.frames = [reference for reference in self.frames if reference() is not None]
-            self.frames.append(weakref.ref(frame))
+        self._last = frame.plan
+        self._frames = [reference for reference in self._frames if reference() is not None]
+        self._frames.append(weakref.ref(frame))
 
     def replay(self, module: str) -> Plan | None:
-        """The plan for a forward that runs again during the backward pass.
+        """The plan for a forward that runs again during the backward pass; None where no forward is known.
 
         Raises:
-            RuntimeError: forwards with different preferences await this backward.
+            RuntimeError: it could be one of several forwards with different preferences.
         """
-        self.replayed = True
-        alive = [frame for frame in (reference() for reference in self.frames) if frame is not None]
-        if len({frame.plan.key for frame in alive}) > 1:
+        alive = [frame for frame in (reference() for reference in self._frames) if frame is not None]
+        now = torch._C._current_graph_task_id()
+        candidates = [frame for frame in alive if frame.backward == now] or alive
+        plans = {frame.plan.key: frame.plan for frame in candidates if frame.plan is not None}
+        if len(plans) > 1:
             raise RuntimeError(
-                f"gradient checkpointing runs {module} again, but forwards with {len(alive)} different preferences await "
+                f"gradient checkpointing runs {module} again, but forwards with {len(plans)} different preferences await "
                 "this backward pass; call backward() after each forward, or pass one preference per row in one forward"
             )
-        return self.last
+        return next(iter(plans.values()), self._last)
 
 
-_NOT_INPUTS = ("mask", "position", "bias", "past", "cache", "encoder_outputs")
-
-
-def extent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
-    """The batch size (None where no tensor tells) and the sequence lengths of a call."""
-    named = [item for name, item in kwargs.items() if not any(part in name for part in _NOT_INPUTS)]
-    tensors = [item for item in (*args, *named) if isinstance(item, torch.Tensor) and item.ndim > 0]
-    batch = int(tensors[0].shape[0]) if tensors else None
-    return batch, frozenset(int(tensor.shape[1]) for tensor in tensors if tensor.ndim > 1)
-
-
-def first_with_graph(output: Any) -> torch.Tensor | None:
-    """The first tensor of a model's output that a backward pass can start from."""
+def tensors_with_graph(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a model's output that a backward pass can start from."""
     if isinstance(output, torch.Tensor):
-        return output if output.requires_grad else None
+        if output.requires_grad:
+            yield output
+        return
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return next((found for found in map(first_with_graph, items) if found is not None), None)
+    for item in items:
+        yield from tensors_with_graph(item)

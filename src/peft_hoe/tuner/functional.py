@@ -50,7 +50,7 @@ def mark_trained(
 ) -> None:
     """`HoEModel.mark_trained` for any model that carries HoE layers."""
     steering = Steering.of(model)
-    name = steering.active_adapter() if adapter_name is None else adapter_name
+    name = steering.adapter_named(adapter_name)
     routing = steering.adapters[name]
     known = routing.config.router_names
     wanted = known if routers is None else [routers] if isinstance(routers, str) else list(routers)
@@ -65,15 +65,20 @@ def mark_trained(
 
 
 @contextlib.contextmanager
-def record_votes(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Collect how the experts were weighed, per module and token, in the forwards of this thread.
+def record_votes(model: nn.Module, adapter_name: str | None = None) -> Iterator[dict[str, Any]]:
+    """Collect how an adapter's experts were weighed, per module and token, in the model's forwards of this thread.
+
+    Args:
+        model: any model that carries HoE layers.
+        adapter_name: default the first active adapter.
 
     Yields:
         `{module name: votes}` of the last forward: `(L,)` where all tokens share them, else broadcastable to `(..., L)`.
     """
-    Steering.of(model)
-    previous, ACTIVE.recorder = ACTIVE.recorder, {}
+    steering = Steering.of(model)
+    votes: dict[str, Any] = {}
+    previous, ACTIVE.recorder = ACTIVE.recorder, (steering, steering.adapter_named(adapter_name), votes)
     try:
-        yield ACTIVE.recorder
+        yield votes
     finally:
         ACTIVE.recorder = previous

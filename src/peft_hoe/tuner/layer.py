@@ -13,6 +13,7 @@ with its softmax. Nothing of shape (tokens, experts, d_out) is ever made.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,8 @@ class HoELayer(BaseTunerLayer):
         self.module_name = name
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
+        # A router that trains has Parameters of its own: by adapter, its voting slots and what computes their logits.
+        self.trained_rows: dict[str, tuple[slice, nn.Module]] = {}
         self._trained_before: dict[tuple[str, str], bool] = {}
         self._memory = ForwardMemory()
 
@@ -80,6 +83,9 @@ class HoELayer(BaseTunerLayer):
             temperature=config.router_temperature,
             train_experts=config.train_experts,
         )
+        for part in self.adapter_layer_names:
+            if adapter_name in getattr(self, part):  # an earlier adapter of this name
+                del getattr(self, part)[adapter_name]
         self.hoe_layouts[adapter_name] = layout
         rank = sum(layout.ranks)
         self.hoe_A[adapter_name] = nn.Linear(self.in_features, rank, bias=False)
@@ -119,6 +125,7 @@ class HoELayer(BaseTunerLayer):
         """Remove an adapter from this layer."""
         super().delete_adapter(adapter_name)
         self.hoe_layouts.pop(adapter_name, None)
+        self.hoe_steering.remove(adapter_name)
 
     # -- what trains ---
 
@@ -136,7 +143,7 @@ class HoELayer(BaseTunerLayer):
     def enable_adapters(self, enabled: bool) -> None:
         """Switch adapters on or off; what trained before trains afterwards, and nothing else does."""
         parts = [(part, name) for part in self.adapter_layer_names for name in getattr(self, part)]
-        if not enabled and not self._disable_adapters:
+        if not self._disable_adapters:
             self._trained_before = {(part, name): _trains(getattr(self, part)[name]) for part, name in parts}
         super().enable_adapters(enabled)
         if enabled:
@@ -154,34 +161,44 @@ class HoELayer(BaseTunerLayer):
     # -- the plan in effect ---
 
     def _plan(self) -> tuple[Plan, Frame | None]:
-        compiling = torch.compiler.is_compiling()
-        if not compiling and torch._C._current_graph_task_id() != -1:
+        """The plan in effect, and the frame that it comes from (None while compiling and in a replay)."""
+        steering = self.hoe_steering
+        frame = ACTIVE.frame_of(steering)
+        if torch.compiler.is_compiling():
+            return (steering.default if frame is None or frame.plan is None else frame.plan), frame
+        if torch._C._current_graph_task_id() != -1:
             replayed = self._memory.replay(self.module_name)
             if replayed is not None:
                 return replayed, None
-        frame = ACTIVE.frame
-        if frame is not None and frame.steering is not self.hoe_steering:
-            frame = None
-        steering = self.hoe_steering
-        plan = frame.plan if frame is not None else steering.default if compiling else steering.ambient()
-        if not compiling and self.training and (frame is None or frame.grad):
-            self._memory.remember(plan, frame)
-        return plan, frame
+        if frame is None or frame.plan is None:  # a part of the model is called by itself
+            frame = Frame(steering, steering.plan_for(), grad=torch.is_grad_enabled() or self.training)
+        if frame.grad:
+            self._memory.remember(frame)
+        return frame.plan or steering.default, frame
 
     def _votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
         """w: `(L,)` where it is the same for all tokens, else `(..., L)` to be broadcast over x's tokens."""
         votes = _per_row(plan.placed("static", x), repeat, x.ndim)
-        if plan.live is not None:
+        # A compiled graph keeps its shape: there routers are read as soon as some preference has a use for one.
+        if plan.may_be_live if torch.compiler.is_compiling() else plan.is_live:
             votes = votes + self._router_votes(x, adapter, plan, repeat)
-        if ACTIVE.recorder is not None and not torch.compiler.is_compiling():
-            ACTIVE.recorder[self.module_name] = votes.detach()
+        if self._records(adapter):
+            ACTIVE.recorder[2][self.module_name] = votes.detach()  # type: ignore[index]
         return votes
+
+    def _records(self, adapter: str) -> bool:
+        recorder = ACTIVE.recorder
+        return recorder is not None and recorder[0] is self.hoe_steering and recorder[1] == adapter
 
     def _router_votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
         live = _per_row(plan.placed("live", x), repeat, x.ndim)
         layout = self.hoe_layouts[adapter]
         router: Any = self.hoe_router[adapter]
         logits = router(self._cast_input_dtype(x, router.weight.dtype))
+        if adapter in self.trained_rows:
+            rows, own = self.trained_rows[adapter]
+            chosen = own(self._cast_input_dtype(x, next(own.parameters()).dtype)).to(logits.dtype)
+            logits = torch.cat([logits[..., : rows.start], chosen, logits[..., rows.stop :]], dim=-1)
         logits = logits.to(live.dtype) / layout.temperature
         votes = [
             choice.softmax(-1) * live[..., r : r + 1] for r, choice in enumerate(logits.split(layout.slots, dim=-1))
@@ -195,7 +212,7 @@ class HoELayer(BaseTunerLayer):
         if self._calls_modules(adapter):
             return self._delta_by_modules(x, adapter, self._votes(x, adapter, plan, repeat))
         selection = plan.selection(self.hoe_layouts[adapter].ranks)
-        if plan.is_shared and ACTIVE.recorder is None:
+        if plan.is_shared and not self._records(adapter):
             scale = plan.shared_scale(self.hoe_layouts[adapter].ranks, x)
         else:
             votes = selection.votes(self._votes(x, adapter, plan, repeat))
@@ -228,7 +245,8 @@ class HoELayer(BaseTunerLayer):
         lengths = frame.lengths if frame is not None and x.ndim == 2 else frozenset()
         allowed = expansions | {length * expansion for length in lengths for expansion in expansions}
         rows, rest = divmod(x.shape[0], plan.rows)
-        if rest or rows not in allowed:
+        dispatched = x.ndim == 2 and plan.rows > 1 and _DISPATCHED.search(self.module_name) is not None
+        if rest or rows not in allowed or dispatched:
             raise PreferenceError(
                 f"{self.module_name} was given an input of shape {tuple(x.shape)}, whose rows are not the {plan.rows} rows "
                 "that preferences were given for (dispatched experts, packed batches and patches are not); use one "
@@ -243,6 +261,10 @@ class HoELayer(BaseTunerLayer):
         except ValueError:
             return False
         return True
+
+
+# Where the tokens of a batch arrive in an order of their own, perhaps as many as there are rows.
+_DISPATCHED = re.compile(r"(^|\.)experts?(\.|$)")
 
 
 def _per_row(weights: torch.Tensor, repeat: int, ndim: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config import HoEConfig
 from ..errors import PreferenceError, StaticMergeError
 from ..preference import FloatArray
+from .frames import ACTIVE
 from .layer import HoELayer
 from .plan import Plan, over_ranks
 from .steering import Steering
@@ -42,17 +44,19 @@ class HoELinear(nn.Module, HoELayer):
             result: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return result
         plan, frame = self._plan()
+        result = self.base_layer(x, *args, **kwargs)
         if self.merged:
             self._check_merged(plan)
-            result = self.base_layer(x, *args, **kwargs)
             return result
-        result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         repeat = self._repeat(x, plan, frame)
         for adapter in self.active_adapters:
             if adapter in self.hoe_A and adapter in plan.adapters:
                 result = result + self._delta(x, adapter, plan.adapters[adapter], repeat)
-        return result.to(dtype)
+        result = result.to(dtype)
+        if frame is not None and frame.grad and frame is not ACTIVE.frame and result.requires_grad:
+            frame.hang_on([result])  # no root does it
+        return result
 
     # -- merging ---
 
@@ -126,14 +130,14 @@ class HoELinear(nn.Module, HoELayer):
         else:
             return
         raise StaticMergeError(
-            f"{self.module_name} cannot be merged: {reason}, and adding to a quantised weight would lose or change the "
-            "adapter. Keep it unmerged, or load the base without quantisation"
+            f"{self.module_name} cannot be merged: {reason}, and adding to it would lose or change the adapter. Keep it "
+            "unmerged, or load the base with plain weights"
         )
 
     def _check_merged(self, plan: Plan) -> None:
         for adapter, (preference, _) in self._merged.items():
             wanted = plan.adapters.get(adapter)
-            if wanted is not None and not bool((wanted.preferences == preference).all()):
+            if wanted is not None and not np.allclose(wanted.preferences, preference, rtol=0, atol=1e-9):
                 raise PreferenceError(
                     f"adapter {adapter!r} is merged at {preference.tolist()}, but {wanted.preferences.tolist()} is asked for; "
                     "call unmerge_adapter() first, or merge_and_unload() for a model of its own"

@@ -54,6 +54,24 @@ def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str
             )
 
 
+def check_finite(root: nn.Module) -> None:
+    """Check all adapter tensors of a model once, however they were loaded.
+
+    transformers' own loader does not go through load_state_dict. It reports missing and mismatched tensors itself, but not
+    NaN.
+
+    Raises:
+        CheckpointError: names the tensor and the remedy.
+    """
+    from .layer import HoELayer
+
+    for name, layer in root.named_modules():
+        if isinstance(layer, HoELayer):
+            for part in layer.adapter_layer_names:
+                for key, parameter in getattr(layer, part).named_parameters():
+                    _check_tensor(f"{name}.{part}.{key}", parameter, parameter.shape)
+
+
 def _check_tensor(key: str, tensor: Any, shape: torch.Size) -> None:
     if type(tensor) not in (torch.Tensor, nn.Parameter):
         return  # sharded tensors have their own ideas of shape

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
+from transformers import GenerationConfig
 
 from ..config import HoEConfig
-from ..errors import ExpertError
+from ..errors import ExpertError, HoEWarning
 from ..routing import Route
 from . import functional
-from .frames import extent
+from .entry import extent
+from .frames import ACTIVE
 from .layer import HoELayer
 from .linear import HoELinear
 from .plan import AdapterRouting
@@ -39,13 +43,15 @@ class HoEModel(BaseTuner):
         Raises:
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
-        config: Any = self.peft_config[adapter_name]
-        _check_injectable(config, adapter_name)
+        given: Any = self.peft_config[adapter_name]
+        _check_injectable(given, adapter_name, model)
         self.steering = Steering.find(model) or Steering()
-        self.steering.add(adapter_name, AdapterRouting(config))
+        config = given.claimed_by(f"{self.steering.token}.{adapter_name}")
+        self.peft_config[adapter_name] = config
+        routing = AdapterRouting(config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self.steering.attach(model)
-        self.steering.refresh()
+        self.steering.add(adapter_name, routing)
+        self.steering.entry.attach(model)
 
     def _create_and_replace(
         self,
@@ -69,6 +75,38 @@ class HoEModel(BaseTuner):
         """Remove an adapter and its preferences."""
         super().delete_adapter(adapter_name)
         self.steering.remove(adapter_name)
+
+    # -- calls ---
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's forward, with `preference=` for all rows or one per row."""
+        if torch.compiler.is_compiling():
+            return self.model(*args, **kwargs)
+        frame = ACTIVE.frame
+        try:
+            return self.model(*args, **kwargs)  # not its forward: the root's hooks are the entry
+        finally:
+            ACTIVE.frame = frame
+
+    def generate(self, *args: Any, preference: Any = None, **kwargs: Any) -> Any:
+        """Generate as transformers does, with a preference, or one per row of the batch, for the whole call.
+
+        A KV cache belongs to the preference that filled it: do not hand it to a call with another one.
+        """
+        given = [item for item in (*args, kwargs.get("generation_config")) if isinstance(item, GenerationConfig)]
+        sources = [*given, getattr(self.model, "generation_config", None)]
+        counts = [_setting(name, kwargs, sources) for name in ("num_beams", "num_return_sequences")]
+        with self.steering.entry.generating(preference, max(counts), extent(args, kwargs)[0]):
+            return self.model.generate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's entry for adapters that differ between rows, which it would otherwise drop without a word."""
+        if kwargs.get("adapter_names") is not None:
+            raise NotImplementedError(
+                "HoE does not mix adapters in a batch: adapter_names is not supported. Rows differ by preference=[...]"
+            )
+        yield
 
     # -- steering ---
 
@@ -112,18 +150,6 @@ class HoEModel(BaseTuner):
         """
         functional.mark_trained(self.model, routers, trained=trained, adapter_name=adapter_name)
 
-    def generate(self, *args: Any, preference: Any = None, **kwargs: Any) -> Any:
-        """Generate as transformers does, with a preference, or one per row of the batch, for the whole call.
-
-        A KV cache belongs to the preference that filled it: do not hand it to a call with another one.
-        """
-        settings = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
-        counts = [
-            kwargs.get(name, getattr(settings, name, None)) or 1 for name in ("num_beams", "num_return_sequences")
-        ]
-        with self.steering.entered(preference, max(counts), extent(args, kwargs)[0]):
-            return self.model.generate(*args, **kwargs)
-
     # -- merging ---
 
     def merge_adapter(
@@ -154,20 +180,24 @@ class HoEModel(BaseTuner):
             model: nn.Module = super().merge_and_unload(
                 progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
-        self.steering.detach()
+        self._leave_no_trace()
         return model
 
     def unload(self) -> nn.Module:
         """The base model without the adapters."""
         model: nn.Module = super().unload()
-        self.steering.detach()
+        self._leave_no_trace()
         return model
+
+    def _leave_no_trace(self) -> None:
+        self.steering.entry.detach()
+        self.steering.adapters.clear()
 
     @contextlib.contextmanager
     def _merging(self, adapter_names: list[str] | None, routers: str) -> Iterator[None]:
         if routers not in ("keep", "drop"):
             raise ExpertError(f'routers is {routers!r}; use "keep" or "drop"')
-        self.steering.drop_routers = routers == "drop"
+        ACTIVE.drop_routers = routers == "drop"
         try:
             for layer in _layers(self.model):
                 for adapter in self.active_adapters if adapter_names is None else adapter_names:
@@ -175,7 +205,7 @@ class HoEModel(BaseTuner):
                         layer.check_mergeable(adapter)
             yield
         finally:
-            self.steering.drop_routers = False
+            ACTIVE.drop_routers = False
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not for HoE: a preference is the weighting."""
@@ -185,11 +215,24 @@ class HoEModel(BaseTuner):
         )
 
 
-def _check_injectable(config: HoEConfig, adapter_name: str) -> None:
+def _setting(name: str, kwargs: Mapping[str, Any], sources: Sequence[Any]) -> int:
+    """A generation setting: the call's, else the first source's that has one, else 1."""
+    values = [kwargs.get(name), *(getattr(source, name, None) for source in sources)]
+    return next((int(value) for value in values if value is not None), 1)
+
+
+def _check_injectable(config: HoEConfig, adapter_name: str, model: nn.Module) -> None:
     if config.objectives is None:
         raise ExpertError('HoEConfig names no objectives; write HoEConfig(objectives=["helpful", "harmless"], ...)')
     if "." in adapter_name:
         raise ExpertError(f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another")
+    if config.task_type is None and hasattr(model, "generate"):
+        warnings.warn(
+            "the configuration has no task_type: model.generate(..., preference=) will not be understood. Set task_type, such "
+            'as "CAUSAL_LM", or generate inside a model.use_preference(...) block',
+            HoEWarning,
+            stacklevel=2,
+        )
 
 
 def _layers(model: nn.Module) -> Iterator[HoELinear]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,9 @@ class AdapterPlan:
         key: identifies the preference and what was done with it.
         preferences: `(rows, N)`, as requested.
         static: `(rows, L)` float64 on the CPU, the votes that do not depend on the input; rows is 1 when shared.
-        live: `(rows, R)`, the weight of each router whose softmax votes; None when no router does.
+        live: `(rows, R)`, the weight of each router whose softmax votes; 0 for untrained ones.
+        is_live: whether some router's softmax votes.
+        may_be_live: whether one does at another preference; the same for all plans of an adapter.
         selected: experts that some row can reach, ascending.
         scatter: `(V, L)`, 1 where a voting slot belongs to an expert.
     """
@@ -37,7 +40,9 @@ class AdapterPlan:
     key: bytes
     preferences: FloatArray
     static: torch.Tensor
-    live: torch.Tensor | None
+    live: torch.Tensor
+    is_live: bool
+    may_be_live: bool
     selected: tuple[int, ...]
     scatter: torch.Tensor
     _placed: dict[Any, torch.Tensor] = field(default_factory=dict)
@@ -46,7 +51,7 @@ class AdapterPlan:
     @property
     def is_shared(self) -> bool:
         """Whether all tokens of all rows have the same votes."""
-        return self.live is None and self.static.shape[0] == 1
+        return not self.is_live and self.static.shape[0] == 1
 
     def placed(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """`static`, `live` or `scatter` on the device of `like`, in float32 (float64 for a float64 `like`)."""
@@ -55,9 +60,16 @@ class AdapterPlan:
         if torch.compiler.is_compiling():
             return source.to(dtype).to(like.device)
         key = (name, like.device, dtype)
-        if key not in self._placed:
-            self._placed[key] = source.to(dtype).to(like.device)
-        return self._placed[key]
+        return self._remembered(key, lambda: source.to(dtype).to(like.device))
+
+    def _remembered(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        placed = self._placed.get(key)
+        if placed is None:
+            with torch.inference_mode(False):  # a later training step may use it
+                placed = make()
+            if type(placed) is torch.Tensor:  # a tracer's tensors are not for others
+                self._placed[key] = placed
+        return placed
 
     def selection(self, ranks: tuple[int, ...]) -> Selection:
         """Where the selected experts lie in tensors of these ranks."""
@@ -67,11 +79,11 @@ class AdapterPlan:
 
     def shared_scale(self, ranks: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """The votes of the selected experts over their ranks, `(r,)`, where all tokens share them."""
-        key = (ranks, like.device, like.dtype)
-        if key not in self._placed:
-            selection = self.selection(ranks)
-            self._placed[key] = over_ranks(selection.votes(self.placed("static", like)[0]), selection.ranks)
-        return self._placed[key]
+        selection = self.selection(ranks)
+        return self._remembered(
+            (ranks, like.device, like.dtype),
+            lambda: over_ranks(selection.votes(self.placed("static", like)[0]), selection.ranks),
+        )
 
 
 @dataclass(frozen=True)
@@ -175,34 +187,38 @@ class AdapterRouting:
 
         Args:
             preference: where to plan for.
-            drop_routers: let trained routers vote statically too, which gives the coarse interpolation.
+            drop_routers: leave routers out, which gives the coarse interpolation of LoRA experts.
         """
         cache_key = (preference.tobytes(), drop_routers)
-        if cache_key in self._plans:
-            return self._plans[cache_key]
-        plan = self._make(np.atleast_2d(preference), drop_routers)
+        known = self._plans.get(cache_key)
+        if known is not None:
+            return known
+        with torch.inference_mode(False):
+            plan = self._make(np.atleast_2d(preference), drop_routers)
         self._plans[cache_key] = plan
         while len(self._plans) > _CACHED_PLANS:
             self._plans.popitem(last=False)
         return plan
 
     def _make(self, preferences: FloatArray, drop_routers: bool) -> AdapterPlan:
-        solved = [self.router.weights(row) for row in preferences]
+        solve = self.router.coarse if drop_routers else self.router.weights
+        solved = [solve(row) for row in preferences]
         self._warn_outside(preferences, np.stack([effective for _, effective in solved]))
         weights = np.stack([row for row, _ in solved])
         n_experts = len(self.router.experts)
-        live_routers = np.zeros_like(self.trained) if drop_routers else self.trained
         router_weights = weights[:, n_experts:]
-        static = weights[:, :n_experts] + (router_weights * ~live_routers) @ self.static_votes
-        live = router_weights * live_routers
+        static = weights[:, :n_experts] + (router_weights * ~self.trained) @ self.static_votes
+        live = router_weights * self.trained
         reachable = (static > 0).any(axis=0)
         for r in np.flatnonzero(live.any(axis=0)):
             reachable[self.config.votes()[r]] = True
         return AdapterPlan(
-            key=preferences.tobytes() + live_routers.tobytes(),
+            key=preferences.tobytes() + self.trained.tobytes() + bytes([drop_routers]),
             preferences=preferences,
             static=torch.from_numpy(static),
-            live=torch.from_numpy(live) if live.any() else None,
+            live=torch.from_numpy(live),
+            is_live=bool(live.any()),
+            may_be_live=bool(self.trained.any()),
             selected=tuple(np.flatnonzero(reachable).tolist()),
             scatter=self.scatter,
         )

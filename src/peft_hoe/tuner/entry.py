@@ -1,0 +1,131 @@
+"""Where a preference enters: the root model's forward, and generate.
+
+The root is watched by hooks, because it is the one thing that PeftModel, transformers' `load_adapter` and
+`inject_adapter_in_model` have in common. Hooks are not a `finally`: torch skips them on KeyboardInterrupt, and a compiled
+forward skips them on any error. So a forward that enters ignores what an earlier one of the same model left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import PreferenceError
+from .frames import ACTIVE, Frame, tensors_with_graph
+from .loading import check_finite, check_state_dict
+
+if TYPE_CHECKING:
+    from .steering import Steering
+
+
+class Entry:
+    """The hooks on one root model."""
+
+    def __init__(self, steering: Steering) -> None:
+        self.steering = steering
+        self._hooks: list[Any] = []
+        self._unchecked = False
+
+    def attach(self, root: nn.Module) -> None:
+        """Watch a root model's forward and load_state_dict; its weights are checked at the next forward."""
+        self._unchecked = True
+        if not self._hooks:
+            self._hooks = [
+                root.register_forward_pre_hook(self._before, with_kwargs=True),
+                root.register_forward_hook(self._after, always_call=True),
+                root.register_load_state_dict_pre_hook(check_state_dict),
+            ]
+
+    def detach(self) -> None:
+        """Leave the root model as it was."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @contextlib.contextmanager
+    def generating(self, preference: Any, expansion: int, batch: int | None) -> Iterator[None]:
+        """One plan for all the forwards of a generate."""
+        frame = Frame(self.steering, self.steering.plan_for(preference))
+        frame.expansion = expansion
+        _check_height(frame, batch)
+        outer, ACTIVE.generating = ACTIVE.generating, frame
+        try:
+            yield
+        finally:
+            ACTIVE.generating = outer
+
+    def _before(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (
+            torch.compiler.is_compiling()
+            and "preference" not in kwargs
+            and ACTIVE.frame is None
+            and not self.steering.blocks_open
+        ):
+            return None  # the defaults are ready; layers find them without a frame
+        return self._enter(root, args, kwargs)
+
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
+    def _enter(
+        self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden = ACTIVE.frame if ACTIVE.frame is None or ACTIVE.frame.steering is not self.steering else None
+        # In place before anything can fail: _after is called on an error too, and takes it away again.
+        frame = ACTIVE.frame = Frame(self.steering, previous=hidden, grad=torch.is_grad_enabled())
+        if self._unchecked:
+            check_finite(root)
+            self._unchecked = False
+        preference = kwargs.get("preference")
+        batch, frame.lengths = extent(args, kwargs)
+        outer = ACTIVE.generating
+        if preference is None and outer is not None and outer.steering is self.steering:
+            frame.plan, frame.expansion = outer.plan, outer.expansion
+        else:
+            frame.plan = self.steering.plan_for(preference)
+            _check_height(frame, batch)
+        return args, {name: item for name, item in kwargs.items() if name != "preference"}
+
+    def _after(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling() and ACTIVE.frame is None:
+            return
+        self._leave(output)
+
+    @torch._dynamo.disable  # type: ignore[untyped-decorator]
+    def _leave(self, output: Any) -> None:
+        frame = ACTIVE.frame
+        if frame is None or frame.steering is not self.steering:
+            return
+        ACTIVE.frame = frame.previous
+        if frame.grad:
+            frame.hang_on(tensors_with_graph(output))
+
+
+def _check_height(frame: Frame, batch: int | None) -> None:
+    rows = frame.plan.rows if frame.plan is not None else None
+    if rows is not None and batch is not None and rows != batch:
+        raise PreferenceError(
+            f"preference has {rows} rows, but the batch has {batch}; give one preference per row of the batch, or a "
+            "single one for all"
+        )
+
+
+_INPUTS = (
+    "input_ids",
+    "inputs_embeds",
+    "decoder_input_ids",
+    "decoder_inputs_embeds",
+    "inputs",
+    "pixel_values",
+    "labels",
+)
+
+
+def extent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
+    """The batch size (None where no tensor tells) and the sequence lengths of a call."""
+    named = [kwargs[name] for name in _INPUTS if name in kwargs]
+    tensors = [item for item in (*args, *named) if isinstance(item, torch.Tensor) and item.ndim > 0]
+    batch = int(tensors[0].shape[0]) if tensors else None
+    return batch, frozenset(int(tensor.shape[1]) for tensor in tensors if tensor.ndim > 1)
