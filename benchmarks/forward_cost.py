@@ -113,7 +113,9 @@ def main() -> None:
     stored = {name: sum(p.numel() for p in model.parameters()) * calls for name, (model, _, calls) in models.items()}
     base = stored["base"]
     rows = {}
-    print(f"{'variant':<28} {'prefill':>8} {'decode':>8} {'decode / LoRA':>14} {'parameters':>11}   (relative to the base)")
+    print(
+        f"{'variant':<28} {'prefill':>8} {'decode':>8} {'decode / LoRA':>14} {'parameters':>11}   (relative to the base)"
+    )
     for name in models:
         rows[name] = {
             "prefill": prefills[name] / prefills["base"],
@@ -123,7 +125,9 @@ def main() -> None:
         }
         print("{:<28} {:>8.2f} {:>8.2f} {:>14.2f} {:>11.2f}".format(name, *rows[name].values()))
     if arguments.output:
-        arguments.output.write_text(json.dumps({"settings": vars(arguments) | {"output": None}, "rows": rows}, indent=2))
+        arguments.output.write_text(
+            json.dumps({"settings": vars(arguments) | {"output": None}, "rows": rows}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ class HoEConfig(PeftConfig):
 
         self.peft_type = peft_type()
         self._owner: str | None = None
-        self._claimed: tuple[Any, list[bool]] = (None, [])
+        self._claimed: tuple[list[float] | None, list[bool]] = (None, [])
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
@@ -179,21 +178,15 @@ class HoEConfig(PeftConfig):
             raise ExpertError(f"{what} is {ranks}; at least one expert must have a rank above 0")
         return [0 if rank == 0 else checked_rank(rank, what) for rank in ranks]
 
-    def claimed_by(self, owner: str) -> HoEConfig:
-        """This configuration for its first owner, for others a copy as it was before the first one.
+    def claim(self, owner: str) -> tuple[list[float] | None, list[bool]]:
+        """Default preference and `trained` marks for a model that is made from this configuration.
 
-        PEFT keeps the caller's object, and a model writes its default preference and its routers' `trained` marks into it;
-        a second model or adapter made from the same object must not share them.
+        PEFT keeps the caller's object, and a model writes its own of both into it. A second model or adapter made from the
+        same object starts from what they were before the first.
         """
-        if self._owner is None or self._owner == owner:
+        if self._owner in (None, owner):
             self._owner, self._claimed = owner, (self.default_preference, [spec.trained for spec in self.routers or []])
-            return self
-        other = copy.deepcopy(self)
-        other.default_preference, marks = self._claimed
-        for spec, trained in zip(other.routers or [], marks, strict=True):
-            spec.trained = trained
-        other._owner = None
-        return other.claimed_by(owner)
+        return self._claimed
 
     # -- what the tuner reads ---
 

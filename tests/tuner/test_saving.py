@@ -162,6 +162,15 @@ def test_the_current_default_is_saved(hoe_llama, tmp_path):
     assert json.loads((tmp_path / "adapter_config.json").read_text())["default_preference"] == [1.0, 0.0]
 
 
+def test_a_process_wide_preference_is_the_default(saved, monkeypatch):
+    base, adapter, _ = saved
+    monkeypatch.setenv("PEFT_HOE_PREFERENCE", "1,0")
+    assert dict(by_peft(base, adapter).preference) == {"a": 1, "b": 0}
+    monkeypatch.setenv("PEFT_HOE_PREFERENCE", "x=1")
+    with pytest.raises(ValueError, match=r"PEFT_HOE_PREFERENCE=x=1.*the objectives are"):
+        by_peft(base, adapter)
+
+
 def test_state_dict_keys_are_pefts(hoe_llama):
     keys = get_peft_model_state_dict(hoe_llama()).keys()
     parts = {key.split("q_proj.")[1] for key in keys if "q_proj" in key}

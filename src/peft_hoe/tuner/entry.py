@@ -31,13 +31,14 @@ class Entry:
         self._unchecked = False
 
     def attach(self, root: nn.Module) -> None:
-        """Watch a root model's forward and load_state_dict; its weights are checked at the next forward."""
+        """Watch a root model's forward, loading and saving; its weights are checked at the next forward."""
         self._unchecked = True
         if not self._hooks:
             self._hooks = [
                 root.register_forward_pre_hook(self._before, with_kwargs=True),
                 root.register_forward_hook(self._after, always_call=True),
                 root.register_load_state_dict_pre_hook(check_state_dict),
+                root.register_state_dict_pre_hook(self._before_saving),
             ]
 
     def detach(self) -> None:
@@ -45,6 +46,11 @@ class Entry:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _before_saving(self, *unused: Any) -> None:
+        # Saving reads the state dict, then the configurations: let them be this model's.
+        for routing in self.steering.adapters.values():
+            routing.publish()
 
     @contextlib.contextmanager
     def generating(self, preference: Any, expansion: int, batch: int | None) -> Iterator[None]:

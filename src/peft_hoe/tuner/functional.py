@@ -57,10 +57,9 @@ def mark_trained(
     unknown = [router for router in wanted if router not in known]
     if unknown:
         raise ExpertError(f"adapter {name!r} has no router {unknown}; its routers are {known}")
-    for spec in routing.config.routers or []:
-        if spec.name in wanted:
-            spec.trained = trained
-    routing.refresh()
+    marks = zip(known, routing.trained.tolist(), strict=True)
+    routing.mark_trained([trained if router in wanted else mark for router, mark in marks])
+    routing.publish()
     steering.refresh()
 
 

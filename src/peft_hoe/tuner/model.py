@@ -43,12 +43,10 @@ class HoEModel(BaseTuner):
         Raises:
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
-        given: Any = self.peft_config[adapter_name]
-        _check_injectable(given, adapter_name, model)
+        config: Any = self.peft_config[adapter_name]
+        _check_injectable(config, adapter_name, model)
         self.steering = Steering.find(model) or Steering()
-        config = given.claimed_by(f"{self.steering.token}.{adapter_name}")
-        self.peft_config[adapter_name] = config
-        routing = AdapterRouting(config)
+        routing = AdapterRouting(config, *config.claim(f"{self.steering.token}.{adapter_name}"))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.steering.add(adapter_name, routing)
         self.steering.entry.attach(model)

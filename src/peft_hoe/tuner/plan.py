@@ -151,32 +151,40 @@ class Plan:
 
 
 class AdapterRouting:
-    """One adapter's geometry and default; turns preferences into plans.
+    """One adapter's geometry, default preference and `trained` marks; turns preferences into plans.
 
     Args:
-        config: the adapter's resolved configuration. Its `trained` marks are read when a plan is made: call `refresh`
-            after a change.
+        config: the adapter's resolved configuration, into which `publish` writes.
+        default: the default preference, `(N,)`; None for the uniform one.
+        trained: whether each router is, `(R,)`.
     """
 
-    def __init__(self, config: HoEConfig) -> None:
+    def __init__(self, config: HoEConfig, default: list[float] | None, trained: list[bool]) -> None:
         self.config = config
         self.objectives: list[str] = list(config.objectives or [])
         self.router = config.preference_router()
         self.static_votes = config.static_votes()
-        self.default: FloatArray = (
-            uniform(len(self.objectives))
-            if config.default_preference is None
-            else parse_preference(config.default_preference, self.objectives)
-        )
+        self.chosen: FloatArray | None = None if default is None else parse_preference(default, self.objectives)
         slots = [expert for members in config.votes() for expert in members]
         self.scatter = torch.zeros(len(slots), len(config.expert_names), dtype=torch.float64)
         self.scatter[torch.arange(len(slots)), slots] = 1.0
-        self.refresh()
+        self.mark_trained(trained)
 
-    def refresh(self) -> None:
-        """Forget all plans: the `trained` marks have changed."""
-        self.trained = np.asarray([spec.trained for spec in self.config.routers or []], dtype=bool)
+    @property
+    def default(self) -> FloatArray:
+        """The preference in effect when a call brings none, `(N,)`."""
+        return uniform(len(self.objectives)) if self.chosen is None else self.chosen
+
+    def mark_trained(self, trained: list[bool]) -> None:
+        """Say which routers' softmax votes, `(R,)`; plans are made anew."""
+        self.trained = np.asarray(trained, dtype=bool)
         self._plans: OrderedDict[tuple[bytes, bool], AdapterPlan] = OrderedDict()
+
+    def publish(self) -> None:
+        """Write default preference and marks into the configuration, to be seen and saved."""
+        self.config.default_preference = None if self.chosen is None else self.chosen.tolist()
+        for spec, trained in zip(self.config.routers or [], self.trained.tolist(), strict=True):
+            spec.trained = trained
 
     def route(self, preference: FloatArray) -> Route:
         """The route of a preference `(N,)`."""

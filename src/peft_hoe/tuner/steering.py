@@ -91,7 +91,7 @@ class Steering:
         text = os.environ.get(PREFERENCE_VARIABLE)
         if text:
             try:
-                routing.default = parse_preference(read_preference(text), routing.objectives)
+                routing.chosen = parse_preference(read_preference(text), routing.objectives)
             except PreferenceError as error:
                 raise PreferenceError(
                     f"adapter {name!r} does not take the preference of `peft-hoe run --preference` "
@@ -115,9 +115,8 @@ class Steering:
         for name, preference in parsed.items():
             self.adapters[name].plan(preference)
         for name, preference in parsed.items():
-            routing = self.adapters[name]
-            routing.default = preference
-            routing.config.default_preference = preference.tolist()
+            self.adapters[name].chosen = preference
+            self.adapters[name].publish()
         self.refresh()
 
     def route(self, value: Any, adapter: str | None) -> Route:
