@@ -8,7 +8,7 @@ forward skips them on any error. So a forward that enters ignores what an earlie
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,10 +53,10 @@ class Entry:
             routing.publish()
 
     @contextlib.contextmanager
-    def generating(self, preference: Any, expansion: int, batch: int | None) -> Iterator[None]:
-        """One plan for all the forwards of a generate."""
+    def generating(self, preference: Any, expansions: Iterable[int], batch: int | None) -> Iterator[None]:
+        """One plan for all the forwards of a generate, which may repeat each row `expansions` times."""
         frame = Frame(self.steering, self.steering.plan_for(preference))
-        frame.expansion = expansion
+        frame.expansions |= set(expansions)
         _check_height(frame, batch)
         outer, ACTIVE.generating = ACTIVE.generating, frame
         try:
@@ -88,7 +88,7 @@ class Entry:
         batch, frame.lengths = extent(args, kwargs)
         outer = ACTIVE.generating
         if preference is None and outer is not None and outer.steering is self.steering:
-            frame.plan, frame.expansion = outer.plan, outer.expansion
+            frame.plan, frame.expansions = outer.plan, outer.expansions
         else:
             frame.plan = self.steering.plan_for(preference)
             _check_height(frame, batch)

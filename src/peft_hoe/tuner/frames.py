@@ -31,7 +31,7 @@ class Frame:
         steering: whose layers it is for.
         plan: in effect for all of them; None while it is being made.
         previous: the frame that it hides, restored when it ends.
-        expansion: how often generate repeats each row (beams, num_return_sequences).
+        expansions: how often generate may repeat each row (beams, num_return_sequences); 1 is always among them.
         lengths: sequence lengths of the current forward; a layer that is given (batch x length, d) is told by them.
         grad: whether a backward pass may come. Inside reentrant checkpointing gradients are off, so it is noted at the entry.
         backward: the autograd pass that has reached what this forward returned.
@@ -43,7 +43,7 @@ class Frame:
         self.steering = steering
         self.plan = plan
         self.previous = previous
-        self.expansion = 1
+        self.expansions: frozenset[int] = frozenset({1})
         self.lengths: frozenset[int] = frozenset()
         self.grad = grad
         self.backward = -1

@@ -241,7 +241,7 @@ class HoELayer(BaseTunerLayer):
         """
         if plan.rows is None:
             return 1
-        expansions = {1, frame.expansion if frame is not None else 1}
+        expansions = frame.expansions if frame is not None else frozenset({1})
         lengths = frame.lengths if frame is not None and x.ndim == 2 else frozenset()
         allowed = expansions | {length * expansion for length in lengths for expansion in expansions}
         rows, rest = divmod(x.shape[0], plan.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -91,10 +91,11 @@ class HoEModel(BaseTuner):
 
         A KV cache belongs to the preference that filled it: do not hand it to a call with another one.
         """
-        given = [item for item in (*args, kwargs.get("generation_config")) if isinstance(item, GenerationConfig)]
-        sources = [*given, getattr(self.model, "generation_config", None)]
-        counts = [_setting(name, kwargs, sources) for name in ("num_beams", "num_return_sequences")]
-        with self.steering.entry.generating(preference, max(counts), extent(args, kwargs)[0]):
+        configs = [item for item in (*args, kwargs.get("generation_config")) if isinstance(item, GenerationConfig)]
+        # Which of them counts is transformers' affair, and differs between its versions.
+        sources = [kwargs, *(vars(item) for item in (*configs, getattr(self.model, "generation_config", None)) if item)]
+        counts = [source.get(name) or 1 for source in sources for name in ("num_beams", "num_return_sequences")]
+        with self.steering.entry.generating(preference, counts, extent(args, kwargs)[0]):
             return self.model.generate(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -211,12 +212,6 @@ class HoEModel(BaseTuner):
             "HoE adapters are weighted by a preference, not by add_weighted_adapter: use set_preference, or give each row "
             "its own with preference=; to merge policies into a new expert, use peft_hoe.build_adapter"
         )
-
-
-def _setting(name: str, kwargs: Mapping[str, Any], sources: Sequence[Any]) -> int:
-    """A generation setting: the call's, else the first source's that has one, else 1."""
-    values = [kwargs.get(name), *(getattr(source, name, None) for source in sources)]
-    return next((int(value) for value in values if value is not None), 1)
 
 
 def _check_injectable(config: HoEConfig, adapter_name: str, model: nn.Module) -> None:
