@@ -10,17 +10,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from .preference import example
+from .tasks import AUTO_CLASSES
 
 if TYPE_CHECKING:
     from .config import HoEConfig
 
-_AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-}
 _BEGIN, _END = "<!-- peft_hoe: begin -->", "<!-- peft_hoe: end -->"
 
 
@@ -53,7 +47,7 @@ def complete(directory: str | os.PathLike[str], config: HoEConfig) -> None:
 def describe(config: HoEConfig) -> str:
     """The block's Markdown: how to load and steer, objectives, experts, routers, default preference."""
     objectives = list(config.objectives or [])
-    auto = _AUTO_CLASSES.get(str(config.task_type or "CAUSAL_LM").removeprefix("TaskType."), "AutoModel")
+    auto = AUTO_CLASSES.get(str(config.task_type or "CAUSAL_LM").removeprefix("TaskType."), "AutoModel")
     base = config.base_model_name_or_path or "BASE_MODEL"
     lines = [
         "## Steering this adapter",

@@ -21,6 +21,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
+from ..tasks import AUTO_CLASSES
 from .parameter_names import ParameterNames
 
 _TASKS = {  # suffix of the class name: PEFT's task type
@@ -30,14 +31,6 @@ _TASKS = {  # suffix of the class name: PEFT's task type
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
     "Model": "FEATURE_EXTRACTION",
-}
-_AUTO_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
 }
 LINEAR = "linear"
 
@@ -134,8 +127,8 @@ def read_architecture(
 
 
 def _empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | None]:
-    if task_type is not None and task_type not in _AUTO_CLASSES:
-        raise CheckpointError(f"task_type is {task_type!r}; allowed are {sorted(_AUTO_CLASSES)}")
+    if task_type is not None and task_type not in AUTO_CLASSES:
+        raise CheckpointError(f"task_type is {task_type!r}; allowed are {sorted(AUTO_CLASSES)}")
     try:
         config = transformers.AutoConfig.from_pretrained(directory)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and validation errors of its own
@@ -144,14 +137,14 @@ def _empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | Non
     if task_type is None and hasattr(transformers, name):
         with init_empty_weights():
             return getattr(transformers, name)(config), _task(name, config)
-    auto = _AUTO_CLASSES[task_type or "CAUSAL_LM"]
+    auto = AUTO_CLASSES[task_type or "CAUSAL_LM"]
     try:
         with init_empty_weights():
             model = getattr(transformers, auto).from_config(config)
     except ValueError as error:
         raise CheckpointError(
             f"{directory}: {auto} does not know the architecture {name or config.model_type!r}; pass task_type as one "
-            f"of {sorted(_AUTO_CLASSES)}"
+            f"of {sorted(AUTO_CLASSES)}"
         ) from error
     return model, task_type or "CAUSAL_LM"
 
