@@ -2,8 +2,8 @@
 
     python examples/steer_stories.py --base stories260k --policies policies/positive policies/rich --prompts prompts.json
 
-Needs `pip install peft-hoe vaderSentiment`. A policy's objective is the last part of its directory's name: "positive",
-"rich" or "dialog", for which there are rewards below; put your own in `REWARDS`.
+Needs `pip install peft-hoe vaderSentiment matplotlib`. A policy's objective is the last part of its directory's
+name: "positive", "rich" or "dialog", for which there are rewards below; put your own in `REWARDS`.
 """
 
 import argparse
@@ -52,6 +52,19 @@ def rounded(preference: list[float]) -> str:
     return str([round(weight, 2) for weight in preference])
 
 
+def draw(names: list[str], points: list[list[float]], path: str) -> None:
+    """The front of every pair of objectives."""
+    import matplotlib.pyplot as plt
+
+    pairs = [(x, y) for x in range(len(names)) for y in range(x + 1, len(names))]
+    figure, axes = plt.subplots(1, len(pairs), figsize=(5 * len(pairs), 4), squeeze=False, layout="constrained")
+    for (x, y), panel in zip(pairs, axes[0], strict=True):
+        xs, ys = [point[x] for point in points], [point[y] for point in points]
+        panel.plot(xs, ys, "o-" if len(names) == 2 else "o")
+        panel.set(xlabel=f"mean reward: {names[x]}", ylabel=f"mean reward: {names[y]}")
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True)
@@ -61,6 +74,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40, help="number of prompts")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--output", default="stories-adapter")
+    parser.add_argument("--picture", default="stories-front.png")
     args = parser.parse_args()
 
     policies = {re.split(r"[-_/]", path.rstrip("/"))[-1]: path for path in args.policies}
@@ -82,10 +96,14 @@ def main() -> None:
         print(f"{rounded(preference)}  {text}\n")
 
     print("preference".ljust(24) + "".join(name.rjust(12) for name in policies))
+    points = []
     for preference in grid:
         texts = complete(model, tokenizer, prompts, args.max_new_tokens, preference=[preference] * len(prompts))
         means = [sum(map(REWARDS[name], texts)) / len(texts) for name in policies]
         print(rounded(preference).ljust(24) + "".join(f"{mean:12.3f}" for mean in means))
+        points.append(means)
+    draw(list(policies), points, args.picture)
+    print(f"\nThe front: {args.picture}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,3 +75,25 @@ def test_the_middle_lies_between_or_above(stories: dict[str, Any]) -> None:
     for i in range(2):
         worse = min(stories["positive corner"][i], stories["rich corner"][i])
         assert stories["middle"][i] >= worse - 0.05
+
+
+def test_the_example_runs_on_three_policies(
+    shared_dir: Path, example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The whole job: build, load, 13 preferences, table and picture; corners are ordered."""
+    names = ("positive", "rich", "dialog")
+    policies = [str(shared_dir / "models" / "policies" / f"stories260k-{name}") for name in names]
+    arguments = ["--base", shared_dir / "models" / "stories260k", "--prompts", shared_dir / "data/stories/prompts.json"]
+    arguments += ["--policies", *policies, "--limit", 20, "--max-new-tokens", 32]
+    arguments += ["--output", tmp_path / "adapter", "--picture", tmp_path / "front.png"]
+    monkeypatch.setattr("sys.argv", ["steer_stories.py", *map(str, arguments)])
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    example.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\[[01][\d., ]*\] +-?\d\.\d{3} ", line)]
+    table = {line[:24].strip(): [float(cell) for cell in line[24:].split()] for line in lines}
+    assert len(table) == 13
+    corners = np.asarray([table["[1.0, 0.0, 0.0]"], table["[0.0, 1.0, 0.0]"], table["[0.0, 0.0, 1.0]"]])
+    assert corners[:, 0].argmax() == 0
+    assert corners[:, 2].argmax() == 2
+    assert corners[1, 1] > corners[0, 1]  # dialogue is rich in words as well
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
