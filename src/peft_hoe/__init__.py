@@ -3,6 +3,9 @@
 Importing the package registers the `HOE` tuner with PEFT and does nothing else.
 """
 
+from importlib import import_module
+from typing import Any
+
 from . import versions
 
 versions.check()
@@ -33,6 +36,23 @@ from .tuner.layer import HoELayer  # noqa: E402
 from .tuner.model import HoEModel  # noqa: E402
 
 register()
+
+# Resolved when they are first used: importing peft_hoe imports no trl.
+_TRAINING = {
+    "HoERouterConfig": "training",
+    "HoERouterTrainer": "training",
+    "ObjectiveWeights": "training.objective_weights",
+    "RewardNormalizer": "training.normalization",
+    "payoff_table": "training.normalization",
+    "train_routers": "training.train_routers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
+
 
 __version__ = "0.1.0"
 

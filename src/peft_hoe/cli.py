@@ -12,6 +12,7 @@ from .errors import HoEError
 _COMMANDS = {
     "build": "Turn existing single-objective policies into a steerable adapter.",
     "demo": "Build, save, load and steer a tiny model offline.",
+    "train": "Train the routers of an adapter for their preferences.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
 

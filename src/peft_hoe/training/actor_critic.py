@@ -1,0 +1,80 @@
+"""The steered policy and its critic in one module: what accelerate wraps, and one forward for both.
+
+Shapes: B rows, S = P + T positions of prompt and response, T response positions, V vocabulary, N objectives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from .trained_router import TrainedRouter
+from .value_heads import ValueHeads, ValueModel
+
+
+class ActorCritic(nn.Module):
+    """A frozen HoE policy, the Parameters of the router that trains, and the critic.
+
+    Args:
+        policy: the PeftModel.
+        router: the router that trains; its Parameters and the critic's are the only ones that may train here.
+        critic: value heads on the policy's hidden state, or a value model of its own.
+        bf16: whether forwards run in bfloat16 autocast.
+    """
+
+    def __init__(
+        self, policy: nn.Module, router: TrainedRouter, critic: ValueHeads | ValueModel, *, bf16: bool = False
+    ) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        self.policy = policy
+        self.router = router
+        self.critic = critic
+
+    @property
+    def value_model(self) -> ValueHeads | ValueModel:
+        """The critic, under the name that it has in TRL."""
+        return self.critic
+
+    def autocast(self) -> torch.autocast:
+        """A block in which the policy runs as it does while it trains."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, T, V)` that predict the response's tokens, and values `(B, T, N)` before each."""
+        inputs = sequence_inputs(input_ids, attention_mask)
+        own_backbone = isinstance(self.critic, ValueModel)
+        with self.autocast():
+            logits, hidden = response_logits(self.policy, inputs, response_length, hidden=not own_backbone)
+            if own_backbone:
+                return logits, self.critic(inputs)[:, -response_length - 1 : -1]
+            return logits, self.critic(hidden)
+
+
+def sequence_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model is called with: positions count from the first token that is no padding."""
+    mask = attention_mask.long()
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+
+
+def response_logits(
+    model: Any, inputs: dict[str, torch.Tensor], response_length: int, *, hidden: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits `(B, T, V)` of the positions that predict the response, and the last hidden states there, if asked for."""
+    parameters = inspect.signature(_innermost(model).forward).parameters
+    inputs = {name: value for name, value in inputs.items() if name != "position_ids" or name in parameters}
+    if "logits_to_keep" in parameters:  # the prompt's logits are of no use
+        inputs["logits_to_keep"] = response_length + 1  # type: ignore[assignment]
+    output = model(**inputs, return_dict=True, use_cache=False, output_hidden_states=hidden)
+    last = output.hidden_states[-1][:, -response_length - 1 : -1] if hidden else None
+    return output.logits[:, -response_length - 1 : -1], last
+
+
+def _innermost(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,72 @@
+"""What a run logs, and the sample table.
+
+Shapes: B samples, T response positions, N objectives.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..preference import FloatArray
+from .prompts import PromptBatch
+from .rollouts import Responses, Rollout
+
+
+def over_processes(accelerator: Any, values: Any) -> FloatArray:
+    """Sum of numbers over all processes, same shape; float64 where the device has it."""
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    tensor = torch.as_tensor(np.asarray(values), dtype=dtype, device=accelerator.device)
+    return np.asarray(accelerator.reduce(tensor, reduction="sum").cpu(), dtype=np.float64)
+
+
+def mean_rewards(accelerator: Any, rewards: FloatArray) -> FloatArray:
+    """Mean over the samples `(B, N)` of all processes, `(N,)`; NaN samples are left out, an objective without any is NaN."""
+    known = ~np.isnan(rewards)
+    total, count = over_processes(accelerator, np.stack([np.where(known, rewards, 0.0).sum(0), known.sum(0)]))
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def rollout_metrics(
+    rollout: Rollout, accelerator: Any, experts: Sequence[str], voting: Sequence[str]
+) -> dict[str, float]:
+    """Divergence, entropy, length, and how the router voted, averaged over all processes."""
+    mask = rollout.responses.mask
+    ratio = (rollout.reference - rollout.logprobs).masked_fill(~mask, 0.0)
+    sums: dict[str, Any] = {
+        "objective/kl": (torch.expm1(ratio) - ratio).sum(1).mean(),
+        "objective/entropy": (-rollout.logprobs * mask).sum(1).mean(),
+        "policy/entropy_avg": (rollout.entropy * mask).sum() / mask.sum().clamp(min=1),
+        "completion/length": mask.sum(1).float().mean(),
+        "completion/ended": rollout.responses.ended.float().mean(),
+        "router/entropy": rollout.router_entropy,
+    }
+    usage = dict(zip(experts, rollout.usage.tolist(), strict=True))
+    sums |= {f"router/usage/{name}": usage[name] for name in voting}
+    means = over_processes(accelerator, [float(item) for item in sums.values()]) / accelerator.num_processes
+    return dict(zip(sums, means.tolist(), strict=True))
+
+
+def objective_metrics(objectives: Sequence[str], columns: dict[str, FloatArray]) -> dict[str, float]:
+    """One number per column `(N,)` and objective: `{column/objective: number}`."""
+    return {
+        f"{column}/{name}": float(value)
+        for column, values in columns.items()
+        for name, value in zip(objectives, values, strict=True)
+    }
+
+
+def sample_table(prompts: PromptBatch, responses: Responses, rewards: FloatArray, objectives: Sequence[str]) -> None:
+    """Print up to five prompts with responses and rewards, as TRL prints its samples; nothing without `rich`."""
+    if importlib.util.find_spec("rich") is None:
+        return
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+    from trl.experimental.ppo.ppo_trainer import print_rich_table
+
+    columns: dict[str, Any] = {"query": [str(prompt) for prompt in prompts.texts], "model response": responses.texts}
+    columns |= {name: np.round(column, 4) for name, column in zip(objectives, rewards.T, strict=True)}
+    print_rich_table(pd.DataFrame(columns).iloc[:5])

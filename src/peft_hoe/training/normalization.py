@@ -1,0 +1,230 @@
+"""Rewards on a common scale: 0 is the worst, 1 the best that the single-objective experts reach.
+
+Rewards of different scale swamp each other in a sum, and a smooth Tchebycheff gap means nothing without a scale. The payoff
+table P_ij is the mean reward j of the policy steered to objective i alone; ideal_j = max_i P_ij, nadir_j = min_i P_ij, and
+R̂ = (R − nadir) / (ideal − nadir). It is measured once, on held-out prompts, and frozen. A table belongs to its decoding:
+sampled training and greedy evaluation have one each.
+
+Shapes: N objectives, P prompts, rows are points.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from ..errors import PreferenceError, RewardError
+from ..preference import FloatArray
+from ..tuner.functional import use_preference
+from ..tuner.steering import Steering
+from .prompts import PromptBatch, PromptCollator, as_prompt_batch
+from .rewards import Rewards
+from .rollouts import generate_responses
+
+
+class RewardNormalizer:
+    """Maps rewards to where they lie between nadir and ideal of a payoff table.
+
+    Args:
+        payoff: `(N, N)`, row i the mean rewards of the policy steered to objective i.
+        objectives: the N names.
+        decoding: how the table's texts were generated; plain JSON, kept with the table.
+
+    Raises:
+        RewardError: not N x N finite numbers, or an objective that is constant over the experts.
+    """
+
+    def __init__(self, payoff: Any, objectives: Sequence[str], decoding: Mapping[str, Any] | None = None) -> None:
+        self.objectives = tuple(objectives)
+        self.payoff: FloatArray = np.array(payoff, dtype=np.float64)
+        self.decoding = dict(decoding or {})
+        n = len(self.objectives)
+        if self.payoff.shape != (n, n) or not np.isfinite(self.payoff).all():
+            raise RewardError(
+                f"the payoff table is {np.asarray(payoff).tolist()}; it must hold {n} x {n} finite numbers, one row "
+                f"and one column for each of {list(self.objectives)}"
+            )
+        spread = self.ideal - self.nadir
+        for i in np.flatnonzero(spread <= 1e-9 * np.abs(self.payoff).max(axis=0)):
+            raise RewardError(
+                f"objective {self.objectives[i]!r} is constant: every expert's mean reward is {self.ideal[i]:.6g}, so it "
+                "cannot be normalised. Check its reward and the prompts, or leave the objective out"
+            )
+
+    @property
+    def ideal(self) -> FloatArray:
+        """The best mean reward of any expert, `(N,)`."""
+        return np.asarray(self.payoff.max(axis=0))
+
+    @property
+    def nadir(self) -> FloatArray:
+        """The worst mean reward of any expert, `(N,)`."""
+        return np.asarray(self.payoff.min(axis=0))
+
+    def normalize(self, rewards: Any) -> FloatArray:
+        """(R − nadir) / (ideal − nadir) of `rewards` `(..., N)`, float64; NaN stays NaN, and nothing is clipped."""
+        raw = np.asarray(rewards, dtype=np.float64)
+        if raw.shape[-1:] != (len(self.objectives),):
+            raise RewardError(f"rewards of shape {raw.shape} do not end in the {len(self.objectives)} objectives")
+        return np.asarray((raw - self.nadir) / (self.ideal - self.nadir))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "objectives": list(self.objectives),
+            "payoff": self.payoff.tolist(),
+            "decoding": self.decoding,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RewardNormalizer:
+        """What `state_dict` came from."""
+        return cls(state["payoff"], state["objectives"], state["decoding"])
+
+
+def payoff_table(
+    model: nn.Module,
+    prompts: Sequence[Any],
+    rewards: Any,
+    *,
+    processing_class: Any,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    max_new_tokens: int = 64,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> RewardNormalizer:
+    """Steer the model to each objective alone, and measure all rewards there.
+
+    N · P completions; a batch mixes preferences, row by row. The model's modes and the global random state are as before
+    afterwards.
+
+    Args:
+        model: carries HoE layers; its first active HoE adapter is measured.
+        prompts: P held-out prompts, texts or lists of chat messages.
+        rewards: a Rewards, or what makes one.
+        processing_class: the policy's tokenizer.
+        columns: the data set's other columns, P values each, for the rewards.
+        max_new_tokens: length of a completion.
+        do_sample: sample from the whole vocabulary, as training does; off, greedy.
+        temperature: of sampling.
+        batch_size: completions at once. The random numbers of a sampled table depend on it.
+        seed: of sampling.
+
+    Returns:
+        a normaliser that records the decoding. Samples without a reward (NaN) are left out of their objective's mean.
+
+    Raises:
+        RewardError: there are no prompts, a reward fails, or an objective is constant.
+    """
+    steering = Steering.of(model)
+    objectives = steering.adapters[steering.active_adapter()].objectives
+    scorer = Rewards.of(rewards, objectives)
+    if not len(prompts):
+        raise RewardError("there are no prompts to measure the payoff table on; give at least one")
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    settings = _generation_config(tokenizer, max_new_tokens, do_sample, temperature)
+    with _evaluating(model), _seeded(seed, next(model.parameters()).device):
+        answers = _Answers(model, steering.active_adapter(), prompts, tokenizer, settings, batch_size).all(
+            len(objectives)
+        )
+    payoff = [_mean_rewards(scorer, prompts, columns or {}, *answer) for answer in answers]
+    return RewardNormalizer(payoff, objectives, _decoding(settings, len(prompts), batch_size, seed))
+
+
+@dataclass
+class _Answers:
+    """Completes the prompts at the corners of the simplex."""
+
+    model: nn.Module
+    adapter: str
+    prompts: Sequence[Any]
+    tokenizer: Any
+    settings: GenerationConfig
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        collated = PromptCollator(self.tokenizer)([{"prompt": prompt} for prompt in self.prompts])
+        self.batch = as_prompt_batch(collated, self.tokenizer, next(self.model.parameters()).device)
+
+    def all(self, n: int) -> list[tuple[list[str], Tensor, Tensor]]:
+        """For each corner: P texts, and ids and mask `(P, S)` of prompts and completions."""
+        prompts = torch.arange(len(self.prompts))
+        try:
+            mixed = self._complete(prompts.repeat_interleave(n), np.tile(np.eye(n), (len(prompts), 1)))
+            texts, ids, mask = mixed
+            return [(texts[i::n], ids[i::n], mask[i::n]) for i in range(n)]
+        except PreferenceError:  # a layer that cannot tell rows apart, such as a mixture of experts
+            return [self._complete(prompts, corner) for corner in np.eye(n)]
+
+    def _complete(self, rows: Tensor, preferences: FloatArray) -> tuple[list[str], Tensor, Tensor]:
+        """Complete the prompts `rows` `(K,)` at one preference `(N,)`, or at one for each row `(K, N)`."""
+        texts: list[str] = []
+        ids, mask = [], []
+        for start in range(0, len(rows), self.batch_size):
+            some = rows[start : start + self.batch_size]
+            prompts = PromptBatch(self.batch.ids[some], self.batch.mask[some], [], {})
+            wanted = preferences if preferences.ndim == 1 else preferences[start : start + self.batch_size]
+            with use_preference(self.model, {self.adapter: wanted.tolist()}):
+                part = generate_responses(self.model, prompts, self.tokenizer, self.settings, len(some))
+            texts += part.texts
+            ids.append(torch.cat([prompts.ids, part.ids], dim=1))
+            mask.append(torch.cat([prompts.mask, part.mask], dim=1))
+        return texts, torch.cat(ids), torch.cat(mask)
+
+
+def _mean_rewards(
+    scorer: Rewards, prompts: Sequence[Any], columns: Mapping[str, Any], texts: list[str], ids: Tensor, mask: Tensor
+) -> FloatArray:
+    """Mean rewards `(N,)`; Rewards sees to it that no objective is all NaN."""
+    return np.asarray(np.nanmean(scorer(prompts, texts, columns, input_ids=ids, attention_mask=mask), axis=0))
+
+
+def _generation_config(tokenizer: Any, max_new_tokens: int, do_sample: bool, temperature: float) -> GenerationConfig:
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **sampling,
+    )
+
+
+def _decoding(settings: GenerationConfig, prompts: int, batch_size: int, seed: int) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "do_sample": settings.do_sample,
+        "max_new_tokens": settings.max_new_tokens,
+        "prompts": prompts,
+    }
+    if settings.do_sample:
+        record |= {"temperature": settings.temperature, "seed": seed, "batch_size": batch_size}
+    return record
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """`generate` draws from the global generators only, so they are seeded here and put back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,126 @@
+"""The policy of a run: what it must be, how it generates, and what is put back afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from transformers import GenerationConfig
+
+from ..config import HoEConfig
+from ..errors import ExpertError, HoEError
+from ..tuner.functional import mark_trained, use_preference
+from ..tuner.steering import Steering
+from .optimization import frozen
+from .trained_router import TrainedRouter
+
+
+def steerable(model: Any, peft_config: Any = None) -> Any:
+    """A PeftModel with a HoE adapter: `model`, or what `peft_config` makes of it.
+
+    Raises:
+        PreferenceError: there is no HoE adapter.
+        HoEError: `peft_config` is no HoEConfig, or the model is none that this trainer can train.
+    """
+    if peft_config is not None:
+        if not isinstance(peft_config, HoEConfig):
+            raise HoEError(
+                f"peft_config is a {type(peft_config).__name__}; give a HoEConfig, or a model that has a HoE adapter"
+            )
+        model = get_peft_model(model, peft_config)
+    Steering.of(model)
+    if not isinstance(model, PeftModel):
+        raise HoEError(
+            f"model is a {type(model).__name__} with HoE layers, but no PeftModel; load it with PeftModel.from_pretrained"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise HoEError("model is an encoder-decoder; routers are trained with decoder-only language models")
+    return model
+
+
+def hidden_size(policy: Any) -> int:
+    """Width of the policy's last hidden state."""
+    config = policy.config.get_text_config() if hasattr(policy.config, "get_text_config") else policy.config
+    size: int = config.hidden_size
+    return size
+
+
+@contextlib.contextmanager
+def generation_settings_kept(policy: Any) -> Iterator[None]:
+    """Undo that TRL's constructor writes its stop token into the user's model."""
+    settings = getattr(policy.get_base_model(), "generation_config", None)
+    before = None if settings is None else settings.eos_token_id
+    try:
+        yield
+    finally:
+        if settings is not None:
+            settings.eos_token_id = before
+
+
+def sampling(args: Any, tokenizer: Any, stop: int | None, *, do_sample: bool = True) -> GenerationConfig:
+    """How a run generates: from the whole vocabulary at its temperature, or greedily."""
+    how = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    return GenerationConfig(
+        max_new_tokens=args.response_length, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, **how
+    )
+
+
+@contextlib.contextmanager
+def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationConfig]:
+    """The model's own settings out of the way: transformers fills what is None in ours, such as no stop token, from them."""
+    model = policy.get_base_model()
+    before, model.generation_config = model.generation_config, settings
+    try:
+        yield settings
+    finally:
+        model.generation_config = before
+
+
+@contextlib.contextmanager
+def checkpointed(policy: Any, args: Any) -> Iterator[None]:
+    """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before."""
+    model = policy.get_base_model()
+    before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    wanted = bool(args.gradient_checkpointing) and not before
+    if wanted:
+        settings = {"use_reentrant": False} | (args.gradient_checkpointing_kwargs or {})
+        _renamed(model, "gradient_checkpointing_enable")(settings)
+    try:
+        yield
+    finally:
+        if wanted:
+            _renamed(model, "gradient_checkpointing_disable")()
+
+
+def _renamed(model: Any, name: str) -> Any:
+    """A method of transformers before 5.23, or what it is called since."""
+    return getattr(model, name.replace("gradient", "activation"), None) or getattr(model, name)
+
+
+@contextlib.contextmanager
+def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
+    """While the block lasts, the policy serves the router's preference, the router votes from its own Parameters, and nothing
+    in the policy trains. Afterwards the user's preference, modes, what trains, and the router's mark are as they were.
+
+    Raises:
+        ExpertError: the router is not what serves its preference.
+    """
+    steering = Steering.of(policy)
+    routing = steering.adapters[router.adapter]
+    before = bool(routing.trained[router.index])
+    training = policy.training
+    mark_trained(policy, router.router, adapter_name=router.adapter)
+    try:
+        live = routing.plan(router.preference).live
+        if live is None or float(live[0, router.index]) < 1 - 1e-6:
+            raise ExpertError(
+                f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"
+            )
+        here = use_preference(policy, {router.adapter: router.preference.tolist()})
+        with frozen(policy), here, router.attached():
+            yield
+    finally:
+        policy.train(training)
+        mark_trained(policy, router.router, trained=before, adapter_name=router.adapter)

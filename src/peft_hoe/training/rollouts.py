@@ -1,0 +1,194 @@
+"""Rollouts: what the steered policy wrote, and how likely it and the reference found it.
+
+Shapes: B prompts, P prompt positions, T response positions, N objectives, L experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..tuner.functional import mark_trained, record_votes
+from .actor_critic import ActorCritic, response_logits, sequence_inputs
+from .prompts import PromptBatch
+
+
+@dataclass
+class Responses:
+    """Generated tokens.
+
+    Attributes:
+        ids: `(B, T)`, padding after the end.
+        mask: `(B, T)`, True up to and including the stop token.
+        ended: `(B,)`, whether the stop token was generated.
+        texts: B responses as text, special tokens left out.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    ended: torch.Tensor
+    texts: list[str]
+
+
+@dataclass
+class Rollout:
+    """A batch of responses with everything that an update needs.
+
+    Attributes:
+        prompts: the batch of prompts.
+        responses: what was generated.
+        logprobs: `(B, T)` of the policy that generated.
+        reference: `(B, T)` log-probabilities of the KL reference.
+        entropy: `(B, T)`.
+        values: `(B, T, N)`.
+        usage: `(L,)` mean votes of the experts over modules and response tokens.
+        router_entropy: of the votes, in nats, averaged likewise.
+    """
+
+    prompts: PromptBatch
+    responses: Responses
+    logprobs: torch.Tensor
+    reference: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor
+    usage: torch.Tensor
+    router_entropy: float
+
+    def sequences(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask `(rows, P + T)` of prompts and responses."""
+        ids = torch.cat([self.prompts.ids[rows], self.responses.ids[rows]], dim=1)
+        mask = torch.cat([self.prompts.mask[rows], self.responses.mask[rows]], dim=1)
+        return ids, mask
+
+
+@torch.no_grad()
+def generate_responses(
+    policy: Any, prompts: PromptBatch, processing_class: Any, settings: GenerationConfig, chunk: int
+) -> Responses:
+    """Sample (or, with `settings.do_sample` off, choose) a response to each prompt, `chunk` prompts at a time."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    parts = []
+    for start in range(0, len(prompts.ids), chunk):
+        rows = slice(start, start + chunk)
+        output = policy.generate(
+            input_ids=prompts.ids[rows], attention_mask=prompts.mask[rows].long(), generation_config=settings
+        )
+        part = output[:, prompts.ids.shape[1] :]
+        missing = settings.max_new_tokens - part.shape[1]
+        parts.append(torch.nn.functional.pad(part, (0, missing), value=tokenizer.pad_token_id))
+    ids = torch.cat(parts)
+    mask, ended = response_mask(ids, settings.eos_token_id)
+    ids = ids.masked_fill(~mask, tokenizer.pad_token_id)
+    kept = [row[valid] for row, valid in zip(ids, mask, strict=True)]
+    return Responses(ids, mask, ended, tokenizer.batch_decode(kept, skip_special_tokens=True))
+
+
+def response_mask(ids: torch.Tensor, stop: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens `(B, T)` belong to the response, the stop token included, and which rows `(B,)` have one."""
+    if stop is None:
+        return torch.ones_like(ids, dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    stops = ids == stop
+    return (stops.cumsum(1) - stops.long()) == 0, stops.any(1)
+
+
+def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of `ids` `(B, T)` at a temperature, and the entropy `(B, T)`, from logits `(B, T, V)`."""
+    logs = (logits.float() / temperature).log_softmax(-1)
+    entropy = -(logs.exp() * logs).sum(-1)
+    return logs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropy
+
+
+@torch.no_grad()
+def evaluate_rollout(
+    actor_critic: Any,
+    prompts: PromptBatch,
+    responses: Responses,
+    temperature: float,
+    chunk: int,
+    reference: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+) -> Rollout:
+    """One forward of policy and critic, and one of the reference, over generated responses.
+
+    Args:
+        actor_critic: an `ActorCritic`.
+        prompts: the prompts.
+        responses: the responses to them.
+        temperature: at which they were sampled.
+        chunk: rows per forward.
+        reference: logits `(B, T, V)` of the KL reference, from ids, mask and T.
+    """
+    length, adapter = responses.ids.shape[1], actor_critic.router.adapter
+    empty = torch.empty(0)
+    rollout = Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0)
+    columns: list[list[torch.Tensor]] = [[], [], [], []]
+    for start in range(0, len(prompts.ids), chunk):
+        rows = slice(start, start + chunk)
+        ids, mask = rollout.sequences(rows)
+        with record_votes(actor_critic, adapter) if start == 0 else contextlib.nullcontext() as votes:
+            logits, values = actor_critic(ids, mask, length)
+        if votes is not None:  # one chunk tells enough about the experts' use
+            rollout.usage, rollout.router_entropy = vote_statistics(votes, responses.mask[rows])
+        logprobs, entropy = token_logprobs(logits, responses.ids[rows], temperature)
+        likely, _ = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
+        for column, part in zip(columns, (logprobs, likely, entropy, values.float()), strict=True):
+            column.append(part)
+    rollout.logprobs, rollout.reference, rollout.entropy, rollout.values = map(torch.cat, columns)
+    return rollout
+
+
+def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Mean votes `(L,)` and mean entropy of the votes over modules and response tokens `(B, T)`."""
+    usage, entropy = [], []
+    for vote in votes.values():
+        valid = vote if vote.ndim == 1 else vote[:, -mask.shape[1] - 1 : -1][mask]
+        usage.append(valid.reshape(-1, vote.shape[-1]).mean(0))
+        entropy.append(-torch.xlogy(valid, valid).sum(-1).mean())
+    return torch.stack(usage).mean(0), float(torch.stack(entropy).mean())
+
+
+# -- references ---
+
+
+def base_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """Logits of the base model, the adapter switched off."""
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        policy: Any = actor_critic.policy
+        with policy.disable_adapter():
+            return response_logits(policy, sequence_inputs(ids, mask), length)[0]
+
+    return logits
+
+
+def static_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """Logits of the coarse interpolation: the router votes as if it were untrained."""
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        with _untrained(actor_critic):
+            return response_logits(actor_critic.policy, sequence_inputs(ids, mask), length)[0]
+
+    return logits
+
+
+def model_reference(model: Any) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """Logits of another model."""
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        return response_logits(model, sequence_inputs(ids, mask), length)[0]
+
+    return logits
+
+
+@contextlib.contextmanager
+def _untrained(actor_critic: ActorCritic) -> Iterator[None]:
+    router = actor_critic.router
+    mark_trained(actor_critic.policy, router.router, trained=False, adapter_name=router.adapter)
+    try:
+        yield
+    finally:
+        mark_trained(actor_critic.policy, router.router, adapter_name=router.adapter)

@@ -1,0 +1,226 @@
+"""HoERouterTrainer: STCH-OMD with mixed advantages (paper section 3.4), on TRL's PPOTrainer.
+
+Of TRL's trainer it keeps the constructor, accelerate, callbacks, logging and saving. Its `train`, one loop of 350 lines, is
+replaced by the stages of `router_stages.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any, cast
+
+import torch
+from torch import nn
+from trl.experimental.ppo import PPOTrainer
+
+from ..errors import HoEError, RewardError
+from ..tuner.steering import Steering
+from . import policies, rollouts
+from .actor_critic import ActorCritic
+from .averages import RunningMean
+from .interrupts import Interrupt
+from .metrics import over_processes
+from .normalization import RewardNormalizer
+from .objective_weights import ObjectiveWeights
+from .optimization import frozen, parameter_groups, take_over
+from .prompts import PromptCollator, check_prompts
+from .rewards import Rewards
+from .router_checkpoints import RouterCheckpoints
+from .router_config import HoERouterConfig
+from .router_stages import RouterStages
+from .trained_router import TrainedRouter
+from .value_heads import ValueHeads, ValueModel
+
+
+class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ignore[misc]
+    """Trains one router of a HoE adapter for its preference; everything else stays as it is, to the bit.
+
+    Args:
+        args: the configuration.
+        processing_class: the policy's tokenizer, with a padding token.
+        model: a PeftModel with a HoE adapter.
+        ref_model: a reference for the KL term; None for `args.kl_reference`.
+        reward_model: rewards of all objectives, see `Rewards`.
+        train_dataset: rows with `prompt` (text or chat messages) or `input_ids`; other columns are passed to the rewards.
+        value_model: a critic in TRL's form with 1 or N outputs; None for N heads on the policy's hidden state.
+        data_collator: used as given; None for `PromptCollator`.
+        eval_dataset: prompts of the sample table and, where there is no `normalizer`, of the payoff table.
+        optimizers: optimizer and scheduler; the optimizer's settings are used, what it held is replaced.
+        callbacks: as in transformers.
+        peft_config: a HoEConfig, to make the adapter here.
+        normalizer: the scale of the rewards; None to measure it before the first update.
+
+    Raises:
+        HoEError: rewards, router, dataset or model do not fit together.
+    """
+
+    def __init__(
+        self,
+        args: HoERouterConfig,
+        processing_class: Any,
+        model: Any,
+        ref_model: Any = None,
+        reward_model: Any = None,
+        train_dataset: Any = None,
+        value_model: Any = None,
+        data_collator: Any = None,
+        eval_dataset: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        callbacks: list[Any] | None = None,
+        peft_config: Any = None,
+        *,
+        normalizer: RewardNormalizer | None = None,
+    ) -> None:
+        if not isinstance(args, HoERouterConfig):
+            raise HoEError(f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig")
+        if train_dataset is None or reward_model is None:
+            raise HoEError("train_dataset and reward_model are required")
+        policy = policies.steerable(model, peft_config)
+        self.router = TrainedRouter(policy, args.router, args.model_adapter_name)
+        self.objectives = Steering.of(policy).adapters[self.router.adapter].objectives
+        self.rewards = Rewards.of(reward_model, self.objectives)
+        if data_collator is None:
+            check_prompts(train_dataset, processing_class)
+            data_collator = PromptCollator(processing_class)
+        self._critic: ValueHeads | ValueModel = (
+            ValueHeads(policies.hidden_size(policy), len(self.objectives))
+            if value_model is None
+            else ValueModel(value_model, len(self.objectives))
+        )
+        with policies.generation_settings_kept(policy), frozen(policy):
+            super().__init__(
+                args=args,
+                processing_class=processing_class,
+                model=policy,
+                ref_model=ref_model,
+                reward_model=cast(Any, nn.ModuleList(self.rewards.modules())),
+                train_dataset=train_dataset,
+                value_model=cast(Any, _NoCritic()),
+                data_collator=data_collator,
+                eval_dataset=eval_dataset,
+                optimizers=optimizers,
+                callbacks=callbacks,
+            )
+        self.value_model: Any = None if value_model is None else self._critic
+        self.normalizer = normalizer
+        self.weights = ObjectiveWeights(
+            self.router.preference,
+            mu=args.mu,
+            beta=args.beta,
+            step=args.step,
+            reference_point=args.reference_point,
+            weighting=args.weighting,
+            objectives=self.objectives,
+        )
+        self.average = RunningMean() if args.average_routers else None
+        self._reference = self._make_reference(ref_model)
+        self._experts = Steering.of(policy).adapters[self.router.adapter].config.expert_names
+
+    # -- what TRL's constructor calls ---
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Put actor and critic into TRL's place for them, and make an optimizer of what trains in it."""
+        if self.args.max_steps > 0:
+            self.args.num_total_batches = num_training_steps = self.args.max_steps
+        self.model = ActorCritic(self.policy_model, self.router, self._critic, bf16=bool(self.args.bf16))
+        self.model.config = self.policy_model.config
+        super().create_optimizer_and_scheduler(num_training_steps)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer that holds the router's and the critic's Parameters only."""
+        if self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = parameter_groups(self.router, self._critic, self.args.weight_decay, self.args.value_learning_rate)
+            self.optimizer = kind(groups, **settings)
+        else:
+            take_over(self.optimizer, [*self.router.parameters(), *self._critic.parameters()])
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def _make_reference(self, ref_model: Any) -> Any:
+        if ref_model is not None:
+            return rollouts.model_reference(self.ref_model)
+        make = {"base": rollouts.base_reference, "static": rollouts.static_reference}[self.args.kl_reference]
+        return make(self._actor_critic)
+
+    # -- training ---
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None
+    ) -> None:
+        """Train until `args.total_episodes`, a callback that stops, or SIGINT.
+
+        Args:
+            resume_from_checkpoint: a folder `checkpoint-<update>`, or True for the last in `args.output_dir`. The parameters
+                afterwards are those of an uninterrupted run.
+
+        Raises:
+            HoEError: a reward fails, or the checkpoint does not fit. The model keeps what was trained so far.
+        """
+        try:
+            with policies.steered(self.policy_model, self.router), policies.checkpointed(self.policy_model, self.args):
+                self._run(resume_from_checkpoint)
+        finally:
+            if self.state.global_step > 0:  # also after an exception: what was trained so far is the router
+                self.put_router()
+
+    def _run(self, resume: str | os.PathLike[str] | bool | None) -> None:
+        with Interrupt(enabled=self.args.save_on_interrupt) as interrupt:
+            self._begin(resume)
+            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+            while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+                self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+                started = time.monotonic()
+                metrics = self.step()
+                metrics["eps"] = self.args.batch_size / (time.monotonic() - started)
+                self._finish_step(metrics, interrupted=interrupt.requested)
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def _begin(self, resume: str | os.PathLike[str] | bool | None) -> None:
+        """Fresh state, or a checkpoint's; and the scale of the rewards."""
+        args, state = self.args, self.state
+        state.global_step, state.episode, state.epoch = 0, 0, 0.0
+        state.max_steps = args.num_total_batches
+        state.num_train_epochs = math.ceil(args.num_total_batches * args.batch_size / self.train_dataset_len)
+        state.compute_steps(args, state.max_steps)
+        self.control.should_training_stop = False
+        self.router.read()
+        if resume:
+            self._resume(resume)
+        if self.normalizer is None:
+            self.normalizer = self.measure_payoff()
+        elif self.normalizer.objectives != tuple(self.objectives):
+            raise RewardError(
+                f"the normalizer is for {list(self.normalizer.objectives)}, but the objectives are {list(self.objectives)}"
+            )
+
+    def _finish_step(self, metrics: dict[str, float], *, interrupted: bool) -> None:
+        """Count, log, save, and stop where someone asked for it."""
+        args, state = self.args, self.state
+        state.global_step += 1
+        state.episode += args.batch_size
+        state.epoch = state.episode / self.train_dataset_len
+        metrics |= {"lr": self.lr_scheduler.get_last_lr()[0], "episode": state.episode}
+        self.lr_scheduler.step()
+        self.control = self.callback_handler.on_step_end(args, state, self.control)
+        if over_processes(self.accelerator, float(interrupted)) > 0:
+            self.control.should_save = self.control.should_training_stop = True
+        if self.control.should_log:
+            self.log(metrics)
+        if self.control.should_save:
+            self._save_checkpoint(self.model, trial=None)
+            self.control = self.callback_handler.on_save(args, state, self.control)
+        if args.num_sample_generations > 0 and (state.global_step - 1) % self.sample_generations_freq == 0:
+            self.generate_completions(sampling=True)
+
+
+class _NoCritic(nn.Module):
+    """What TRL's constructor looks for in a value model; `ActorCritic` replaces it before it is used."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Identity()

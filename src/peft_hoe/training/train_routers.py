@@ -1,0 +1,84 @@
+"""All routers of an adapter in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExpertError
+from ..tuner.steering import Steering
+from .normalization import RewardNormalizer
+from .rewards import Rewards
+from .router_config import HoERouterConfig
+from .router_trainer import HoERouterTrainer
+
+
+def train_routers(
+    model: Any,
+    args: HoERouterConfig,
+    *,
+    processing_class: Any,
+    reward_model: Any,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    routers: Sequence[str] | None = None,
+    normalizer: RewardNormalizer | None = None,
+    **others: Any,
+) -> RewardNormalizer:
+    """Train routers one after the other, each for its own preference; all share one payoff table.
+
+    A router moves nothing but itself, so the order does not matter beyond the random numbers.
+
+    Args:
+        model: a PeftModel with a HoE adapter; its routers are trained in place.
+        args: as for one router; `router` is ignored, and checkpoints go to `<output_dir>/<router>`.
+        processing_class: the policy's tokenizer.
+        reward_model: rewards of all objectives.
+        train_dataset: prompts.
+        eval_dataset: prompts of the sample and payoff tables.
+        routers: names; default all of them.
+        normalizer: the scale of the rewards; default measured once.
+        others: more arguments of `HoERouterTrainer`.
+
+    Returns:
+        the payoff table in use. The adapter is saved in `args.output_dir`.
+
+    Raises:
+        ExpertError: there are no routers, or unknown ones; before any of them trains.
+    """
+    steering = Steering.of(model)
+    config = steering.adapters[args.model_adapter_name or steering.active_adapter()].config
+    names = config.router_names if routers is None else list(routers)
+    unknown = [name for name in names if name not in config.router_names]
+    if unknown or not names:
+        raise ExpertError(f"routers {unknown or names} are to be trained; the adapter has {config.router_names}")
+    rewards = Rewards.of(reward_model, list(config.objectives or []))
+    for i, name in enumerate(names):
+        trainer = HoERouterTrainer(
+            args=_for_router(args, name),
+            processing_class=processing_class,
+            model=model,
+            reward_model=rewards,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            normalizer=normalizer,
+            **others,
+        )
+        trainer.train()
+        normalizer = trainer.normalizer
+        if i == len(names) - 1:
+            trainer.save_model(str(args.output_dir))
+    assert normalizer is not None  # every run has one
+    return normalizer
+
+
+def _for_router(args: HoERouterConfig, name: str) -> HoERouterConfig:
+    """The arguments of one router's run: what the trainer counts out is counted anew."""
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
+    for renamed, old in (("activation_checkpointing", "gradient_checkpointing"),):
+        if renamed in fields:
+            fields[old] = None
+    fields |= {"router": name, "output_dir": str(Path(str(args.output_dir)) / name)}
+    return HoERouterConfig(**fields)

@@ -1,0 +1,183 @@
+"""Updates: the PPO loss of a rollout, and the optimizer steps over its mini-batches.
+
+Shapes: B rows, T response positions, N objectives. Every loss is a sum over valid tokens divided by a number that the caller
+gives, the valid tokens of the whole mini-batch on all processes. So micro-batches and processes add up to the gradient of the
+large batch, whatever the lengths of their responses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .advantages import kl_loss
+from .rollouts import Rollout, token_logprobs
+
+
+@dataclass
+class Targets:
+    """What a rollout is worth.
+
+    Attributes:
+        advantages: `(B, T)`, mixed and scaled.
+        returns: `(B, T, N)`, targets of the values.
+        known: `(B, N)`, False where a sample has no reward for an objective.
+    """
+
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    known: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Coefficients, named as in PPOConfig."""
+
+    temperature: float
+    cliprange: float
+    cliprange_value: float
+    vf_coef: float
+    kl_coef: float
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The clipped surrogate `(B, T)`, where clipping was active `(B, T)`, and the ratio `(B, T)`."""
+    ratio = (logprobs - old).exp()
+    free = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(free, clipped), clipped > free, ratio
+
+
+def value_loss(
+    values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped squared error `(B, T, N)`, and where clipping was active `(B, T, N)`."""
+    clipped = old + (values - old).clamp(-cliprange, cliprange)
+    free, bound = (values - returns).square(), (clipped - returns).square()
+    return 0.5 * torch.maximum(free, bound), bound > free
+
+
+def rollout_loss(
+    model: Any, rollout: Rollout, targets: Targets, rows: torch.Tensor, total: torch.Tensor, settings: LossSettings
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of some rows of a rollout, and what to log about it, both already divided by `total`."""
+    ids, mask = rollout.sequences(rows)
+    responses = rollout.responses
+    valid = responses.mask[rows]
+    logits, values = model(ids, mask, responses.ids.shape[1])
+    old = rollout.logprobs[rows]
+    logprobs, _ = token_logprobs(logits, responses.ids[rows], settings.temperature)
+    logprobs = torch.where(valid, logprobs, old)  # an overflow in padding would turn gradients into NaN
+
+    surrogate, clipped, ratio = policy_loss(logprobs, old, targets.advantages[rows], settings.cliprange)
+    errors, value_clipped = value_loss(
+        values.float(), rollout.values[rows], targets.returns[rows], settings.cliprange_value
+    )
+    rewarded = valid.unsqueeze(-1) & targets.known[rows].unsqueeze(1)  # (B, T, N)
+    objectives = errors.shape[-1]
+
+    def mean(item: torch.Tensor) -> torch.Tensor:
+        return (item * valid).sum() / total
+
+    def mean_over_objectives(item: torch.Tensor) -> torch.Tensor:
+        return (item * rewarded).sum() / (total * objectives)
+
+    divergence = kl_loss(logprobs, rollout.reference[rows], valid) * valid.sum() / total
+    policy, value = mean(surrogate), mean_over_objectives(errors)
+    loss = policy + settings.vf_coef * objectives * value + settings.kl_coef * divergence
+    logged = {
+        "loss/policy_avg": policy,
+        "loss/value_avg": value,
+        "loss/kl_avg": divergence,
+        "policy/clipfrac_avg": mean(clipped),
+        "policy/approxkl_avg": mean(0.5 * (logprobs - old).square()),
+        "val/clipfrac_avg": mean_over_objectives(value_clipped),
+        "val/ratio": mean(ratio),
+    }
+    return loss, {name: item.detach() for name, item in logged.items()}
+
+
+def update_minibatch(
+    model: Any,
+    accelerator: Any,
+    rollout: Rollout,
+    targets: Targets,
+    micro_batches: Iterable[torch.Tensor],
+    settings: LossSettings,
+) -> dict[str, torch.Tensor]:
+    """Accumulate the gradient of one mini-batch; what is returned is this process's share of the logged means."""
+    micro_batches = list(micro_batches)
+    valid = rollout.responses.mask[torch.cat(micro_batches)].sum()
+    total = accelerator.reduce(valid.float(), reduction="sum").clamp(min=1)
+    # accelerate divides by the first, DistributedDataParallel by the second; `total` has done both.
+    factor = accelerator.gradient_accumulation_steps * accelerator.num_processes
+    logged: dict[str, torch.Tensor] = {}
+    for i, rows in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            loss, parts = rollout_loss(model, rollout, targets, rows, total, settings)
+            accelerator.backward(loss * factor)
+        for name, part in parts.items():
+            logged[name] = logged.get(name, torch.zeros_like(part)) + part
+    return logged
+
+
+def update(
+    model: Any,
+    accelerator: Any,
+    optimizer: Any,
+    rollout: Rollout,
+    targets: Targets,
+    settings: LossSettings,
+    *,
+    epochs: int,
+    mini_batch: int,
+    micro_batch: int,
+    clip: Iterable[Any] = (),
+    max_grad_norm: float = 0.0,
+) -> dict[str, float]:
+    """PPO epochs over a rollout: one optimizer step for each mini-batch.
+
+    Args:
+        model: the actor and critic, as accelerate prepared it.
+        accelerator: accelerate's.
+        optimizer: holds the router's and the critic's Parameters.
+        rollout: the samples.
+        targets: their advantages and returns.
+        settings: the loss.
+        epochs: passes over the rollout.
+        mini_batch: rows of a step, on this process.
+        micro_batch: rows of a forward.
+        clip: modules whose gradients are clipped, each by itself.
+        max_grad_norm: their bound; 0 for none.
+
+    Returns:
+        Means over all steps and processes.
+    """
+    rows = len(rollout.logprobs)
+    sums: dict[str, torch.Tensor] = {}
+    steps = 0
+    for _ in range(epochs):
+        order = torch.randperm(rows).to(rollout.logprobs.device)
+        for chosen in order.split(mini_batch):
+            logged = update_minibatch(model, accelerator, rollout, targets, chosen.split(micro_batch), settings)
+            if max_grad_norm > 0:
+                for module in clip:
+                    accelerator.clip_grad_norm_(module.parameters(), max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            steps += 1
+            for name, item in logged.items():
+                sums[name] = sums.get(name, torch.zeros_like(item)) + item
+    return _means(sums, steps, accelerator)
+
+
+def _means(sums: Mapping[str, torch.Tensor], steps: int, accelerator: Any) -> dict[str, float]:
+    stacked = accelerator.reduce(torch.stack(list(sums.values())), reduction="sum") / steps
+    return dict(zip(sums, stacked.tolist(), strict=True))

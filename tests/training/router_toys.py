@@ -1,0 +1,147 @@
+"""A tiny HoE Llama whose experts prefer different tokens, and rewards that count them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from peft_hoe import HoEConfig
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(28))]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A word is a token; 32 of them."""
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_base(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_policy(*, routers: Sequence[Any] = ([0.25, 0.75], [0.75, 0.25]), seed: int = 0, **changes: Any) -> PeftModel:
+    """Experts with random weights, so that each has tastes of its own; routers as they start."""
+    config = HoEConfig(
+        objectives=["low", "high"],
+        routers=list(routers),
+        r=4,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        **changes,
+    )
+    model = get_peft_model(make_base(seed), config)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in model.named_parameters():
+        if "hoe_A" in name or "hoe_B" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def low(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Share of the words w0 to w13."""
+    return [_share(text, range(14)) for text in completions]
+
+
+def high(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """Share of the words w10 to w27: some words please both."""
+    return [_share(text, range(10, 28)) for text in completions]
+
+
+def _share(text: str, wanted: range) -> float:
+    words = text.split()
+    return sum(word in {f"w{i}" for i in wanted} for word in words) / max(len(words), 1)
+
+
+REWARDS = {"low": low, "high": high}
+PROMPTS = [{"prompt": f"w{i} w{(7 * i) % 28} w{(3 * i) % 28}"[: None if i % 2 else -3].strip()} for i in range(24)]
+
+
+def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
+    """A trainer on the toy."""
+    from peft_hoe.training import HoERouterConfig, HoERouterTrainer
+    from peft_hoe.training.normalization import RewardNormalizer
+
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "router": "r0",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "num_sample_generations": 0,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 2,
+        "response_length": 6,
+        "temperature": 1.0,
+        "learning_rate": 0.05,
+        "save_strategy": "no",
+        "logging_strategy": "steps",
+    }
+    arguments: dict[str, Any] = {
+        "args": HoERouterConfig(**{**settings, **changes}),
+        "processing_class": make_tokenizer(),
+        "model": make_policy() if model is None else model,
+        "reward_model": REWARDS,
+        "train_dataset": PROMPTS,
+        "normalizer": RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], ["low", "high"]),
+    }
+    return HoERouterTrainer(**{**arguments, **constructor})
+
+
+def two_updates(output: str, rows: int) -> dict[str, Any]:
+    """The router after one update on a given global batch of 8 responses, and after two whole updates, on this process."""
+    from peft_hoe.training import rollouts
+    from peft_hoe.training.policies import steered
+
+    trainer = make_trainer(
+        None, output, {}, per_device_train_batch_size=rows, num_ppo_epochs=1, stop_token="eos", save_strategy="steps",
+        save_steps=1,
+    )  # fmt: skip
+    rank = trainer.accelerator.process_index
+    mine = slice(rank, None, trainer.accelerator.num_processes)
+    with steered(trainer.policy_model, trainer.router):
+        prompts = trainer.next_prompts()
+        ids = torch.randint(3, len(WORDS), (8, 6), generator=torch.Generator().manual_seed(7))[mine]
+        mask = (torch.arange(6) < (torch.arange(8) % 6 + 1).unsqueeze(1))[mine]
+        texts = trainer.processing_class.batch_decode(ids)
+        responses = rollouts.Responses(ids, mask, torch.zeros(len(ids), dtype=torch.bool), texts)
+        trainer.model.eval()
+        rollout = rollouts.evaluate_rollout(trainer._actor_critic, prompts, responses, 1.0, 8, trainer._reference)
+        rewards = trainer.normalize(trainer.score(rollout))
+        weights = trainer.weigh(rewards)
+        trainer.update(rollout, trainer.advantages(rollout, rewards, weights))
+    given = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    trainer.train()
+    trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    return {"rank": rank, "given": given, "trained": trained, "weights": torch.tensor(weights)}

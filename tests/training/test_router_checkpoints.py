@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peft_hoe import CheckpointError, HoEError
+
+pytest.importorskip("trl.experimental.ppo")
+
+Make = Callable[..., Any]
+RUN = {
+    "max_steps": 4,
+    "gradient_accumulation_steps": 2,
+    "num_mini_batches": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+
+
+def parameters(trainer: Any) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for part in (trainer.router, trainer._critic) for parameter in part.parameters()]
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_resumed_run_equals_uninterrupted(make_trainer: Make, tmp_path: Path, average: bool) -> None:
+    """Router, critic, weights, optimizer, schedule, prompts and random numbers continue where they stopped."""
+    whole = make_trainer(output_dir=tmp_path / "whole", average_routers=average, **RUN)
+    whole.train()
+    torch.manual_seed(99)  # a new process starts somewhere else
+    resumed = make_trainer(
+        output_dir=tmp_path / "resumed", average_routers=average, constructor={"normalizer": None}, **RUN
+    )
+    resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
+    assert resumed.state.global_step == 4
+    for x, y in zip(parameters(whole), parameters(resumed), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+    assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
+    assert [entry["episode"] for entry in resumed.state.log_history] == [16, 32, 48, 64]
+    for x, y in zip(whole.policy_model.parameters(), resumed.policy_model.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_is_an_adapter(make_trainer: Make, toys: ModuleType, tmp_path: Path) -> None:
+    trainer = make_trainer(**{**RUN, "save_total_limit": 1})
+    trainer.train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-4"]
+    loaded = PeftModel.from_pretrained(toys.make_base(), tmp_path / "run" / "checkpoint-4").eval()
+    assert [router.trained for router in loaded.peft_config["default"].routers] == [True, False]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = trainer.policy_model(ids, preference=[0.25, 0.75]).logits
+        assert torch.equal(loaded(ids, preference=[0.25, 0.75]).logits, expected)
+    trainer.save_model(str(tmp_path / "final"))
+    assert (tmp_path / "final" / "adapter_model.safetensors").is_file()
+
+
+def test_average_is_what_is_kept(make_trainer: Make, toys: ModuleType) -> None:
+    trainer = make_trainer(average_routers=True, max_steps=3)
+    seen: list[torch.Tensor] = []
+    add = trainer.average.add
+
+    def note(values: Any) -> None:
+        seen.append(values["linears.0.weight"].clone())
+        add(values)
+
+    trainer.average.add = note
+    trainer.train()
+    layer = trainer.router.layers[0]
+    kept = layer.hoe_router["default"].weight[trainer.router.rows]
+    torch.testing.assert_close(kept, torch.stack(seen).mean(0))
+    assert not torch.equal(kept, seen[-1])
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(make_trainer: Make, tmp_path: Path) -> None:
+    trainer = make_trainer(**RUN)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.train()
+    with pytest.raises(CheckpointError, match="'router': 'r0'"):
+        make_trainer(router="r1", **RUN).train(resume_from_checkpoint=True)
+    with pytest.raises(HoEError, match="mu"):
+        make_trainer(mu=0.5, **RUN).train(resume_from_checkpoint=True)
+    damaged = tmp_path / "run" / "checkpoint-4" / "router_training.pt"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        make_trainer(**RUN).train(resume_from_checkpoint=True)

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import signal
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+import peft_hoe
+from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
+
+pytest.importorskip("trl.experimental.ppo")
+
+from peft_hoe.training.policies import steered
+
+Make = Callable[..., Any]
+
+_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
+# transformers 5.23 renamed it.
+CHECKPOINTING = {name: True for name in ("activation_checkpointing", "gradient_checkpointing") if name in _NAMES}
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def rows_of(model: Any, router: str) -> list[torch.Tensor]:
+    """The rows of a router in every module, with their biases."""
+    config = model.peft_config["default"]
+    start = sum(len(votes) for votes in config.votes()[: config.router_names.index(router)])
+    stop = start + len(config.votes()[config.router_names.index(router)])
+    linears = [module.hoe_router["default"] for module in model.modules() if isinstance(module, peft_hoe.HoELayer)]
+    return [tensor[start:stop].detach().clone() for linear in linears for tensor in (linear.weight, linear.bias)]
+
+
+def is_trained(model: Any, router: str = "r0") -> bool:
+    return next(spec.trained for spec in model.peft_config["default"].routers if spec.name == router)
+
+
+class Raise(TrainerCallback):
+    """Fails after some updates."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.after:
+            raise RuntimeError("stop here")
+
+
+# -- what trains ---
+
+
+def test_only_the_router_and_the_critic_move(make_trainer: Make, toys: ModuleType) -> None:
+    """Weight decay 0.1, a second router with weights, and an optimizer whose momentum is warm: nothing else moves by a bit."""
+    model = toys.make_policy()
+    router_parameters = [parameter for name, parameter in model.named_parameters() if "hoe_router" in name]
+    for parameter in router_parameters:
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.AdamW(router_parameters, lr=0.05, weight_decay=0.1)
+    sum((parameter**2).sum() for parameter in router_parameters).backward()
+    optimizer.step()  # both routers now have momentum
+    before, other, own = snapshot(model), rows_of(model, "r1"), rows_of(model, "r0")
+    trainer = make_trainer(model=model, constructor={"optimizers": (optimizer, None)}, weight_decay=0.1)
+    critic = snapshot(trainer._critic)
+    trainer.train()
+    after = snapshot(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before if "hoe_router" not in name)
+    assert all(torch.equal(x, y) for x, y in zip(other, rows_of(model, "r1"), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True))
+    assert not torch.equal(critic["heads.weight"], trainer._critic.heads.weight)
+
+
+def test_own_optimizer_holds_router_and_critic_only(make_trainer: Make) -> None:
+    trainer = make_trainer(weight_decay=0.1, value_learning_rate=0.5)
+    held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for module in (trainer.router, trainer._critic) for parameter in module.parameters()}
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0, 0.0]
+    assert trainer.optimizer.param_groups[2]["initial_lr"] == 0.5
+
+
+def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: ModuleType) -> None:
+    model = toys.make_policy()
+    model.set_preference([0.6, 0.4])
+    model.get_base_model().generation_config.eos_token_id = 2
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append((dict(model.preference), is_trained(model), any(p.requires_grad for p in model.parameters())))
+
+    trainer = make_trainer(model=model, constructor={"callbacks": [Look()]})
+    assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    trainer.train()
+    assert seen == [({"low": 0.25, "high": 0.75}, True, False)] * 2
+    assert dict(model.preference) == {"low": 0.6, "high": 0.4}
+    assert model.peft_config["default"].default_preference == [0.6, 0.4]
+    assert is_trained(model)
+    assert not is_trained(model, "r1")
+    assert not model.training
+    assert model.get_base_model().generation_config.eos_token_id == 2
+    assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert not any(module.trained_rows for module in model.modules() if isinstance(module, peft_hoe.HoELayer))
+
+
+@pytest.mark.parametrize(("after", "trained"), [(0, False), (1, True)])
+def test_an_exception_restores_and_keeps_whole_updates(
+    make_trainer: Make, toys: ModuleType, after: int, trained: bool
+) -> None:
+    model = toys.make_policy()
+    own = rows_of(model, "r0")
+
+    def broken(prompts: Any, completions: Any) -> list[float]:
+        raise RuntimeError("no reward")
+
+    rewards = toys.REWARDS if after else {"low": broken, "high": toys.high}
+    trainer = make_trainer(model=model, constructor={"callbacks": [Raise(after)], "reward_model": rewards})
+    with pytest.raises((RuntimeError, HoEError), match=r"stop here|no reward"):
+        trainer.train()
+    assert dict(model.preference) == {"low": 0.5, "high": 0.5}
+    assert is_trained(model) is trained
+    assert all(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True)) is not trained
+
+
+def test_training_starts_from_the_static_votes(make_trainer: Make) -> None:
+    """The first rollout comes from the interpolation that an untrained router gives, up to 1e-3."""
+    trainer = make_trainer(max_steps=1, kl_reference="static")
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["router/usage/centroid"] == pytest.approx(0.5, abs=1e-3)
+    assert first["router/entropy"] == pytest.approx(np.log(2), abs=1e-3)
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+# -- learning ---
+
+
+def test_reward_improves(make_trainer: Make) -> None:
+    trainer = make_trainer(
+        max_steps=25, per_device_train_batch_size=64, response_length=10, kl_coef=0.0, seed=1, beta=0.1, step=0.0,
+        constructor={"reward_model": {"low": lambda prompts, completions: [0.0, 0.1] * (len(completions) // 2), "high": _w20}},
+    )  # fmt: skip
+    trainer.train()
+    rewards = [entry["reward/high"] for entry in trainer.state.log_history if "reward/high" in entry]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:3]) + 0.02
+
+
+def _w20(prompts: Any, completions: list[str]) -> list[float]:
+    return [sum(word in ("w20", "w21", "w22", "w23") for word in text.split()) / 10 for text in completions]
+
+
+def test_everything_is_logged_through_callbacks(make_trainer: Make) -> None:
+    logged: list[dict[str, float]] = []
+
+    class Log(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            logged.append(dict(logs))
+
+    make_trainer(constructor={"callbacks": [Log()]}).train()
+    per_objective = ("reward", "reward_normalized", "weight", "advantage_weight", "gap")
+    expected = {f"{column}/{name}" for column in per_objective for name in ("low", "high")}
+    expected |= {"loss/value_avg", "loss/policy_avg", "objective/kl", "policy/entropy_avg", "policy/clipfrac_avg"}
+    expected |= {"router/entropy", "router/usage/high", "router/usage/centroid", "lr", "episode", "val/ratio"}
+    assert len(logged) == 2
+    assert all(expected <= entry.keys() for entry in logged)
+    assert all(np.isfinite(list(entry.values())).all() for entry in logged)
+    assert logged[0]["advantage_weight/low"] + logged[0]["advantage_weight/high"] == pytest.approx(1.0)
+    assert logged[0]["gap/low"] == pytest.approx(0.25 * (1.05 - logged[0]["reward_normalized/low"]))
+
+
+def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None:
+    trainer = make_trainer(constructor={"normalizer": None}, max_steps=1, payoff_prompts=20, response_length=16)
+    trainer.train()
+    assert trainer.normalizer.decoding["max_new_tokens"] == 16
+    assert trainer.normalizer.decoding["prompts"] == 20
+
+
+# -- what a PPO script passes ---
+
+
+def test_value_model_with_one_output_is_copied(make_trainer: Make, toys: ModuleType) -> None:
+    from transformers import LlamaForSequenceClassification
+
+    value_model = LlamaForSequenceClassification(toys.make_base().config)
+    config = value_model.config
+    config.num_labels = 1
+    value_model = LlamaForSequenceClassification(config)
+    trainer = make_trainer(constructor={"value_model": value_model}, max_steps=1)
+    weight = trainer._critic.score.weight
+    assert weight.shape[0] == 2
+    assert torch.equal(weight[0], weight[1])
+    trainer.train()
+    assert not torch.equal(trainer._critic.score.weight[0], trainer._critic.score.weight[1])
+    config.num_labels = 3
+    with pytest.raises(HoEError, match="3 outputs"):
+        make_trainer(constructor={"value_model": LlamaForSequenceClassification(config)})
+
+
+def test_peft_config_collator_eval_dataset_and_columns(make_trainer: Make, toys: ModuleType, capsys: Any) -> None:
+    tokenizer = toys.make_tokenizer()
+    seen: list[Any] = []
+
+    def reward(prompts: Any, completions: Any, tag: Any = None, **columns: Any) -> list[float]:
+        seen.append((list(prompts), list(tag)))
+        return toys.low(prompts, completions)
+
+    def collate(rows: Any) -> dict[str, Any]:
+        batch = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt")
+        return {**batch, "tag": [row["tag"] for row in rows]}
+
+    rows = [{"input_ids": tokenizer(row["prompt"])["input_ids"], "tag": i} for i, row in enumerate(toys.PROMPTS)]
+    config = HoEConfig(
+        objectives=["low", "high"], routers=[[0.25, 0.75]], r=4, target_modules="all-linear", task_type="CAUSAL_LM",
+        init_weights=False,
+    )  # fmt: skip
+    trainer = make_trainer(
+        model=toys.make_base(),
+        constructor={
+            "peft_config": config,
+            "train_dataset": rows,
+            "eval_dataset": rows[:4],
+            "data_collator": collate,
+            "reward_model": [reward, toys.high],
+        },
+        max_steps=1,
+        num_sample_generations=1,
+    )
+    trainer.train()
+    prompts, tags = seen[0]
+    assert [toys.PROMPTS[tag]["prompt"] for tag in tags] == prompts
+    if importlib.util.find_spec("rich") is not None:
+        assert "model response" in capsys.readouterr().out
+
+
+def test_chat_prompts_go_through_the_template(make_trainer: Make, toys: ModuleType) -> None:
+    tokenizer = toys.make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w2{% endif %}"
+    )
+    chats = [{"prompt": [{"role": "user", "content": f"w{i}"}]} for i in range(8)]
+    trainer = make_trainer(constructor={"train_dataset": chats, "processing_class": tokenizer})
+    batch = trainer.data_collator(chats[5:6])
+    assert tokenizer.decode(batch["input_ids"][0]) == "w1 w5 w2"
+    with pytest.warns(HoEWarning, match="plain strings"):
+        make_trainer(constructor={"processing_class": tokenizer})
+
+
+# -- bad input, before the first step ---
+
+
+def test_bad_input_raises_before_the_first_step(make_trainer: Make, toys: ModuleType) -> None:
+    with pytest.raises(ExpertError, match="no router 'nope'"):
+        make_trainer(router="nope")
+    with pytest.raises(ExpertError, match="say which one"):
+        make_trainer(router=None)
+    with pytest.raises(HoEError, match="missing"):
+        make_trainer(constructor={"reward_model": {"low": toys.low}})
+    with pytest.raises(HoEError, match="no prompts"):
+        make_trainer(constructor={"train_dataset": [{"text": "w1"}]})
+    with pytest.raises(PreferenceError, match="no HoE adapter"):
+        make_trainer(model=toys.make_base())
+    with pytest.raises(HoEError, match="whiten_rewards"):
+        make_trainer(whiten_rewards=True)
+    with pytest.raises(HoEError, match="k3"):
+        make_trainer(kl_estimator="k1")
+
+
+def test_experts_without_weights_are_refused(make_trainer: Make, toys: ModuleType) -> None:
+    model = toys.make_policy()
+    for name, parameter in model.named_parameters():
+        if "hoe_B" in name:
+            parameter.data.zero_()
+    with pytest.raises(ExpertError, match="hold no weights"):
+        make_trainer(model=model)
+
+
+def test_constant_objective_raises_before_the_first_step(make_trainer: Make, toys: ModuleType) -> None:
+    model = toys.make_policy()
+    own = rows_of(model, "r0")
+    rewards = {"low": toys.low, "high": lambda prompts, completions: [1.0] * len(completions)}
+    with pytest.raises(HoEError, match="'high' is constant"):
+        make_trainer(model=model, constructor={"normalizer": None, "reward_model": rewards}).train()
+    assert all(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True))
+
+
+def test_right_padding_is_refused(make_trainer: Make, toys: ModuleType) -> None:
+    def collate(rows: Any) -> dict[str, Any]:
+        return {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]] * 4)}
+
+    with pytest.raises(HoEError, match="pads on the right"):
+        make_trainer(constructor={"data_collator": collate}).train()
+
+
+def test_a_failing_reward_leaves_the_last_checkpoint(make_trainer: Make, toys: ModuleType, tmp_path: Any) -> None:
+    calls = []
+
+    def short(prompts: Any, completions: Any) -> list[float]:
+        calls.append(1)
+        return [0.5] * (len(completions) - (len(calls) > 2))
+
+    trainer = make_trainer(
+        constructor={"reward_model": {"low": short, "high": toys.high}},
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=4,
+    )
+    with pytest.raises(HoEError, match="7 values for 8 completions"):
+        trainer.train()
+    found = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert found == ["checkpoint-1", "checkpoint-2"]
+
+
+# -- precision ---
+
+
+def test_bf16_autocast_trains(make_trainer: Make) -> None:
+    exact, mixed = make_trainer(max_steps=1), make_trainer(max_steps=1, bf16=True)
+    prompts = exact.next_prompts()
+    with exact_and_mixed_logits(exact, mixed, prompts) as (first, second):
+        assert 0 < float((first - second.float()).abs().max()) < 0.5
+    mixed.train()
+    assert np.isfinite(mixed.state.log_history[0]["loss/policy_avg"])
+    assert all(parameter.dtype == torch.float32 for parameter in mixed.router.parameters())
+
+
+@contextlib.contextmanager
+def exact_and_mixed_logits(exact: Any, mixed: Any, prompts: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    ids, mask = prompts.ids, prompts.mask
+    with torch.no_grad(), steered(exact.policy_model, exact.router), steered(mixed.policy_model, mixed.router):
+        yield exact.model(ids, mask, 2)[0], mixed.model(ids, mask, 2)[0]
+
+
+def test_gradient_checkpointing_gives_the_same_parameters(make_trainer: Make) -> None:
+    plain, saving = make_trainer(max_steps=2), make_trainer(max_steps=2, **CHECKPOINTING)
+    plain.train()
+    torch.manual_seed(plain.local_seed)
+    saving.train()
+    for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+    layers = saving.policy_model.get_base_model().model.layers
+    assert not any(layer.gradient_checkpointing for layer in layers)
+
+
+def test_save_on_interrupt(make_trainer: Make, toys: ModuleType, tmp_path: Any) -> None:
+    class Press(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                signal.raise_signal(signal.SIGINT)
+
+    model = toys.make_policy()
+    trainer = make_trainer(model=model, max_steps=6, constructor={"callbacks": [Press()]})
+    before = signal.getsignal(signal.SIGINT)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert is_trained(model)
