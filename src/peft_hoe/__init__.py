@@ -51,7 +51,12 @@ _TRAINING = {
 def __getattr__(name: str) -> Any:
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
+    except ImportError as error:
+        from .training.trl_versions import missing_ppo
+
+        raise ImportError(missing_ppo() or str(error)) from error
 
 
 __version__ = "0.1.0"

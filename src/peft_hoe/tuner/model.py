@@ -159,7 +159,7 @@ class HoEModel(BaseTuner):
         Args:
             adapter_names: default the active ones.
             safe_merge: check for NaN before replacing weights.
-            routers: "keep" refuses trained routers; "drop" bakes their static interpolation.
+            routers: "keep" refuses trained routers; "drop" leaves routers out and bakes the interpolation of experts.
 
         Raises:
             StaticMergeError: before anything is changed.
