@@ -270,8 +270,16 @@ def test_bad_input_raises_before_the_first_step(make_trainer: Make, toys: Module
         make_trainer(model=toys.make_base())
     with pytest.raises(HoEError, match="whiten_rewards"):
         make_trainer(whiten_rewards=True)
+    with pytest.raises(HoEError, match="bf16"):
+        make_trainer(fp16=True)
     with pytest.raises(HoEError, match="k3"):
         make_trainer(kl_estimator="k1")
+
+
+def test_sharded_training_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(HoEError, match="not supported yet"):
+        make_trainer()
 
 
 def test_experts_without_weights_are_refused(make_trainer: Make, toys: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,16 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
         if self.whiten_rewards:
             raise HoEError(
                 "whiten_rewards=True would undo the payoff table's scale; leave it out, and see advantage_scaling"
+            )
+        if self.fp16:
+            raise HoEError("fp16=True is not supported: there is no loss scaling here; use bf16=True")
+        sharded = [
+            name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+        ]
+        if self.deepspeed or self.fsdp or sharded:
+            raise HoEError(
+                "DeepSpeed and FSDP are not supported yet: the router's Parameters are read and written outside of their "
+                "wrappers; use accelerate's plain multi-process launch"
             )
         if self.payoff_prompts < 1:
             raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
