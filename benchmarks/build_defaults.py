@@ -1,6 +1,6 @@
 """Chooses the defaults of `build_adapter` (rescale, merge, prune, rank) on validation prompts of a TinyStories Llama.
 
-    python benchmarks/build_defaults.py --shared ../shared --output build_defaults.json
+    python benchmarks/build_defaults.py --shared DIR --output build_defaults.json
 
 One adapter with the three policies and the midpoint of each pair serves all pairs. Its score is the hypervolume of the
 front at 11 preferences, in rewards normalised to the pair's two policies (the better is 1, the worse 0), reference point

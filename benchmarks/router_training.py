@@ -1,6 +1,6 @@
 """What training a router gains on three real experts of a TinyStories Llama, over seeds.
 
-    python benchmarks/router_training.py --shared ../shared --output router_training.json --seeds 5
+    python benchmarks/router_training.py --shared DIR --output router_training.json --seeds 5
 
 One adapter with build defaults (policies positive and rich, and the expert between them), one router. For each seed and arm
 the router is trained on the training prompts; then trained and untrained are compared on the test prompts (`--split`; the

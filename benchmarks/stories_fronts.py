@@ -1,6 +1,6 @@
 """Fronts of three policies of a 260k-parameter TinyStories Llama, and how far a full-rank expert is from its policy.
 
-    python benchmarks/stories_fronts.py --shared ../shared --output stories_fronts.json
+    python benchmarks/stories_fronts.py --shared DIR --output stories_fronts.json
 
 Build defaults but for the rank: the expert of each policy and one at the centroid, no routers. Greedy, 48 new tokens, the
 test prompts. Rewards as in `build_defaults.py`, from which the measuring is imported.

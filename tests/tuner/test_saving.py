@@ -172,6 +172,23 @@ def test_a_process_wide_preference_is_the_default(saved, monkeypatch):
         by_peft(base, adapter)
 
 
+def test_base_modules_with_our_prefix_in_their_names_stay_the_bases():
+    pytest.importorskip("peft", minversion="0.21")  # older versions look for the prefix anywhere in a name
+
+    class Shop(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shoe_rack = torch.nn.Linear(2, 2)
+            self.lin = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.lin(self.shoe_rack(x))
+
+    model = get_peft_model(Shop(), HoEConfig(objectives=["a", "b"], r=1, target_modules=["lin"]))
+    assert not any("shoe_rack" in key for key in get_peft_model_state_dict(model))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "shoe_rack" in name)
+
+
 def test_state_dict_keys_are_pefts(hoe_llama):
     keys = get_peft_model_state_dict(hoe_llama()).keys()
     parts = {key.split("q_proj.")[1] for key in keys if "q_proj" in key}

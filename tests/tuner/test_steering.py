@@ -231,6 +231,15 @@ def test_misleading_neighbours_answer_for_themselves(hoe_llama, llama, config):
         hoe_llama()(torch.ones(1, 2, dtype=torch.long), adapter_names=["default"])
 
 
+def test_hotswapping_is_refused(hoe_llama, tmp_path):
+    from peft.utils.hotswap import hotswap_adapter
+
+    model = hoe_llama()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Hotswapping only supports"):
+        hotswap_adapter(model, tmp_path, adapter_name="default")
+
+
 def test_an_interrupted_forward_leaves_no_preference_behind(hoe_llama, tokens):
     model = hoe_llama()
     before = logits(model, tokens)
