@@ -145,9 +145,10 @@ def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor) -> tuple
     """Mean votes `(L,)` and mean entropy of the votes over modules and response tokens `(B, T)`."""
     usage, entropy = [], []
     for vote in votes.values():
-        valid = vote if vote.ndim == 1 else vote[:, -mask.shape[1] - 1 : -1][mask]
-        usage.append(valid.reshape(-1, vote.shape[-1]).mean(0))
-        entropy.append(-torch.xlogy(valid, valid).sum(-1).mean())
+        if vote.ndim > 1:  # some modules, such as OPT's feed-forward, see rows and positions as one dimension
+            vote = vote.reshape(len(mask), -1, vote.shape[-1])[:, -mask.shape[1] - 1 : -1][mask]
+        usage.append(vote.reshape(-1, vote.shape[-1]).mean(0))
+        entropy.append(-torch.xlogy(vote, vote).sum(-1).mean())
     return torch.stack(usage).mean(0), float(torch.stack(entropy).mean())
 
 
