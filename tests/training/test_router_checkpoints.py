@@ -90,3 +90,42 @@ def test_a_checkpoint_that_does_not_fit_is_refused(make_trainer: Make, tmp_path:
     damaged.write_bytes(damaged.read_bytes()[:200])
     with pytest.raises(CheckpointError, match="cannot be read"):
         make_trainer(**RUN).train(resume_from_checkpoint=True)
+
+
+def test_a_shorter_run_keeps_the_checkpoint_that_it_wrote(make_trainer: Make, tmp_path: Path) -> None:
+    """A longer run before it, in the same folder, leaves one with a higher number."""
+    make_trainer(**RUN).train()
+    make_trainer(**{**RUN, "max_steps": 2, "save_total_limit": 1}).train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
+
+
+def test_other_settings_are_not_resumed(make_trainer: Make, tmp_path: Path) -> None:
+    make_trainer(**RUN).train()
+    for changed in ({"seed": 5}, {"advantage_scaling": "objective"}, {"average_routers": True}):
+        with pytest.raises(CheckpointError, match=next(iter(changed))):
+            make_trainer(**{**RUN, **changed}).train(resume_from_checkpoint=True)
+
+
+def test_a_second_run_is_refused(make_trainer: Make) -> None:
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    before = parameters(trainer)
+    with pytest.raises(HoEError, match="has run"):
+        trainer.train()
+    for x, y in zip(before, parameters(trainer), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_what_is_saved_during_a_run_is_trained(make_trainer: Make, toys: ModuleType, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Saves(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.save_model(str(tmp_path / "early"))
+
+    trainer = make_trainer(max_steps=1, constructor={"callbacks": [Saves()]})
+    trainer.train()
+    loaded = PeftModel.from_pretrained(toys.make_base(), tmp_path / "early")
+    for key, value in loaded.state_dict().items():
+        if "hoe_router" in key:
+            assert torch.equal(value, trainer.policy_model.state_dict()[key])

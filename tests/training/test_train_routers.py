@@ -73,6 +73,9 @@ def test_command_trains_one_router(saved: Path, toys: ModuleType) -> None:
         (REWARDS[:2], "missing"),
         (("--reward", "low"), "cannot read the reward"),
         ((*REWARDS, "--micro-batch-size", "3"), "no multiple"),
+        ((*REWARDS, "--batch-size", "0"), "--batch-size is 0"),
+        ((*REWARDS, "--updates", "0"), "--updates is 0"),
+        ((*REWARDS, "--base", "/nowhere"), "cannot load the adapter"),
         ((*REWARDS, "--eval-prompts", "/nowhere.txt"), "cannot read the prompts"),
     ],
 )

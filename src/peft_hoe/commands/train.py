@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="DIR", help="where the trained adapter goes")
     add("--updates", type=int, default=100, help="number of updates (default 100)")
     add("--batch-size", type=int, default=128, help="responses in an update, on each process (default 128)")
-    add("--micro-batch-size", type=int, help="responses in a forward; default the batch")
+    add("--micro-batch-size", type=int, help="responses in a training forward; default the batch")
     add("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     add("--learning-rate", type=float, help="of the router; default 2 / hidden size")
@@ -111,8 +111,8 @@ def _load(adapter: str, base: str | None) -> tuple[Any, Any]:
             raise HoEError(f"{adapter} does not name its base model; give --base")
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    except OSError as error:
-        raise HoEError(f"cannot load {adapter!r} on {base!r}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise HoEError(f"cannot load the adapter {adapter!r} on the base {base!r}: {error}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -121,6 +121,10 @@ def _load(adapter: str, base: str | None) -> tuple[Any, Any]:
 def _configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
     from ..training.router_config import HoERouterConfig
 
+    for name in ("updates", "batch_size", "micro_batch_size", "max_new_tokens", "save_steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise HoEError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     micro = arguments.micro_batch_size or arguments.batch_size
     if arguments.batch_size % micro:
         raise HoEError(f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}")

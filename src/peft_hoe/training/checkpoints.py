@@ -57,10 +57,11 @@ def _update(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
-def rotate(output_dir: str | os.PathLike[str], limit: int | None) -> None:
-    """Delete the oldest checkpoints over the limit."""
+def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Path) -> None:
+    """Delete the oldest checkpoints over the limit, but never `keep`, which a shorter run may have written last."""
     if limit is not None and limit > 0:
-        for path in checkpoints(output_dir)[:-limit]:
+        others = [path for path in checkpoints(output_dir) if path != keep]
+        for path in others[: max(0, len(others) + 1 - limit)]:
             shutil.rmtree(path)
 
 

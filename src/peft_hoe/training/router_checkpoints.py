@@ -17,6 +17,9 @@ from .normalization import RewardNormalizer
 from .objective_weights import ObjectiveWeights
 from .trained_router import TrainedRouter
 
+# Settings without which a resumed run would not be the uninterrupted one.
+_SAME = ("seed", "advantage_scaling", "average_routers", "temperature", "response_length")
+
 
 class RouterCheckpoints:
     """The part of the trainer that writes and reads what a run depends on."""
@@ -46,6 +49,8 @@ class RouterCheckpoints:
         """Save the adapter, its router trained, to `output_dir` (default `args.output_dir`)."""
         if not (self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return  # transformers 5.23 asks for an attribute that PPOTrainer does not set
+        if self.state.global_step > 0:
+            self.put_router()
         wrapped, self.model = self.model, self.policy_model
         try:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
@@ -54,7 +59,6 @@ class RouterCheckpoints:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write `checkpoint-<update>`: whole, or not at all."""
-        self.put_router()
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         unfinished = folder.with_name(f"unfinished-{folder.name}")
         state = self._training_state()
@@ -64,7 +68,7 @@ class RouterCheckpoints:
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(unfinished, folder)
-            rotate(self.args.output_dir, self.args.save_total_limit)
+            rotate(self.args.output_dir, self.args.save_total_limit, keep=folder)
         self.accelerator.wait_for_everyone()
 
     def _training_state(self) -> dict[str, Any]:
@@ -79,19 +83,22 @@ class RouterCheckpoints:
             "average": None if self.average is None else self.average.state_dict(),
             "rng": gather_object([rng_state()]),
             "batch_size": self.args.batch_size,
+            "settings": {name: getattr(self.args, name) for name in _SAME},
         }
 
     def _resume(self, resume: str | os.PathLike[str] | bool) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            CheckpointError: it belongs to another router, batch size or number of processes.
+            CheckpointError: it belongs to another router, batch size, seed, scaling or number of processes.
             HoEError: it belongs to other settings of the objectives' weights.
         """
         folder = resume_folder(resume, self.args.output_dir)
         saved = read_state(folder)
         here = {"router": self.router.router, "batch_size": self.args.batch_size}
         there = {"router": saved["router_name"], "batch_size": saved["batch_size"]}
+        here |= {name: getattr(self.args, name) for name in _SAME}
+        there |= saved["settings"]
         here["processes"], there["processes"] = self.accelerator.num_processes, len(saved["rng"])
         if here != there:
             raise CheckpointError(f"{folder} was written by a run with {there}, but this one has {here}")

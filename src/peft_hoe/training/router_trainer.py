@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from trl.experimental.ppo import PPOTrainer
+from trl.trainer.utils import disable_dropout_in_model
 
 from ..errors import HoEError, RewardError
 from ..tuner.steering import Steering
@@ -104,7 +105,10 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
                 callbacks=callbacks,
             )
         self.value_model: Any = None if value_model is None else self._critic
+        disable_dropout_in_model(self._critic)  # TRL does so for the stand-in that it was given
         self.normalizer = normalizer
+        self.interrupted = False
+        self._has_run = False
         self.weights = ObjectiveWeights(
             self.router.preference,
             mu=args.mu,
@@ -124,6 +128,8 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         """Put actor and critic into TRL's place for them, and make an optimizer of what trains in it."""
         if self.args.max_steps > 0:
             self.args.num_total_batches = num_training_steps = self.args.max_steps
+        if self.args.num_sample_generations > 0:  # TRL has counted before max_steps was applied
+            self.sample_generations_freq = max(1, self.args.num_total_batches // self.args.num_sample_generations)
         self.model = ActorCritic(self.policy_model, self.router, self._critic, bf16=bool(self.args.bf16))
         self.model.config = self.policy_model.config
         super().create_optimizer_and_scheduler(num_training_steps)
@@ -157,8 +163,13 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
                 afterwards are those of an uninterrupted run.
 
         Raises:
-            HoEError: a reward fails, or the checkpoint does not fit. The model keeps what was trained so far.
+            HoEError: a reward fails, the checkpoint does not fit, or this trainer has run before. The model keeps what was
+                trained so far.
         """
+        if self._has_run:
+            raise HoEError(
+                "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
+            )
         try:
             with policies.steered(self.policy_model, self.router), policies.checkpointed(self.policy_model, self.args):
                 self._run(resume_from_checkpoint)
@@ -199,6 +210,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
     def _finish_step(self, metrics: dict[str, float], *, interrupted: bool) -> None:
         """Count, log, save, and stop where someone asked for it."""
         args, state = self.args, self.state
+        self._has_run = True
         state.global_step += 1
         state.episode += args.batch_size
         state.epoch = state.episode / self.train_dataset_len
@@ -206,6 +218,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         self.lr_scheduler.step()
         self.control = self.callback_handler.on_step_end(args, state, self.control)
         if over_processes(self.accelerator, float(interrupted)) > 0:
+            self.interrupted = True
             self.control.should_save = self.control.should_training_stop = True
         if self.control.should_log:
             self.log(metrics)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExpertError
+from ..errors import ExpertError, HoEError
 from ..tuner.steering import Steering
 from .normalization import RewardNormalizer
 from .rewards import Rewards
@@ -55,7 +55,7 @@ def train_routers(
     if unknown or not names:
         raise ExpertError(f"routers {unknown or names} are to be trained; the adapter has {config.router_names}")
     rewards = Rewards.of(reward_model, list(config.objectives or []))
-    for i, name in enumerate(names):
+    for name in names:
         trainer = HoERouterTrainer(
             args=_for_router(args, name),
             processing_class=processing_class,
@@ -68,9 +68,11 @@ def train_routers(
         )
         trainer.train()
         normalizer = trainer.normalizer
-        if i == len(names) - 1:
-            trainer.save_model(str(args.output_dir))
-    assert normalizer is not None  # every run has one
+        trainer.save_model(str(args.output_dir))  # a later router that fails must not cost this one
+        if trainer.interrupted:
+            break
+    if normalizer is None:  # every run has one
+        raise HoEError("no router has been trained")
     return normalizer
 
 
