@@ -68,7 +68,6 @@ TINY: dict[str, Any] = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "dropout": 0.0,  # of OPT, which drops out without a module that could be switched off
 }  # fmt: skip
 ARCHITECTURES = ["bloom", "cohere", "gemma", "gemma2", "gpt2", "gpt_neox", "mistral", "opt", "phi3", "qwen2"]
 FOUR_ROWS_TWICE = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2, "num_ppo_epochs": 2}
