@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import re
 
+import numpy as np
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 from torch import nn
@@ -45,7 +46,7 @@ def test_the_shown_preference_is_one(tmp_path):
         names = [f"o{i}" for i in range(n)]
         saved(tmp_path / str(n), objectives=names, routers=None)
         shown = re.search(r"set_preference\((.*)\)", (tmp_path / str(n) / "README.md").read_text()).group(1)
-        parse_preference(ast.literal_eval(shown), names)
+        np.testing.assert_allclose(parse_preference(ast.literal_eval(shown), names), 1 / n)
 
 
 def test_saving_again_replaces_the_block_and_keeps_the_rest(tmp_path):

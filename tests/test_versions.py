@@ -29,7 +29,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, peft: str, transformers: str) -> 
 )
 def test_supported_versions_pass(monkeypatch: pytest.MonkeyPatch, peft: str, transformers: str) -> None:
     installed(monkeypatch, peft, transformers)
-    versions.check()
+    assert versions.check() is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_unsupported_versions_name_both_and_the_pip_line(
 
 
 def test_installed_versions_pass() -> None:
-    versions.check()
+    assert versions.check() is None
 
 
 def test_lower_bounds_are_the_pins_of_the_documented_run() -> None:

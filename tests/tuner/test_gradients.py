@@ -129,6 +129,7 @@ def test_harmless_orders_do_not_raise(hoe_llama, tokens, reentrant):
     with torch.no_grad():  # an evaluation in between
         loss_of(model, tokens, preference=[1, 0])
     loss.backward()
+    assert len(gradients(model)) == 2 * 14
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -110,8 +110,10 @@ def test_what_was_saved_is_what_was_merged(hoe_llama, tokens):
     model = hoe_llama()
     for preference in ([1 / 3, 2 / 3], [0.62872634, 0.37127366], [0.1 + 0.2, 0.7]):
         model.set_preference(preference)
+        expected = logits(model, tokens)
         model.merge_adapter()
-        model(tokens, preference=model.preference)
+        merged = logits(model, tokens, preference=model.preference)
+        torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
         model.unmerge_adapter()
 
 

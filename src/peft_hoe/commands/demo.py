@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import sys
 import textwrap
 import time
 from collections.abc import Iterable
@@ -140,14 +137,15 @@ def _read_prompts(path: Path) -> list[str]:
 
 def _load_reward(path: str) -> Reward:
     """The function `module:function`, from the working directory or installed."""
+    from ..training.reward_sources import load_function
+
     module, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if not module or not name:
+        raise HoEError(f"cannot load the reward {path!r}, write module:function")
     try:
-        function: Reward = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        return load_function(module, name)
+    except HoEError as error:
         raise HoEError(f"cannot load the reward {path!r}, write module:function ({error})") from None
-    return function
 
 
 def _extra_preference(text: str | None, task: Task) -> list[list[float]]:
