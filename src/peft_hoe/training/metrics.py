@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..preference import FloatArray
+from .objective_weights import ObjectiveWeights
 from .prompts import PromptBatch
 from .rollouts import Responses, Rollout
 
@@ -43,12 +44,29 @@ def rollout_metrics(
         "policy/entropy_avg": (rollout.entropy * mask).sum() / mask.sum().clamp(min=1),
         "completion/length": mask.sum(1).float().mean(),
         "completion/ended": rollout.responses.ended.float().mean(),
-        "router/entropy": rollout.router_entropy,
     }
-    usage = dict(zip(experts, rollout.usage.tolist(), strict=True))
-    sums |= {f"router/usage/{name}": usage[name] for name in voting}
     means = over_processes(accelerator, [float(item) for item in sums.values()]) / accelerator.num_processes
-    return dict(zip(sums, means.tolist(), strict=True))
+    votes = vote_metrics(rollout.usage, rollout.router_entropy, experts, voting, accelerator)
+    return dict(zip(sums, means.tolist(), strict=True)) | votes
+
+
+def vote_metrics(
+    usage: torch.Tensor, entropy: float, experts: Sequence[str], voting: Sequence[str], accelerator: Any
+) -> dict[str, float]:
+    """How the router voted: entropy in nats, mean votes `(L,)` of the experts that it votes for; means over processes."""
+    mine = dict(zip(experts, usage.tolist(), strict=True))
+    found = {"router/entropy": entropy} | {f"router/usage/{name}": mine[name] for name in voting}
+    means = over_processes(accelerator, list(found.values())) / accelerator.num_processes
+    return dict(zip(found, means.tolist(), strict=True))
+
+
+def weighing_metrics(
+    objectives: Sequence[str], raw: FloatArray, normalized: FloatArray, weights: ObjectiveWeights
+) -> dict[str, float]:
+    """Mean rewards `(N,)`, raw and normalised, and what the weights of objectives made of them."""
+    columns = {"reward": raw, "reward_normalized": normalized}
+    columns |= {"weight": weights.w, "advantage_weight": weights.u, "gap": weights.gap}
+    return objective_metrics(objectives, columns)
 
 
 def objective_metrics(objectives: Sequence[str], columns: dict[str, FloatArray]) -> dict[str, float]:

@@ -13,18 +13,17 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def parameter_groups(router: nn.Module, critic: nn.Module, weight_decay: float, critic_rate: float | None) -> list[Any]:
-    """Groups for an optimizer: router weights with decay, router biases without, and the critic."""
+def parameter_groups(router: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for an optimizer: router weights with decay, router biases without."""
     weights = [parameter for parameter in router.parameters() if parameter.ndim > 1]
     biases = [parameter for parameter in router.parameters() if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": biases, "weight_decay": 0.0},
-        {"params": list(critic.parameters()), "weight_decay": 0.0},
-    ]
-    if critic_rate is not None:
-        groups[2]["lr"] = critic_rate
-    return groups
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
+
+
+def critic_group(critic: nn.Module, rate: float | None) -> dict[str, Any]:
+    """A group for the critic, at a learning rate of its own if there is one."""
+    group: dict[str, Any] = {"params": list(critic.parameters()), "weight_decay": 0.0}
+    return group if rate is None else group | {"lr": rate}
 
 
 def take_over(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
@@ -34,7 +33,7 @@ def take_over(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) 
     other routers. The number of groups stays, because schedulers count them.
     """
     held = sum(len(group["params"]) for group in optimizer.param_groups)
-    logger.info("the optimizer's %d tensors are replaced by the router's and the critic's %d", held, len(parameters))
+    logger.info("the optimizer's %d tensors are replaced by the %d that train", held, len(parameters))
     optimizer.state.clear()
     for group in optimizer.param_groups:
         group["params"] = []

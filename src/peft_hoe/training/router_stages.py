@@ -13,8 +13,7 @@ from ..errors import HoEError
 from ..preference import FloatArray
 from . import policies, rollouts
 from .advantages import estimate_advantages, mix_advantages, place_rewards
-from .averages import RunningMean
-from .metrics import mean_rewards, objective_metrics, rollout_metrics, sample_table
+from .metrics import mean_rewards, rollout_metrics, sample_table, weighing_metrics
 from .normalization import RewardNormalizer, payoff_table
 from .objective_weights import ObjectiveWeights
 from .prompts import PromptBatch, as_prompt_batch, prompt_rows
@@ -43,7 +42,6 @@ class RouterStages:
     rewards: Rewards
     weights: ObjectiveWeights
     normalizer: RewardNormalizer | None
-    average: RunningMean | None
     objectives: list[str]
     _critic: Any
     _reference: Any
@@ -63,15 +61,9 @@ class RouterStages:
         weights = self.weigh(rewards)
         targets = self.advantages(rollout, rewards, weights)
         metrics = self.update(rollout, targets)
-        if self.average is not None:
-            self.average.add(self.router.state_dict())
         metrics |= rollout_metrics(rollout, self.accelerator, self._experts, self.router.voting_experts)
-        means = {
-            "reward": mean_rewards(self.accelerator, raw),
-            "reward_normalized": mean_rewards(self.accelerator, rewards),
-        }
-        weighing = {"weight": self.weights.w, "advantage_weight": self.weights.u, "gap": self.weights.gap}
-        return metrics | objective_metrics(self.objectives, means | weighing)
+        raw_mean, mean = (mean_rewards(self.accelerator, each) for each in (raw, rewards))
+        return metrics | weighing_metrics(self.objectives, raw_mean, mean, self.weights)
 
     def next_prompts(self) -> PromptBatch:
         """This process's prompts of the next update, as the update's number says."""

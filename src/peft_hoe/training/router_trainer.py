@@ -7,31 +7,25 @@ replaced by the stages of `router_stages.py`.
 from __future__ import annotations
 
 import math
-import os
 import time
+from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 from trl.experimental.ppo import PPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from ..errors import HoEError, RewardError
-from ..tuner.steering import Steering
 from . import policies, rollouts
 from .actor_critic import ActorCritic
-from .averages import RunningMean
-from .interrupts import Interrupt
-from .metrics import over_processes
 from .normalization import RewardNormalizer
 from .objective_weights import ObjectiveWeights
-from .optimization import frozen, parameter_groups, take_over
+from .optimization import critic_group, frozen
 from .prompts import PromptCollator, check_prompts
 from .rewards import Rewards
 from .router_checkpoints import RouterCheckpoints
 from .router_config import HoERouterConfig
 from .router_stages import RouterStages
-from .trained_router import TrainedRouter
 from .value_heads import ValueHeads, ValueModel
 
 
@@ -78,9 +72,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             raise HoEError(f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig")
         if train_dataset is None or reward_model is None:
             raise HoEError("train_dataset and reward_model are required")
-        policy = policies.steerable(model, peft_config)
-        self.router = TrainedRouter(policy, args.router, args.model_adapter_name)
-        self.objectives = Steering.of(policy).adapters[self.router.adapter].objectives
+        policy = self._choose_router(model, args, peft_config)
         self.rewards = Rewards.of(reward_model, self.objectives)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
@@ -107,8 +99,6 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         self.value_model: Any = None if value_model is None else self._critic
         disable_dropout_in_model(self._critic)  # TRL does so for the stand-in that it was given
         self.normalizer = normalizer
-        self.interrupted = False
-        self._has_run = False
         self.weights = ObjectiveWeights(
             self.router.preference,
             mu=args.mu,
@@ -118,9 +108,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             weighting=args.weighting,
             objectives=self.objectives,
         )
-        self.average = RunningMean() if args.average_routers else None
         self._reference = self._make_reference(ref_model)
-        self._experts = Steering.of(policy).adapters[self.router.adapter].config.expert_names
 
     # -- what TRL's constructor calls ---
 
@@ -130,20 +118,12 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             self.args.num_total_batches = num_training_steps = self.args.max_steps
         if self.args.num_sample_generations > 0:  # TRL has counted before max_steps was applied
             self.sample_generations_freq = max(1, self.args.num_total_batches // self.args.num_sample_generations)
-        self.model = ActorCritic(self.policy_model, self.router, self._critic, bf16=bool(self.args.bf16))
-        self.model.config = self.policy_model.config
+        self.model = ActorCritic(self.policy, self.router, self._critic, bf16=bool(self.args.bf16))
+        self.model.config = self.policy.config
         super().create_optimizer_and_scheduler(num_training_steps)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """An optimizer that holds the router's and the critic's Parameters only."""
-        if self.optimizer is None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = parameter_groups(self.router, self._critic, self.args.weight_decay, self.args.value_learning_rate)
-            self.optimizer = kind(groups, **settings)
-        else:
-            take_over(self.optimizer, [*self.router.parameters(), *self._critic.parameters()])
-        optimizer: torch.optim.Optimizer = self.optimizer
-        return optimizer
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return [*super()._parameter_groups(), critic_group(self._critic, self.args.value_learning_rate)]
 
     def _make_reference(self, ref_model: Any) -> Any:
         if ref_model is not None:
@@ -153,43 +133,18 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
 
     # -- training ---
 
-    def train(  # type: ignore[override]
-        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None
-    ) -> None:
-        """Train until `args.total_episodes`, a callback that stops, or SIGINT.
+    def _train(self, folder: Path | None, **others: Any) -> None:
+        self._begin(folder)
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+            started = time.monotonic()
+            metrics = self.step()
+            metrics["eps"] = self.args.batch_size / (time.monotonic() - started)
+            self._finish_step(metrics)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
-        Args:
-            resume_from_checkpoint: a folder `checkpoint-<update>`, or True for the last in `args.output_dir`. The parameters
-                afterwards are those of an uninterrupted run.
-
-        Raises:
-            HoEError: a reward fails, the checkpoint does not fit, or this trainer has run before. The model keeps what was
-                trained so far.
-        """
-        if self._has_run:
-            raise HoEError(
-                "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
-            )
-        try:
-            with policies.steered(self.policy_model, self.router), policies.checkpointed(self.policy_model, self.args):
-                self._run(resume_from_checkpoint)
-        finally:
-            if self.state.global_step > 0:  # also after an exception: what was trained so far is the router
-                self.put_router()
-
-    def _run(self, resume: str | os.PathLike[str] | bool | None) -> None:
-        with Interrupt(enabled=self.args.save_on_interrupt) as interrupt:
-            self._begin(resume)
-            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-            while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
-                self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-                started = time.monotonic()
-                metrics = self.step()
-                metrics["eps"] = self.args.batch_size / (time.monotonic() - started)
-                self._finish_step(metrics, interrupted=interrupt.requested)
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-
-    def _begin(self, resume: str | os.PathLike[str] | bool | None) -> None:
+    def _begin(self, folder: Path | None) -> None:
         """Fresh state, or a checkpoint's; and the scale of the rewards."""
         args, state = self.args, self.state
         state.global_step, state.episode, state.epoch = 0, 0, 0.0
@@ -197,9 +152,8 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         state.num_train_epochs = math.ceil(args.num_total_batches * args.batch_size / self.train_dataset_len)
         state.compute_steps(args, state.max_steps)
         self.control.should_training_stop = False
-        self.router.read()
-        if resume:
-            self._resume(resume)
+        if folder is not None:
+            self._resume(folder)
         if self.normalizer is None:
             self.normalizer = self.measure_payoff()
         elif self.normalizer.objectives != tuple(self.objectives):
@@ -207,19 +161,16 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
                 f"the normalizer is for {list(self.normalizer.objectives)}, but the objectives are {list(self.objectives)}"
             )
 
-    def _finish_step(self, metrics: dict[str, float], *, interrupted: bool) -> None:
+    def _finish_step(self, metrics: dict[str, float]) -> None:
         """Count, log, save, and stop where someone asked for it."""
         args, state = self.args, self.state
-        self._has_run = True
         state.global_step += 1
         state.episode += args.batch_size
         state.epoch = state.episode / self.train_dataset_len
         metrics |= {"lr": self.lr_scheduler.get_last_lr()[0], "episode": state.episode}
         self.lr_scheduler.step()
         self.control = self.callback_handler.on_step_end(args, state, self.control)
-        if over_processes(self.accelerator, float(interrupted)) > 0:
-            self.interrupted = True
-            self.control.should_save = self.control.should_training_stop = True
+        self._step_ended()
         if self.control.should_log:
             self.log(metrics)
         if self.control.should_save:

@@ -1,0 +1,88 @@
+"""The fields that the configurations of all trainers of routers share.
+
+Mixins before a configuration of TRL or transformers: their defaults win over the other's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import HoEError
+
+
+@dataclass
+class RouterArguments:
+    """Which router trains, and how.
+
+    Args:
+        router: its name; None for the only one.
+        model_adapter_name: the HoE adapter; None for the first active one.
+        learning_rate: of the router. One step of Adam moves a logit by about the rate times the width of the module's input, so
+            a good start is 2 / hidden size; the default suits large models.
+        average_routers: save the mean of the router's weights over all updates in place of the last.
+        save_on_interrupt: whether SIGINT (Ctrl-C) ends the update under way, writes a checkpoint and stops; a second one
+            interrupts at once.
+
+    Every update is logged; there is no gradient checkpointing and no bf16 unless asked for.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the router."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every X updates."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations in the backward pass."}
+    )
+    bf16: bool | None = field(default=False, metadata={"help": "Whether to train in bfloat16 autocast."})
+
+    router: str | None = field(default=None, metadata={"help": "Name of the router that trains; default the only one."})
+    model_adapter_name: str | None = field(default=None, metadata={"help": "The HoE adapter; default the active one."})
+    average_routers: bool = field(default=False, metadata={"help": "Save the mean of the router over all updates."})
+    save_on_interrupt: bool = field(default=True, metadata={"help": "Whether SIGINT saves a checkpoint and stops."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        settings: Any = self
+        sharded = [
+            name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+        ]
+        if settings.deepspeed or settings.fsdp or sharded:
+            raise HoEError(
+                "DeepSpeed and FSDP are not supported yet: the router's Parameters are read and written outside of their "
+                "wrappers; use accelerate's plain multi-process launch"
+            )
+
+
+@dataclass
+class ObjectiveArguments:
+    """How the weights of objectives move (`ObjectiveWeights`) and what their rewards are scaled by.
+
+    Args:
+        mu: temperature μ of the weights.
+        step: α; None for β/μ, 0 for linear scalarisation with the router's preference.
+        weighting: "saddle" or "paper".
+        reference_point: z*, in normalised rewards.
+        payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
+    """
+
+    mu: float = field(default=0.1, metadata={"help": "Temperature of the weights of objectives."})
+    step: float | None = field(default=None, metadata={"help": "Step of the weights; default beta / mu."})
+    weighting: str = field(default="saddle", metadata={"help": "saddle or paper."})
+    reference_point: float = field(default=1.05, metadata={"help": "Reference point z* in normalised rewards."})
+    payoff_prompts: int = field(default=128, metadata={"help": "Prompts that the payoff table is measured on."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        check_choice("weighting", self.weighting, ("saddle", "paper"))
+        if self.payoff_prompts < 1:
+            raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """See that a setting is one of its choices.
+
+    Raises:
+        HoEError: it is not.
+    """
+    if value not in choices:
+        raise HoEError(f"{name} is {value!r}; use one of {', '.join(choices)}")

@@ -1,0 +1,88 @@
+"""Routers on transformers' own training loop, for trainers that have no loop of their own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from ..tuner.functional import record_votes
+from .checkpoints import read_state, write_state
+from .metrics import vote_metrics
+from .rollouts import vote_statistics
+from .router_run import RouterRun
+
+
+class RouterLoop(RouterRun):
+    """RouterRun before a `transformers.Trainer` that keeps its own `train`.
+
+    The Trainer optimises, wraps and clips what it finds in the model, so the router's Parameters are a submodule of the policy
+    while it trains. Checkpoints are the Trainer's, with `router_training.pt` beside them.
+    """
+
+    _votes: tuple[dict[str, torch.Tensor], torch.Tensor] | None = None
+
+    def _train(self, folder: Path | None, **others: Any) -> Any:
+        with _submodule(self.policy, self.router):
+            return super(RouterRun, self).train(  # type: ignore[misc]
+                resume_from_checkpoint=None if folder is None else str(folder), **others
+            )
+
+    def _token_mask(self, inputs: Any) -> torch.Tensor:
+        """Which tokens `(B, S)` of a batch are text, for the statistics of the votes."""
+        mask: torch.Tensor = inputs["attention_mask"]
+        return mask
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
+        """The loss of the trainer below; how the router voted is kept for the log."""
+        with record_votes(self.policy, self.router.adapter) as votes:
+            loss = super().compute_loss(model, inputs, *args, **others)  # type: ignore[misc]
+        if self.policy.training:
+            kept = {name: vote.detach() for name, vote in votes.items()}
+            self._votes = (kept, self._token_mask(inputs)[:, 1:].bool())
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **others: Any) -> None:
+        """Log, with the votes of the last batch."""
+        if self._votes is not None and self.policy.training:
+            usage, entropy = vote_statistics(*self._votes)
+            logs |= vote_metrics(usage, entropy, self._experts, self.router.voting_experts, self.accelerator)
+        super().log(logs, *args, **others)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any, **others: Any) -> None:
+        super()._save_checkpoint(model, trial, **others)  # type: ignore[misc]
+        if self.args.should_save:  # last, so that a folder with this file is a whole checkpoint
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_state(folder, self._run_state())
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The experts are what they were; only the router is read."""
+        folder = Path(resume_from_checkpoint)
+        self._load_run_state(read_state(folder), folder)
+
+
+class RouterCallback(TrainerCallback):
+    """Tells a run when a step has ended."""
+
+    def __init__(self, run: RouterRun) -> None:
+        self.run = run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Average, and stop where SIGINT has asked for it."""
+        self.run._step_ended()
+
+
+@contextlib.contextmanager
+def _submodule(policy: nn.Module, router: nn.Module) -> Iterator[None]:
+    """The router inside the policy, under a name that no adapter's state dict includes."""
+    policy.add_module("trained_router", router)
+    try:
+        yield
+    finally:
+        del policy.trained_router
