@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from .trained_router import TrainedRouter
@@ -77,4 +78,5 @@ def response_logits(
 
 
 def _innermost(model: Any) -> Any:
+    model = extract_model_from_parallel(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model

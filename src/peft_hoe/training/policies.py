@@ -59,11 +59,13 @@ def generation_settings_kept(policy: Any) -> Iterator[None]:
             settings.eos_token_id = before
 
 
-def sampling(args: Any, tokenizer: Any, stop: int | None, *, do_sample: bool = True) -> GenerationConfig:
+def sampling(
+    tokenizer: Any, stop: int | None, max_new_tokens: int, temperature: float, *, do_sample: bool = True
+) -> GenerationConfig:
     """How a run generates: from the whole vocabulary at its temperature, or greedily."""
-    how = {"do_sample": True, "temperature": args.temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
     return GenerationConfig(
-        max_new_tokens=args.response_length, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, **how
+        max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, **how
     )
 
 

@@ -47,7 +47,7 @@ class PromptCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`input_ids` and `attention_mask` `(B, P)`, other columns as lists."""
-        sequences = [list(self._ids(row)) for row in rows]
+        sequences = [list(self.ids(row)) for row in rows]
         width = max(map(len, sequences))
         pad = self.tokenizer.pad_token_id
         batch: dict[str, Any] = {
@@ -59,7 +59,8 @@ class PromptCollator:
                 batch[name] = [row[name] for row in rows]
         return batch
 
-    def _ids(self, row: Mapping[str, Any]) -> Sequence[int]:
+    def ids(self, row: Mapping[str, Any]) -> Sequence[int]:
+        """The tokens of a row's prompt."""
         if row.get("input_ids") is not None:
             ids: Sequence[int] = row["input_ids"]
             return ids

@@ -28,6 +28,7 @@ class RouterLoop(RouterRun):
     _votes: tuple[dict[str, torch.Tensor], torch.Tensor] | None = None
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
+        self.add_callback(RouterCallback(self))  # type: ignore[attr-defined]
         with _submodule(self.policy, self.router):
             return super(RouterRun, self).train(  # type: ignore[misc]
                 resume_from_checkpoint=None if folder is None else str(folder), **others
@@ -39,13 +40,17 @@ class RouterLoop(RouterRun):
         return mask
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
-        """The loss of the trainer below; how the router voted is kept for the log."""
+        """The loss; how the router voted in its last forward is kept for the log."""
         with record_votes(self.policy, self.router.adapter) as votes:
-            loss = super().compute_loss(model, inputs, *args, **others)  # type: ignore[misc]
+            loss = self._loss(model, inputs, *args, **others)
         if self.policy.training:
             kept = {name: vote.detach() for name, vote in votes.items()}
             self._votes = (kept, self._token_mask(inputs)[:, 1:].bool())
         return loss
+
+    def _loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
+        """What `compute_loss` is for the trainer below; the student's forward is the last one in it."""
+        return super().compute_loss(model, inputs, *args, **others)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **others: Any) -> None:
         """Log, with the votes of the last batch."""

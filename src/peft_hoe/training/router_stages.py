@@ -79,7 +79,10 @@ class RouterStages:
 
     def _sampling(self, *, do_sample: bool = True) -> Any:
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        return policies.sampling(self.args, tokenizer, self.stop_token_id, do_sample=do_sample)
+        args = self.args
+        return policies.sampling(
+            tokenizer, self.stop_token_id, args.response_length, args.temperature, do_sample=do_sample
+        )
 
     def rollout(self, prompts: PromptBatch) -> Rollout:
         """Responses to prompts, with log-probabilities, reference and values."""
