@@ -104,8 +104,8 @@ class Bench:
         )  # fmt: skip
 
     @torch.no_grad()
-    def rewards(self, model: Any, sampled: bool, seed: int) -> FloatArray:
-        """Mean rewards `(N,)` on the test prompts."""
+    def texts(self, model: Any, sampled: bool, seed: int) -> list[str]:
+        """Completions of the test prompts."""
         how: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {}
         settings = GenerationConfig(
             max_new_tokens=NEW_TOKENS, do_sample=sampled, pad_token_id=self.tokenizer.pad_token_id,
@@ -117,16 +117,20 @@ class Bench:
         for _ in range(TEXTS if sampled else 1):
             ids = model.generate(**batch, generation_config=settings, preference=self.preference)
             texts += self.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        return np.asarray([np.mean(REWARDS[name](texts, texts)) for name in OBJECTIVES])
+        return texts
+
+    def score(self, texts: Sequence[str], sampled: bool) -> dict[str, Any]:
+        """Mean rewards and worst gap of completions."""
+        means = np.asarray([np.mean(REWARDS[name](texts, texts)) for name in OBJECTIVES])
+        gaps = np.asarray(self.preference) * (REFERENCE_POINT - self.scales[sampled].normalize(means))
+        return {"rewards": means.tolist(), "worst gap": float(gaps.max())}
 
     def measure(self, model: Any, seed: int) -> dict[str, Any]:
         """Rewards and worst gap at both decodings."""
-        found: dict[str, Any] = {}
-        for name, sampled in (("sampled", True), ("greedy", False)):
-            means = self.rewards(model, sampled, seed)
-            gaps = np.asarray(self.preference) * (REFERENCE_POINT - self.scales[sampled].normalize(means))
-            found[name] = {"rewards": means.tolist(), "worst gap": float(gaps.max())}
-        return found
+        return {
+            name: self.score(self.texts(model, sampled, seed), sampled)
+            for name, sampled in (("sampled", True), ("greedy", False))
+        }
 
     def run(self, arm: str, seed: int, updates: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Train one router, and compare it with its untrained self."""

@@ -1,0 +1,1 @@
+"""Measuring steerable models: preference sweeps, baselines and reports."""
