@@ -2,11 +2,11 @@
 
     python benchmarks/distillation.py --shared DIR --output distillation.json --seeds 5
 
-The adapter, prompts, rewards and worst gap of `router_training.py`. For each seed one router is distilled on its own completions
-of the training prompts. Then, on the prompts of `--split`: the divergence KL(fusion ‖ model) per token, in nats, of the static
-interpolation and of the trained router, on texts that the fusion sampled (temperature 1, five for each prompt, the same for
-both); rewards and worst gap of static interpolation, fusion (MOD) and trained router; and the CPU time of a greedy generation of
-the fusion relative to the trained router's. Intervals: Student's t over seeds, 95 %.
+The adapter, prompts, rewards and worst gap of `router_training.py`. For each seed one router is distilled on its own
+completions of the training prompts. Then, on the prompts of `--split`: the divergence KL(fusion ‖ model) per token, in nats, of
+the static interpolation and of the trained router, on texts that the fusion sampled (temperature 1, five for each prompt, the
+same for both); rewards and worst gap of static interpolation, fusion (MOD) and trained router; and the CPU time of a greedy
+generation of the fusion relative to the trained router's. Intervals: Student's t over seeds, 95 %.
 """
 
 from __future__ import annotations
