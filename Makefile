@@ -4,10 +4,11 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 LOW_PYTHON ?= python3.11
 LOW_VENV ?= .venv-low
+NEW_VENV ?= .venv-newest-trl
 SUITE_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint types peft-suite lower-bounds clean
+.PHONY: help setup demo test lint types peft-suite lower-bounds newest-trl clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -44,5 +45,16 @@ $(LOW_VENV)/bin/peft-hoe: scripts/lower-bounds.txt
 lower-bounds: $(LOW_VENV)/bin/peft-hoe  ## run the tests with every dependency at its lower bound
 	OMP_NUM_THREADS=1 $(LOW_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
+# Without an upper bound on TRL: it has no PPOTrainer since 1.13, and those tests skip.
+$(NEW_VENV)/bin/peft-hoe:
+	$(PYTHON) -m venv $(NEW_VENV)
+	$(NEW_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(NEW_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(NEW_VENV)/bin/python -m pip install --quiet -e ".[train,eval,dev]"
+
+newest-trl: $(NEW_VENV)/bin/peft-hoe  ## run the tests of training with the newest TRL
+	$(NEW_VENV)/bin/python -c "import trl; print('trl', trl.__version__); assert not hasattr(trl.experimental, 'ppo')"
+	OMP_NUM_THREADS=1 $(NEW_VENV)/bin/python -m pytest tests/training $(PYTEST_ARGS)
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(LOW_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOW_VENV) $(NEW_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache
