@@ -36,11 +36,7 @@ def as_numbers(values: Any, name: str) -> FloatArray:
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     if isinstance(values, np.ma.MaskedArray):  # asarray would show what the mask hides
-<<<<<<< HEAD
-        values = values.astype(np.float64).filled(np.nan)
-=======
         values = np.ma.filled(values.astype(np.float64), np.nan)
->>>>>>> 4766b590aad0133b54298399a407ed6f614c906a
     try:
         raw = np.asarray(values)
         if raw.dtype.kind not in "biufO":
