@@ -112,6 +112,16 @@ def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: M
     assert not any(module.trained_rows for module in model.modules() if isinstance(module, peft_hoe.HoELayer))
 
 
+def test_every_module_gets_its_own_mode_back(make_trainer: Make, toys: ModuleType) -> None:
+    """A user who trains with a part in evaluation mode, such as frozen layers, finds it so."""
+    model = toys.make_policy().train()
+    model.get_base_model().model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    assert len(set(before.values())) == 2
+    make_trainer(model=model, max_steps=1).train()
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 @pytest.mark.parametrize(("after", "trained"), [(0, False), (1, True)])
 def test_an_exception_restores_and_keeps_whole_updates(
     make_trainer: Make, toys: ModuleType, after: int, trained: bool

@@ -24,6 +24,7 @@ from ..errors import PreferenceError, RewardError
 from ..preference import FloatArray
 from ..tuner.functional import use_preference
 from ..tuner.steering import Steering
+from .policies import evaluating
 from .prompts import PromptBatch, PromptCollator, as_prompt_batch
 from .rewards import Rewards
 from .rollouts import generate_responses
@@ -132,7 +133,7 @@ def payoff_table(
         raise RewardError("there are no prompts to measure the payoff table on; give at least one")
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     settings = _generation_config(tokenizer, max_new_tokens, do_sample, temperature)
-    with _evaluating(model), _seeded(seed, next(model.parameters()).device):
+    with evaluating(model), _seeded(seed, next(model.parameters()).device):
         answers = _Answers(model, steering.active_adapter(), prompts, tokenizer, settings, batch_size).all(
             len(objectives)
         )
@@ -208,18 +209,6 @@ def _decoding(settings: GenerationConfig, prompts: int, batch_size: int, seed: i
     if settings.do_sample:
         record |= {"temperature": settings.temperature, "seed": seed, "batch_size": batch_size}
     return record
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel, get_peft_model
+from torch import nn
 from transformers import GenerationConfig
 
 from ..config import HoEConfig
@@ -45,6 +46,25 @@ def hidden_size(policy: Any) -> int:
     config = policy.config.get_text_config() if hasattr(policy.config, "get_text_config") else policy.config
     size: int = config.hidden_size
     return size
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module has its own mode again: users put parts of a model into evaluation mode."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while the block lasts."""
+    with modes_kept(model):
+        model.eval()
+        yield
 
 
 @contextlib.contextmanager
@@ -110,7 +130,6 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
     steering = Steering.of(policy)
     routing = steering.adapters[router.adapter]
     before = bool(routing.trained[router.index])
-    training = policy.training
     mark_trained(policy, router.router, adapter_name=router.adapter)
     try:
         live = routing.plan(router.preference).live
@@ -119,8 +138,7 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
                 f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"
             )
         here = use_preference(policy, {router.adapter: router.preference.tolist()})
-        with frozen(policy), here, router.attached():
+        with modes_kept(policy), frozen(policy), here, router.attached():
             yield
     finally:
-        policy.train(training)
         mark_trained(policy, router.router, trained=before, adapter_name=router.adapter)
