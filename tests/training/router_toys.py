@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -145,3 +146,13 @@ def two_updates(output: str, rows: int) -> dict[str, Any]:
     trainer.train()
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     return {"rank": rank, "given": given, "trained": trained, "weights": torch.tensor(weights)}
+
+
+def rewards_that_differ(output: str) -> dict[str, Any]:
+    """What a process holds where each has rewards of its own, such as those of a judge that samples."""
+    rank = PartialState().process_index
+    rewards = {"low": lambda prompts, completions: [share + rank for share in low(prompts, completions)], "high": high}
+    trainer = make_trainer(
+        None, output, {"normalizer": None, "reward_model": rewards}, payoff_prompts=12, response_length=16
+    )
+    return {"payoff": torch.from_numpy(trainer.measure_payoff().payoff)}

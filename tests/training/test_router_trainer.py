@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
@@ -192,6 +192,51 @@ def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None
     trainer.train()
     assert trainer.normalizer.decoding["max_new_tokens"] == 16
     assert trainer.normalizer.decoding["prompts"] == 20
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_payoff_is_measured_on_the_runs_own_decoding(make_trainer: Make, toys: ModuleType, bf16: bool) -> None:
+    """No stop token, prompts whose special tokens would be lost in decoding, autocast; not what a checkpoint brings along."""
+    seen: list[list[str]] = []
+
+    def low(prompts: Any, completions: Any) -> list[float]:
+        seen.append(list(completions))
+        return toys.low(prompts, completions)
+
+    rows = [{"input_ids": [1, 3, 2, 4 + i, 1]} for i in range(10)]
+    model = toys.make_policy()
+    base = model.get_base_model()
+    trainer = make_trainer(
+        model=model, response_length=16, payoff_prompts=10, local_rollout_forward_batch_size=6, temperature=0.9, bf16=bf16,
+        seed=3, constructor={"normalizer": None, "train_dataset": rows, "reward_model": {"low": low, "high": toys.high}},
+    )  # fmt: skip
+    own = GenerationConfig(repetition_penalty=5.0, eos_token_id=2, pad_token_id=0, top_k=2)
+    base.generation_config = own
+    table = trainer.measure_payoff()
+    assert base.generation_config is own
+
+    settings = GenerationConfig(
+        max_new_tokens=16, do_sample=True, temperature=0.9, top_k=0, top_p=1.0, pad_token_id=0
+    )  # fmt: skip
+    base.generation_config = settings
+    ids = torch.tensor([row["input_ids"] for row in rows]).repeat_interleave(2, 0)
+    corners = torch.eye(2).repeat(10, 1)
+    torch.manual_seed(3)
+    tokens = []
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        for start in range(0, 20, 6):
+            preference = corners[start : start + 6].tolist()
+            tokens.append(
+                model.generate(ids[start : start + 6], generation_config=settings, preference=preference)[:, 5:]
+            )
+    answers = torch.cat(tokens)
+    assert answers.shape == (20, 16)
+    assert (answers[:, :-1] == 2).any()  # some responses go on after an end-of-sequence token
+    texts = toys.make_tokenizer().batch_decode(answers, skip_special_tokens=True)
+    assert seen == [texts[0::2], texts[1::2]]
+    assert table.payoff[0, 0] == pytest.approx(np.mean(toys.low([], texts[0::2])))
+    assert table.decoding["eos_token_id"] is None
+    assert table.decoding.get("bf16", False) is bf16
 
 
 # -- what a PPO script passes ---

@@ -90,12 +90,15 @@ def sampling(args: Any, tokenizer: Any, stop: int | None, *, do_sample: bool = T
 @contextlib.contextmanager
 def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationConfig]:
     """The model's own settings out of the way: transformers fills what is None in ours, such as no stop token, from them."""
-    model = policy.get_base_model()
-    before, model.generation_config = model.generation_config, settings
+    # A PeftModel on which a user has set them gives them to its base with every call.
+    before = [(module, module.generation_config) for module in policy.modules() if "generation_config" in vars(module)]
+    for module, _ in before:
+        module.generation_config = settings
     try:
         yield settings
     finally:
-        model.generation_config = before
+        for module, own in before:
+            module.generation_config = own
 
 
 @contextlib.contextmanager

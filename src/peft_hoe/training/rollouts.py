@@ -88,11 +88,11 @@ def generate_responses(
     return Responses(ids, mask, ended, tokenizer.batch_decode(kept, skip_special_tokens=True))
 
 
-def response_mask(ids: torch.Tensor, stop: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens `(B, T)` belong to the response, the stop token included, and which rows `(B,)` have one."""
+def response_mask(ids: torch.Tensor, stop: int | list[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens `(B, T)` belong to the response, a stop token included, and which rows `(B,)` have one."""
     if stop is None:
         return torch.ones_like(ids, dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    stops = ids == stop
+    stops = torch.isin(ids, torch.as_tensor(stop, device=ids.device))
     return (stops.cumsum(1) - stops.long()) == 0, stops.any(1)
 
 

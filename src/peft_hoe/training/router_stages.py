@@ -14,8 +14,9 @@ from ..preference import FloatArray
 from . import policies, rollouts
 from .advantages import estimate_advantages, mix_advantages, place_rewards
 from .averages import RunningMean
+from .first_process import on_first_process
 from .metrics import mean_rewards, objective_metrics, rollout_metrics, sample_table
-from .normalization import RewardNormalizer, payoff_table
+from .normalization import Corners, RewardNormalizer, measure_corners
 from .objective_weights import ObjectiveWeights
 from .prompts import PromptBatch, as_prompt_batch, prompt_rows
 from .rewards import Rewards
@@ -54,6 +55,10 @@ class RouterStages:
         """The actor and critic, out of the wrapper for several processes."""
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
     def step(self) -> dict[str, float]:
         """One update; what there is to log about it."""
         prompts = self.next_prompts()
@@ -86,8 +91,7 @@ class RouterStages:
         return as_prompt_batch(self.data_collator(rows), self.processing_class, self.accelerator.device)
 
     def _sampling(self, *, do_sample: bool = True) -> Any:
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        return policies.sampling(self.args, tokenizer, self.stop_token_id, do_sample=do_sample)
+        return policies.sampling(self.args, self._tokenizer, self.stop_token_id, do_sample=do_sample)
 
     def rollout(self, prompts: PromptBatch) -> Rollout:
         """Responses to prompts, with log-probabilities, reference and values."""
@@ -163,21 +167,27 @@ class RouterStages:
         )
 
     def measure_payoff(self) -> RewardNormalizer:
-        """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
+        """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts.
+
+        The first process measures, so that all hold the same table, whatever their rewards are.
+        """
+        return on_first_process(self.accelerator, self._measure_payoff)
+
+    def _measure_payoff(self) -> RewardNormalizer:
         args = self.args
         source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         prompts = self._batch([source[row] for row in range(min(len(source), args.payoff_prompts))])
-        return payoff_table(
+        corners = Corners(
             self.policy_model,
-            prompts.texts,
-            self.rewards,
-            processing_class=self.processing_class,
-            columns=prompts.columns,
-            max_new_tokens=args.response_length,
-            temperature=args.temperature,
+            self.router.adapter,
+            prompts,
+            self._tokenizer,
+            self._sampling(),
             batch_size=args.local_rollout_forward_batch_size,
             seed=args.seed,
+            bf16=bool(args.bf16),
         )
+        return measure_corners(corners, self.rewards)
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print greedy responses to the first prompts of the evaluation set, with their rewards."""
