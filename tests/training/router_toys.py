@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_hoe import HoEConfig
+from peft_hoe.errors import RewardError
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(28))]
 
@@ -149,10 +150,21 @@ def two_updates(output: str, rows: int) -> dict[str, Any]:
 
 
 def rewards_that_differ(output: str) -> dict[str, Any]:
-    """What a process holds where each has rewards of its own, such as those of a judge that samples."""
+    """What a process holds where each has rewards of its own, such as a judge that samples or a server that is down."""
     rank = PartialState().process_index
     rewards = {"low": lambda prompts, completions: [share + rank for share in low(prompts, completions)], "high": high}
     trainer = make_trainer(
         None, output, {"normalizer": None, "reward_model": rewards}, payoff_prompts=12, response_length=16
     )
-    return {"payoff": torch.from_numpy(trainer.measure_payoff().payoff)}
+    payoff = torch.from_numpy(trainer.measure_payoff().payoff)
+    rewards["low"] = lambda prompts, completions: low(prompts, completions) if rank == 0 else [None] * len(completions)
+    trainer = make_trainer(None, output, {"reward_model": rewards}, max_steps=1)
+    trainer.train()
+    partly = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    reward = trainer.state.log_history[0]["reward/low"]
+    rewards["low"] = lambda prompts, completions: [None] * len(completions)
+    try:
+        make_trainer(None, output, {"reward_model": rewards}, max_steps=1).train()
+    except RewardError as error:
+        message = str(error)
+    return {"payoff": payoff, "partly": partly, "reward": reward, "message": message}

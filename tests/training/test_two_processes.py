@@ -64,6 +64,11 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path, toys: ModuleType) 
     for x, y in zip(first["given"], alone["given"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
-    payoff = toys.rewards_that_differ(str(tmp_path / "alone"))["payoff"]
-    assert torch.equal(first["payoff"], payoff)
-    assert torch.equal(second["payoff"], payoff)
+    # One payoff table; and an objective without rewards on one process trains from the other's.
+    alone = toys.rewards_that_differ(str(tmp_path / "alone"))
+    assert torch.equal(first["payoff"], alone["payoff"])
+    assert torch.equal(second["payoff"], alone["payoff"])
+    assert all(torch.equal(x, y) for x, y in zip(first["partly"], second["partly"], strict=True))
+    assert first["reward"] == second["reward"] > 0
+    assert first["message"] == second["message"] == alone["message"].replace("any of 8", "any of 16")
+    assert "reward 'low' returned no number for any of 8 completions" in alone["message"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import HoEError
@@ -15,7 +16,7 @@ from . import policies, rollouts
 from .advantages import estimate_advantages, mix_advantages, place_rewards
 from .averages import RunningMean
 from .first_process import on_first_process
-from .metrics import mean_rewards, objective_metrics, rollout_metrics, sample_table
+from .metrics import mean_rewards, objective_metrics, over_processes, rollout_metrics, sample_table
 from .normalization import Corners, RewardNormalizer, measure_corners
 from .objective_weights import ObjectiveWeights
 from .prompts import PromptBatch, as_prompt_batch, prompt_rows
@@ -107,7 +108,18 @@ class RouterStages:
             )
 
     def score(self, rollout: Rollout) -> FloatArray:
-        """Raw rewards `(B, N)`, NaN where there is none."""
+        """Raw rewards `(B, N)`, NaN where there is none.
+
+        Raises:
+            RewardError: a reward fails, or an objective has no number on any process; then all of them raise.
+        """
+        raw = self._score(rollout)
+        known = over_processes(self.accelerator, [*(~np.isnan(raw)).sum(0), len(raw)])
+        self.rewards.check_numbers(known[:-1], int(known[-1]))
+        return raw
+
+    def _score(self, rollout: Rollout) -> FloatArray:
+        """As `score`, of this process alone: an objective may be without any number."""
         ids, mask = rollout.sequences(slice(None))
         return self.rewards(
             rollout.prompts.texts,
@@ -115,6 +127,7 @@ class RouterStages:
             rollout.prompts.columns,
             input_ids=ids if self.rewards.needs_tokens else None,
             attention_mask=mask if self.rewards.needs_tokens else None,
+            allow_empty=True,
         )
 
     def normalize(self, raw: FloatArray) -> FloatArray:
@@ -199,7 +212,7 @@ class RouterStages:
         with policies.generating(self.policy_model, self._sampling(do_sample=False)) as settings:
             responses = rollouts.generate_responses(self.policy_model, prompts, self.processing_class, settings, count)
         empty = torch.empty(0)
-        scored = self.score(Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0))
+        scored = self._score(Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0))
         sample_table(prompts, responses, scored, self.objectives)
 
 
