@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,11 @@ def high(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> 
 def _share(text: str, wanted: range) -> float:
     words = text.split()
     return sum(word in {f"w{i}" for i in wanted} for word in words) / max(len(words), 1)
+
+
+def hangs(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    time.sleep(1)
+    return low(prompts, completions)
 
 
 REWARDS = {"low": low, "high": high}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceErr
 pytest.importorskip("trl.experimental.ppo")
 
 from peft_hoe.training.policies import steered
+from peft_hoe.training.rewards import Rewards
 
 Make = Callable[..., Any]
 
@@ -361,6 +363,25 @@ def test_right_padding_is_refused(make_trainer: Make, toys: ModuleType) -> None:
 
     with pytest.raises(HoEError, match="pads on the right"):
         make_trainer(constructor={"data_collator": collate}).train()
+
+
+def test_a_reward_that_hangs_ends_the_run(make_trainer: Make, toys: ModuleType) -> None:
+    released = threading.Event()
+
+    def hangs(prompts: Any, completions: Any) -> list[float]:
+        released.wait(30)
+        return [0.5] * len(completions)
+
+    rewards = {"low": hangs, "high": toys.high}
+    try:
+        with pytest.raises(HoEError, match=r"'low' did not return within 0\.05 s"):
+            make_trainer(constructor={"reward_model": rewards}, reward_timeout=0.05).train()
+    finally:
+        released.set()
+    own = Rewards(toys.REWARDS, ["low", "high"], timeout=7.0)
+    assert make_trainer(constructor={"reward_model": own}, reward_timeout=0.05).rewards.timeout == 7.0
+    with pytest.raises(HoEError, match="reward_timeout is 0"):
+        make_trainer(reward_timeout=0)
 
 
 def test_a_failing_reward_leaves_the_last_checkpoint(make_trainer: Make, toys: ModuleType, tmp_path: Any) -> None:

@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SOURCE",
         help="NAME=module:function, NAME=hub:ID[#output][:-] or NAME=url:...; once for each objective",
     )
+    add(
+        "--reward-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="a reward may take so long for a batch; default for ever",
+    )
     add("--output", required=True, metavar="DIR", help="where the trained adapter goes")
     add("--updates", type=int, default=100, help="number of updates (default 100)")
     add("--batch-size", type=int, default=128, help="responses in an update, on each process (default 128)")
@@ -128,7 +134,11 @@ def _configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
     micro = arguments.micro_batch_size or arguments.batch_size
     if arguments.batch_size % micro:
         raise HoEError(f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}")
-    optional = {"kl_coef": arguments.kl_coef, "save_steps": arguments.save_steps}
+    optional = {
+        "kl_coef": arguments.kl_coef,
+        "reward_timeout": arguments.reward_timeout,
+        "save_steps": arguments.save_steps,
+    }
     return HoERouterConfig(
         output_dir=arguments.output,
         learning_rate=learning_rate if arguments.learning_rate is None else arguments.learning_rate,

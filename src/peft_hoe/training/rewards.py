@@ -47,10 +47,10 @@ class Rewards:
         ]
 
     @classmethod
-    def of(cls, sources: Any, objectives: Sequence[str]) -> Rewards:
-        """`sources` itself where it is a Rewards of these objectives, else a new one."""
+    def of(cls, sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> Rewards:
+        """`sources` itself where it is a Rewards of these objectives, with the timeout that it has; else a new one."""
         if not isinstance(sources, Rewards):
-            return cls(sources, objectives)
+            return cls(sources, objectives, timeout=timeout)
         if sources.objectives != tuple(objectives):
             raise RewardError(
                 f"the rewards are for {list(sources.objectives)}, but the objectives are {list(objectives)}"

@@ -29,6 +29,7 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
         save_on_interrupt: whether SIGINT (Ctrl-C) ends the update under way, writes a checkpoint and stops; a second one
             interrupts at once.
         payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
+        reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A ready-made `Rewards` keeps its own.
         value_learning_rate: of the critic; None for `learning_rate`.
 
     Other defaults than PPOConfig's: `learning_rate` is for routers of large models. One step of Adam moves a logit by about the
@@ -58,6 +59,9 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
     average_routers: bool = field(default=False, metadata={"help": "Save the mean of the router over all updates."})
     save_on_interrupt: bool = field(default=True, metadata={"help": "Whether SIGINT saves a checkpoint and stops."})
     payoff_prompts: int = field(default=128, metadata={"help": "Prompts that the payoff table is measured on."})
+    reward_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that one source of rewards may take for a batch; default for ever."}
+    )
     value_learning_rate: float | None = field(
         default=1e-3, metadata={"help": "Learning rate of the critic; None for learning_rate."}
     )
@@ -87,6 +91,8 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
             )
         if self.payoff_prompts < 1:
             raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
+        if self.reward_timeout is not None and not self.reward_timeout > 0:
+            raise HoEError(f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever")
         if not self.temperature > 0:
             raise HoEError(f"temperature is {self.temperature}; it must be above 0")
 

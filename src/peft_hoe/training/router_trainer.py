@@ -81,7 +81,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         policy = policies.steerable(model, peft_config)
         self.router = TrainedRouter(policy, args.router, args.model_adapter_name)
         self.objectives = Steering.of(policy).adapters[self.router.adapter].objectives
-        self.rewards = Rewards.of(reward_model, self.objectives)
+        self.rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
             data_collator = PromptCollator(processing_class)

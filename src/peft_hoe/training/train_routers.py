@@ -54,7 +54,7 @@ def train_routers(
     unknown = [name for name in names if name not in config.router_names]
     if unknown or not names:
         raise ExpertError(f"routers {unknown or names} are to be trained; the adapter has {config.router_names}")
-    rewards = Rewards.of(reward_model, list(config.objectives or []))
+    rewards = Rewards.of(reward_model, list(config.objectives or []), timeout=args.reward_timeout)
     for name in names:
         trainer = HoERouterTrainer(
             args=_for_router(args, name),
