@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +20,8 @@ import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
 
 pytest.importorskip("trl.experimental.ppo")
+
+from trl.experimental.ppo import PPOTrainer
 
 from peft_hoe.training.policies import steered
 from peft_hoe.training.rewards import Rewards
@@ -182,11 +186,38 @@ def test_everything_is_logged_through_callbacks(make_trainer: Make) -> None:
     expected = {f"{column}/{name}" for column in per_objective for name in ("low", "high")}
     expected |= {"loss/value_avg", "loss/policy_avg", "objective/kl", "policy/entropy_avg", "policy/clipfrac_avg"}
     expected |= {"router/entropy", "router/usage/high", "router/usage/centroid", "lr", "episode", "val/ratio"}
+    source = inspect.getsource(PPOTrainer.train)
+    expected |= set(re.findall(r'metrics\["(.+?)"\]', source))  # all that a dashboard for PPOTrainer shows
+    assert "val/ratio_var" in expected
     assert len(logged) == 2
     assert all(expected <= entry.keys() for entry in logged)
     assert all(np.isfinite(list(entry.values())).all() for entry in logged)
     assert logged[0]["advantage_weight/low"] + logged[0]["advantage_weight/high"] == pytest.approx(1.0)
+    scores = sum(
+        logged[0][f"advantage_weight/{name}"] * logged[0][f"reward_normalized/{name}"] for name in ("low", "high")
+    )
+    assert logged[0]["objective/scores"] == pytest.approx(scores)
+    assert logged[0]["objective/non_score_reward"] == pytest.approx(-0.05 * logged[0]["objective/kl"])
+    assert logged[0]["objective/rlhf_reward"] == pytest.approx(scores - 0.05 * logged[0]["objective/kl"])
     assert logged[0]["gap/low"] == pytest.approx(0.25 * (1.05 - logged[0]["reward_normalized/low"]))
+
+
+def test_counts_and_penalties_of_the_end(make_trainer: Make) -> None:
+    """Without a stop token texts run on, and every end-of-sequence token in them counts; with one, what is missing is paid."""
+    trainer = make_trainer(max_steps=1, response_length=20)
+    seen: list[Any] = []
+    score = trainer.score
+    trainer.score = lambda rollout: (seen.append(rollout), score(rollout))[1]
+    trainer.train()
+    count = int((seen[0].responses.ids == 2).sum())
+    assert count > 0
+    assert trainer.state.log_history[0]["val/num_eos_tokens"] == count
+    trainer = make_trainer(max_steps=1, stop_token="eos", missing_eos_penalty=2.0)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    scores = sum(logged[f"advantage_weight/{name}"] * logged[f"reward_normalized/{name}"] for name in ("low", "high"))
+    assert 0 < logged["completion/ended"] < 1
+    assert logged["objective/scores"] == pytest.approx(scores - 2.0 * (1 - logged["completion/ended"]))
 
 
 def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None:

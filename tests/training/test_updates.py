@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from peft_hoe.training import updates
 from peft_hoe.training.policies import steered
 from peft_hoe.training.prompts import prompt_rows
 from peft_hoe.training.rollouts import response_mask, token_logprobs
@@ -75,6 +76,22 @@ def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make) -> None
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     for x, y in zip(large._critic.parameters(), small._critic.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+
+
+def test_ratio_mean_and_variance_over_mini_batches(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the mini-batches' means, unbiased: 2, 4, 6 and 8 have mean 5 and variance 20/3."""
+    ratios = iter([2.0, 4.0, 6.0, 8.0, 3.0])
+    monkeypatch.setattr(
+        updates,
+        "update_minibatch",
+        lambda *arguments: {"loss": torch.tensor(1.0), "val/ratio": torch.tensor(next(ratios))},
+    )
+    trainer = make_trainer(num_ppo_epochs=2, num_mini_batches=2)
+    with steered(trainer.policy_model, trainer.router):
+        rollout = trainer.rollout(trainer.next_prompts())
+        assert trainer.update(rollout, None) == pytest.approx({"loss": 1.0, "val/ratio": 5.0, "val/ratio_var": 20 / 3})
+        trainer.args.num_ppo_epochs, trainer.args.local_mini_batch_size = 1, 8
+        assert trainer.update(rollout, None) == {"loss": 1.0, "val/ratio": 3.0, "val/ratio_var": 0.0}
 
 
 def test_values_do_not_move_the_router(make_trainer: Make) -> None:

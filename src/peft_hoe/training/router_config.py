@@ -29,7 +29,7 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
         save_on_interrupt: whether SIGINT (Ctrl-C) ends the update under way, writes a checkpoint and stops; a second one
             interrupts at once.
         payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
-        reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A ready-made `Rewards` keeps its own.
+        reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
         value_learning_rate: of the critic; None for `learning_rate`.
 
     Other defaults than PPOConfig's: `learning_rate` is for routers of large models. One step of Adam moves a logit by about the

@@ -16,7 +16,7 @@ from . import policies, rollouts
 from .advantages import estimate_advantages, mix_advantages, place_rewards
 from .averages import RunningMean
 from .first_process import on_first_process
-from .metrics import mean_rewards, objective_metrics, over_processes, rollout_metrics, sample_table
+from .metrics import mean_rewards, objective_metrics, over_processes, rollout_metrics, sample_table, scalar_metrics
 from .normalization import Corners, RewardNormalizer, measure_corners
 from .objective_weights import ObjectiveWeights
 from .prompts import PromptBatch, as_prompt_batch, prompt_rows
@@ -71,11 +71,17 @@ class RouterStages:
         metrics = self.update(rollout, targets)
         if self.average is not None:
             self.average.add(self.router.state_dict())
-        metrics |= rollout_metrics(rollout, self.accelerator, self._experts, self.router.voting_experts)
+        metrics |= rollout_metrics(
+            rollout, self.accelerator, self._experts, self.router.voting_experts, self._tokenizer.eos_token_id
+        )
         means = {
             "reward": mean_rewards(self.accelerator, raw),
             "reward_normalized": mean_rewards(self.accelerator, rewards),
         }
+        penalty = (self.args.missing_eos_penalty or 0.0) * (1 - metrics["completion/ended"])
+        metrics |= scalar_metrics(
+            means["reward_normalized"], weights, metrics["objective/kl"], self.args.kl_coef, penalty
+        )
         weighing = {"weight": self.weights.w, "advantage_weight": self.weights.u, "gap": self.weights.gap}
         return metrics | objective_metrics(self.objectives, means | weighing)
 
