@@ -5,6 +5,7 @@ Shapes: B prompts on this process, T response positions, N objectives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from .first_process import on_first_process
 from .metrics import mean_rewards, objective_metrics, over_processes, rollout_metrics, sample_table, scalar_metrics
 from .normalization import Corners, RewardNormalizer, measure_corners
 from .objective_weights import ObjectiveWeights
-from .prompts import PromptBatch, as_prompt_batch, prompt_rows
+from .prompts import PromptBatch, PromptCollator, as_prompt_batch, prompt_rows
 from .rewards import Rewards
 from .rollouts import Rollout
 from .trained_router import TrainedRouter
@@ -92,10 +93,12 @@ class RouterStages:
             self.train_dataset_len, self.state.global_step * args.batch_size, args.batch_size, args.seed
         )
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-        return self._batch([self.train_dataset[row] for row in mine])
+        return self._batch(self.train_dataset, mine)
 
-    def _batch(self, rows: list[Any]) -> PromptBatch:
-        return as_prompt_batch(self.data_collator(rows), self.processing_class, self.accelerator.device)
+    def _batch(self, dataset: Any, numbers: Sequence[int]) -> PromptBatch:
+        rows, collate = [dataset[number] for number in numbers], self.data_collator
+        batch = collate(rows, numbers) if type(collate) is PromptCollator else collate(rows)
+        return as_prompt_batch(batch, self.processing_class, self.accelerator.device)
 
     def _sampling(self, *, do_sample: bool = True) -> Any:
         return policies.sampling(self.args, self._tokenizer, self.stop_token_id, do_sample=do_sample)
@@ -195,7 +198,7 @@ class RouterStages:
     def _measure_payoff(self) -> RewardNormalizer:
         args = self.args
         source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
-        prompts = self._batch([source[row] for row in range(min(len(source), args.payoff_prompts))])
+        prompts = self._batch(source, range(min(len(source), args.payoff_prompts)))
         corners = Corners(
             self.policy_model,
             self.router.adapter,
@@ -213,7 +216,7 @@ class RouterStages:
         if self.eval_dataset is None or not self.accelerator.is_main_process:
             return
         count = min(len(self.eval_dataset), self.args.per_device_eval_batch_size)
-        prompts = self._batch([self.eval_dataset[row] for row in range(count)])
+        prompts = self._batch(self.eval_dataset, range(count))
         self.model.eval()
         with policies.generating(self.policy_model, self._sampling(do_sample=False)) as settings:
             responses = rollouts.generate_responses(self.policy_model, prompts, self.processing_class, settings, count)
