@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,28 @@ def test_command_trains_all_routers(saved: Path, toys: ModuleType) -> None:
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved
     assert all("hoe_router" in name for name in moved)
+
+
+def test_micro_batches_bound_every_forward(saved: Path, toys: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of rollouts and of the payoff table: memory is what it is for."""
+    from peft import PeftModelForCausalLM
+
+    rows = []
+    forward = PeftModelForCausalLM.forward
+    generate = PeftModelForCausalLM.generate
+
+    def noting(method: Any) -> Any:
+        def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            rows.append(len(keywords["input_ids"]))
+            return method(self, *arguments, **keywords)
+
+        return call
+
+    monkeypatch.setattr(PeftModelForCausalLM, "forward", noting(forward))
+    monkeypatch.setattr(PeftModelForCausalLM, "generate", noting(generate))
+    more = ("--router", "r1", "--max-new-tokens", "12", "--micro-batch-size", "2", "--updates", "1")
+    assert cli.main([*command(saved, *more), *REWARDS]) == 0
+    assert max(rows) == 2
 
 
 def test_command_trains_one_router(saved: Path, toys: ModuleType) -> None:

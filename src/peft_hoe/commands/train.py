@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="DIR", help="where the trained adapter goes")
     add("--updates", type=int, default=100, help="number of updates (default 100)")
     add("--batch-size", type=int, default=128, help="responses in an update, on each process (default 128)")
-    add("--micro-batch-size", type=int, help="responses in a training forward; default the batch")
+    add("--micro-batch-size", type=int, help="responses in a forward; default the batch, and 64 in rollouts")
     add("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     add("--learning-rate", type=float, help="of the router; default 2 / hidden size")
@@ -145,6 +145,7 @@ def _configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
         max_steps=arguments.updates,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=arguments.batch_size // micro,
+        local_rollout_forward_batch_size=min(64, arguments.micro_batch_size or 64),
         response_length=arguments.max_new_tokens,
         temperature=arguments.temperature,
         stop_token="eos",
