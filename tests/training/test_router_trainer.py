@@ -93,6 +93,21 @@ def test_own_optimizer_holds_router_and_critic_only(make_trainer: Make) -> None:
     assert trainer.optimizer.param_groups[2]["initial_lr"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "expected"), [(False, None, 1e-3), (True, None, 0.05), (False, 0.2, 0.2), (True, 0.2, 0.2)]
+)
+def test_learning_rate_of_the_critic(
+    make_trainer: Make, toys: ModuleType, own: bool, given: float | None, expected: float
+) -> None:
+    """Heads learn at a rate of their own; a user's value model at learning_rate, as PPOTrainer has it."""
+    from transformers import LlamaForSequenceClassification
+
+    value_model = LlamaForSequenceClassification(toys.make_base().config) if own else None
+    trainer = make_trainer(constructor={"value_model": value_model}, learning_rate=0.05, value_learning_rate=given)
+    rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert rates == [0.05, 0.05, expected]
+
+
 def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     model.set_preference([0.6, 0.4])

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def parameter_groups(router: nn.Module, critic: nn.Module, weight_decay: float, critic_rate: float | None) -> list[Any]:
-    """Groups for an optimizer: router weights with decay, router biases without, and the critic."""
+    """Groups for an optimizer: router weights with decay, router biases without, and the critic, at its own rate if any."""
     weights = [parameter for parameter in router.parameters() if parameter.ndim > 1]
     biases = [parameter for parameter in router.parameters() if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [

@@ -30,7 +30,8 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
             interrupts at once.
         payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
         reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
-        value_learning_rate: of the critic; None for `learning_rate`.
+        value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
+            `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
 
     Other defaults than PPOConfig's: `learning_rate` is for routers of large models. One step of Adam moves a logit by about the
     rate times the width of the module's input, so a good start is 2 / hidden size. Every update is logged;
@@ -63,7 +64,8 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
         default=None, metadata={"help": "Seconds that one source of rewards may take for a batch; default for ever."}
     )
     value_learning_rate: float | None = field(
-        default=1e-3, metadata={"help": "Learning rate of the critic; None for learning_rate."}
+        default=None,
+        metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
     )
 
     def __post_init__(self) -> None:

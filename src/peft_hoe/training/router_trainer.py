@@ -32,7 +32,7 @@ from .router_checkpoints import RouterCheckpoints
 from .router_config import HoERouterConfig
 from .router_stages import RouterStages
 from .trained_router import TrainedRouter
-from .value_heads import ValueHeads, ValueModel
+from .value_heads import HEADS_LEARNING_RATE, ValueHeads, ValueModel
 
 
 class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ignore[misc]
@@ -138,7 +138,10 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         """An optimizer that holds the router's and the critic's Parameters only."""
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            groups = parameter_groups(self.router, self._critic, self.args.weight_decay, self.args.value_learning_rate)
+            critic_rate = self.args.value_learning_rate
+            if critic_rate is None and isinstance(self._critic, ValueHeads):
+                critic_rate = HEADS_LEARNING_RATE
+            groups = parameter_groups(self.router, self._critic, self.args.weight_decay, critic_rate)
             self.optimizer = kind(groups, **settings)
         else:
             take_over(self.optimizer, [*self.router.parameters(), *self._critic.parameters()])
