@@ -11,7 +11,7 @@ import torch
 from peft_hoe.training import updates
 from peft_hoe.training.policies import steered
 from peft_hoe.training.prompts import prompt_rows
-from peft_hoe.training.rollouts import response_mask, token_logprobs
+from peft_hoe.training.rollouts import response_mask, token_logprobs, vote_statistics
 from peft_hoe.training.updates import policy_loss, value_loss
 
 pytest.importorskip("trl.experimental.ppo")
@@ -46,6 +46,27 @@ def test_token_logprobs_and_entropy_by_hand() -> None:
     logprobs, entropy = token_logprobs(logits, torch.tensor([[1]]), 2.0)
     assert logprobs.item() == pytest.approx(math.log(0.75))
     assert entropy.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+
+
+def test_votes_are_averaged_over_modules_and_responses() -> None:
+    """B = 2, S = 4, T = 2: the token before the response and its first one predict; each module weighs the same."""
+    mask = torch.tensor([[True, True], [True, False]])
+    seen = torch.full((2, 4, 2), torch.nan)
+    seen[:, 1:3] = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [torch.nan, torch.nan]]])
+    half = (0.5, math.log(2) / 3)  # of the three votes above: mean share and mean entropy
+    for shape in ((2, 4, 2), (8, 2)):
+        usage, entropy = vote_statistics({"attention": seen.reshape(shape)}, mask, 4)
+        assert usage.tolist() == pytest.approx([half[0], 0.5])
+        assert entropy == pytest.approx(half[1])
+    votes = {
+        "attention": seen,
+        "shared": torch.tensor([0.2, 0.8]),
+        "expert 0": torch.tensor([[0.4, 0.6], [0.6, 0.4], [1.0, 0.0]]),  # three tokens: no multiple of the rows
+        "expert 1": torch.tensor([[0.0, 1.0], [0.0, 1.0]]),  # a multiple, but no positions
+        "expert 2": torch.empty(0, 2),
+    }
+    usage, _ = vote_statistics(votes, mask, 4)
+    assert usage.tolist() == pytest.approx([(0.5 + 0.2 + 2 / 3 + 0.0) / 4, (0.5 + 0.8 + 1 / 3 + 1.0) / 4])
 
 
 def test_prompts_follow_from_the_position_alone() -> None:
