@@ -24,7 +24,7 @@ pytest.importorskip("trl.experimental.ppo")
 from trl.experimental.ppo import PPOTrainer
 
 from peft_hoe.training.policies import steered
-from peft_hoe.training.rewards import Rewards
+from peft_hoe.training.rewards import ClassifierReward, Rewards
 
 Make = Callable[..., Any]
 
@@ -355,6 +355,50 @@ def test_chat_prompts_go_through_the_template(make_trainer: Make, toys: ModuleTy
     assert tokenizer.decode(batch["input_ids"][0]) == "w1 w5 w2"
     with pytest.warns(HoEWarning, match="plain strings"):
         make_trainer(constructor={"processing_class": tokenizer})
+
+
+@pytest.mark.parametrize("own_collator", [False, True])
+def test_a_classifier_sees_chat_messages_in_its_own_template(
+    make_trainer: Make, toys: ModuleType, monkeypatch: pytest.MonkeyPatch, own_collator: bool
+) -> None:
+    """In rollouts and in the payoff table; where a user's collator drops the messages, the decoded text is all there is."""
+    from transformers import LlamaForSequenceClassification
+
+    texts: list[str] = []
+
+    def logits(self: Any, some: list[str], special_tokens: bool) -> torch.Tensor:
+        assert special_tokens is own_collator  # a chat template writes its own
+        texts.extend(some)
+        return len(texts) + torch.arange(2.0 * len(some)).reshape(-1, 2)
+
+    monkeypatch.setattr(ClassifierReward, "_logits", logits)
+    policys, classifiers = toys.make_tokenizer(), toys.make_tokenizer()
+    policys.chat_template = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w2"
+    classifiers.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
+    reward = ClassifierReward(LlamaForSequenceClassification(toys.make_base().config), classifiers, output=[0, 1])
+    chats = [{"prompt": [{"role": "user", "content": f"w{i}"}]} for i in range(8)]
+
+    def collate(rows: Any) -> dict[str, Any]:
+        return {"input_ids": torch.tensor([[5, 5 + i, 6] for i in range(len(rows))])}
+
+    trainer = make_trainer(
+        constructor={
+            "train_dataset": chats, "reward_model": reward, "processing_class": policys, "normalizer": None,
+            "data_collator": collate if own_collator else None,
+        },
+        payoff_prompts=3,
+    )  # fmt: skip
+    trainer.measure_payoff()
+    starts = ["w1 w1 w2", "w1 w2 w2", "w1 w3 w2"] if own_collator else [f"[user] w{i} [assistant]" for i in range(3)]
+    assert all(text.startswith(start) for text, start in zip(texts, starts * 2, strict=True))
+    texts.clear()
+    with steered(trainer.policy_model, trainer.router):
+        rollout = trainer.rollout(trainer.next_prompts())
+        trainer.score(rollout)
+    if not own_collator:
+        answers = zip(rollout.prompts.texts, rollout.responses.texts, strict=True)
+        assert texts == [f"[user] {prompt[0]['content']} [assistant] {answer} " for prompt, answer in answers]
+    assert len(texts) == 8
 
 
 # -- bad input, before the first step ---
