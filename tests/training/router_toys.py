@@ -91,6 +91,17 @@ def hangs(prompts: Sequence[str], completions: Sequence[str], **columns: Any) ->
     return low(prompts, completions)
 
 
+CALLS = {"made": 0, "fails at": 0}
+
+
+def flaky(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """As `low`, but for the call with the number that `CALLS` says."""
+    CALLS["made"] += 1
+    if CALLS["made"] == CALLS["fails at"]:
+        raise RuntimeError("out of order")
+    return low(prompts, completions)
+
+
 REWARDS = {"low": low, "high": high}
 PROMPTS = [{"prompt": f"w{i} w{(7 * i) % 28} w{(3 * i) % 28}"[: None if i % 2 else -3].strip()} for i in range(24)]
 

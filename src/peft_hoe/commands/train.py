@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--beta", type=float, default=0.1, help="how fast they forget (default 0.1)")
     add("--seed", type=int, default=0, help="of prompts and sampling (default 0)")
     add("--save-steps", type=int, help="a checkpoint every so many updates; default none")
+    add("--resume", action="store_true", help="go on with the run in --output, with the same other arguments")
     add("--bf16", action="store_true", help="train in bfloat16 autocast")
     add("--cpu", action="store_true", help="use no accelerator")
     add("--quiet", action="store_true", help="no progress bar")
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         train_dataset=prompts,
         eval_dataset=held_out,
         routers=arguments.router,
+        resume_from_checkpoint=arguments.resume,
     )
     print(f"saved in {arguments.output}; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}")
     return 0

@@ -38,6 +38,7 @@ class RouterCheckpoints:
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     _critic: Any
+    run: str | None = None  # of `train_routers`: which one its checkpoints belong to
 
     def put_router(self) -> None:
         """Write the trained router, or its mean over the updates, into its place in the model, and mark it."""
@@ -73,6 +74,7 @@ class RouterCheckpoints:
 
     def _training_state(self) -> dict[str, Any]:
         return {
+            "run": self.run,
             "router_name": self.router.router,
             "router": self.router.state_dict(),
             "critic": self._critic.state_dict(),
