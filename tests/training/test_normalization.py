@@ -172,9 +172,9 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
 
 def test_the_models_own_generation_settings_play_no_part(policy, tokenizer, monkeypatch):
     """A checkpoint's repetition penalty, temperature and stop tokens would fill in what ours leave open."""
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "max_new_tokens": 6}
+    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0, 2.0, 4.0]}, "max_new_tokens": 12}
     expected = payoff_table(policy, PROMPTS, [low, even], **settings)
-    open_settings = GenerationConfig(max_new_tokens=6, do_sample=True)
+    open_settings = GenerationConfig(max_new_tokens=12, do_sample=True)
     open_expected = payoff_table(policy, PROMPTS, [low, even], generation_config=open_settings, **settings)
     own = GenerationConfig(repetition_penalty=5.0, temperature=0.1, top_p=0.2, top_k=1, eos_token_id=list(range(3, 40)))
     for owner in (policy.get_base_model(), policy):
