@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,6 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from peft_hoe import HoEConfig
+from peft_hoe.errors import RewardError
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(28))]
 
@@ -83,6 +86,22 @@ def _share(text: str, wanted: range) -> float:
     return sum(word in {f"w{i}" for i in wanted} for word in words) / max(len(words), 1)
 
 
+def hangs(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    time.sleep(1)
+    return low(prompts, completions)
+
+
+CALLS = {"made": 0, "fails at": 0}
+
+
+def flaky(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    """As `low`, but for the call with the number that `CALLS` says."""
+    CALLS["made"] += 1
+    if CALLS["made"] == CALLS["fails at"]:
+        raise RuntimeError("out of order")
+    return low(prompts, completions)
+
+
 REWARDS = {"low": low, "high": high}
 PROMPTS = [{"prompt": f"w{i} w{(7 * i) % 28} w{(3 * i) % 28}"[: None if i % 2 else -3].strip()} for i in range(24)]
 
@@ -145,3 +164,24 @@ def two_updates(output: str, rows: int) -> dict[str, Any]:
     trainer.train()
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     return {"rank": rank, "given": given, "trained": trained, "weights": torch.tensor(weights)}
+
+
+def rewards_that_differ(output: str) -> dict[str, Any]:
+    """What a process holds where each has rewards of its own, such as a judge that samples or a server that is down."""
+    rank = PartialState().process_index
+    rewards = {"low": lambda prompts, completions: [share + rank for share in low(prompts, completions)], "high": high}
+    trainer = make_trainer(
+        None, output, {"normalizer": None, "reward_model": rewards}, payoff_prompts=12, response_length=16
+    )
+    payoff = torch.from_numpy(trainer.measure_payoff().payoff)
+    rewards["low"] = lambda prompts, completions: low(prompts, completions) if rank == 0 else [None] * len(completions)
+    trainer = make_trainer(None, output, {"reward_model": rewards}, max_steps=1)
+    trainer.train()
+    partly = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    reward = trainer.state.log_history[0]["reward/low"]
+    rewards["low"] = lambda prompts, completions: [None] * len(completions)
+    try:
+        make_trainer(None, output, {"reward_model": rewards}, max_steps=1).train()
+    except RewardError as error:
+        message = str(error)
+    return {"payoff": payoff, "partly": partly, "reward": reward, "message": message}

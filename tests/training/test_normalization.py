@@ -8,6 +8,7 @@ import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    GenerationConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
@@ -130,7 +131,7 @@ def test_payoff_table_equals_one_prompt_at_a_time(policy, tokenizer, batch_size)
     )
     np.testing.assert_allclose(normalizer.payoff, _by_hand(policy, tokenizer, scale))
     assert normalizer.objectives == ("low", "even")
-    assert normalizer.decoding == {"do_sample": False, "max_new_tokens": 6, "prompts": 3}
+    assert normalizer.decoding == {"do_sample": False, "max_new_tokens": 6, "eos_token_id": 2, "prompts": 3}
 
 
 def test_where_rows_cannot_be_told_apart_preferences_take_turns(policy, tokenizer, monkeypatch):
@@ -167,6 +168,49 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
     assert first.decoding["temperature"] == 1.5
     assert first.decoding["seed"] == 0
     policy.eval()
+
+
+def test_the_models_own_generation_settings_play_no_part(policy, tokenizer, monkeypatch):
+    """A checkpoint's repetition penalty, temperature and stop tokens would fill in what ours leave open."""
+    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0, 2.0, 4.0]}, "max_new_tokens": 12}
+    expected = payoff_table(policy, PROMPTS, [low, even], **settings)
+    open_settings = GenerationConfig(max_new_tokens=12, do_sample=True)
+    open_expected = payoff_table(policy, PROMPTS, [low, even], generation_config=open_settings, **settings)
+    own = GenerationConfig(repetition_penalty=5.0, temperature=0.1, top_p=0.2, top_k=1, eos_token_id=list(range(3, 40)))
+    for owner in (policy.get_base_model(), policy):
+        monkeypatch.setattr(owner, "generation_config", own, raising=False)
+        assert (payoff_table(policy, PROMPTS, [low, even], **settings).payoff == expected.payoff).all()
+        again = payoff_table(policy, PROMPTS, [low, even], generation_config=open_settings, **settings)
+        assert (again.payoff == open_expected.payoff).all()
+        assert owner.generation_config is own
+
+
+def test_any_decoding_can_be_measured(policy, tokenizer):
+    """No stop token: texts go on to the full length, and the table says so."""
+    words = []
+
+    def length(prompts, completions):
+        words.extend(len(text.split()) for text in completions)
+        return [float(len(text)) for text in completions]
+
+    endless = GenerationConfig(max_new_tokens=30, do_sample=False, suppress_tokens=[0, 1, 2])
+    normalizer = payoff_table(policy, PROMPTS, [length, low], processing_class=tokenizer, generation_config=endless)
+    assert words == [30] * 6
+    assert normalizer.decoding == {
+        "do_sample": False, "eos_token_id": None, "max_new_tokens": 30, "prompts": 3, "suppress_tokens": [0, 1, 2],
+    }  # fmt: skip
+    several = GenerationConfig(max_new_tokens=30, do_sample=False, eos_token_id=list(range(3, 64)))
+    words.clear()
+    with pytest.raises(RewardError, match="constant"):  # whichever word comes first ends the text
+        payoff_table(
+            policy,
+            PROMPTS,
+            [lambda prompts, texts: [float(len(text.split())) for text in texts]] * 2,
+            processing_class=tokenizer,
+            generation_config=several,
+        )
+    with pytest.raises(RewardError, match="max_new_tokens"):
+        payoff_table(policy, PROMPTS, [low, low], processing_class=tokenizer, generation_config=GenerationConfig())
 
 
 def test_modules_read_the_tokens(policy, tokenizer):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +125,22 @@ class TrlReward(nn.Module):
 
 
 IDS = torch.tensor([[0, 0, 3, 4, 5, 0, 0], [0, 6, 7, 8, 9, 2, 0]])
+
+
+def test_the_first_example_of_the_documentation_runs():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    names = {
+        "vader": lambda prompts, completions: [0.5, None],
+        "reward_module": TrlReward(1),
+        "prompts": PROMPTS,
+        "completions": TEXTS,
+        "labels": [0, 1],
+        "input_ids": IDS,
+        "attention_mask": (IDS != 0).long(),
+    }
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), names)
+    np.testing.assert_array_equal(names["table"][:, 0], [0.5, np.nan])
+    assert np.isfinite(names["table"][:, 1]).all()
 
 
 @pytest.mark.parametrize("batch_size", [16, 1])

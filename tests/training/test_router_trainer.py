@@ -3,7 +3,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
+import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -11,14 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, TrainerCallback, TrainingArguments
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
 
 pytest.importorskip("trl.experimental.ppo")
 
+from trl.experimental.ppo import PPOTrainer
+
 from peft_hoe.training.policies import steered
+from peft_hoe.training.rewards import ClassifierReward, Rewards
 
 Make = Callable[..., Any]
 
@@ -87,6 +93,21 @@ def test_own_optimizer_holds_router_and_critic_only(make_trainer: Make) -> None:
     assert trainer.optimizer.param_groups[2]["initial_lr"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "expected"), [(False, None, 1e-3), (True, None, 0.05), (False, 0.2, 0.2), (True, 0.2, 0.2)]
+)
+def test_learning_rate_of_the_critic(
+    make_trainer: Make, toys: ModuleType, own: bool, given: float | None, expected: float
+) -> None:
+    """Heads learn at a rate of their own; a user's value model at learning_rate, as PPOTrainer has it."""
+    from transformers import LlamaForSequenceClassification
+
+    value_model = LlamaForSequenceClassification(toys.make_base().config) if own else None
+    trainer = make_trainer(constructor={"value_model": value_model}, learning_rate=0.05, value_learning_rate=given)
+    rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert rates == [0.05, 0.05, expected]
+
+
 def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     model.set_preference([0.6, 0.4])
@@ -110,6 +131,16 @@ def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: M
     assert model.get_base_model().generation_config.eos_token_id == 2
     assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert not any(module.trained_rows for module in model.modules() if isinstance(module, peft_hoe.HoELayer))
+
+
+def test_every_module_gets_its_own_mode_back(make_trainer: Make, toys: ModuleType) -> None:
+    """A user who trains with a part in evaluation mode, such as frozen layers, finds it so."""
+    model = toys.make_policy().train()
+    model.get_base_model().model.layers[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    assert len(set(before.values())) == 2
+    make_trainer(model=model, max_steps=1).train()
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize(("after", "trained"), [(0, False), (1, True)])
@@ -170,11 +201,38 @@ def test_everything_is_logged_through_callbacks(make_trainer: Make) -> None:
     expected = {f"{column}/{name}" for column in per_objective for name in ("low", "high")}
     expected |= {"loss/value_avg", "loss/policy_avg", "objective/kl", "policy/entropy_avg", "policy/clipfrac_avg"}
     expected |= {"router/entropy", "router/usage/high", "router/usage/centroid", "lr", "episode", "val/ratio"}
+    source = inspect.getsource(PPOTrainer.train)
+    expected |= set(re.findall(r'metrics\["(.+?)"\]', source))  # all that a dashboard for PPOTrainer shows
+    assert "val/ratio_var" in expected
     assert len(logged) == 2
     assert all(expected <= entry.keys() for entry in logged)
     assert all(np.isfinite(list(entry.values())).all() for entry in logged)
     assert logged[0]["advantage_weight/low"] + logged[0]["advantage_weight/high"] == pytest.approx(1.0)
+    scores = sum(
+        logged[0][f"advantage_weight/{name}"] * logged[0][f"reward_normalized/{name}"] for name in ("low", "high")
+    )
+    assert logged[0]["objective/scores"] == pytest.approx(scores)
+    assert logged[0]["objective/non_score_reward"] == pytest.approx(-0.05 * logged[0]["objective/kl"])
+    assert logged[0]["objective/rlhf_reward"] == pytest.approx(scores - 0.05 * logged[0]["objective/kl"])
     assert logged[0]["gap/low"] == pytest.approx(0.25 * (1.05 - logged[0]["reward_normalized/low"]))
+
+
+def test_counts_and_penalties_of_the_end(make_trainer: Make) -> None:
+    """Without a stop token texts run on, and every end-of-sequence token in them counts; with one, what is missing is paid."""
+    trainer = make_trainer(max_steps=1, response_length=20)
+    seen: list[Any] = []
+    score = trainer.score
+    trainer.score = lambda rollout: (seen.append(rollout), score(rollout))[1]
+    trainer.train()
+    count = int((seen[0].responses.ids == 2).sum())
+    assert count > 0
+    assert trainer.state.log_history[0]["val/num_eos_tokens"] == count
+    trainer = make_trainer(max_steps=1, stop_token="eos", missing_eos_penalty=2.0)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    scores = sum(logged[f"advantage_weight/{name}"] * logged[f"reward_normalized/{name}"] for name in ("low", "high"))
+    assert 0 < logged["completion/ended"] < 1
+    assert logged["objective/scores"] == pytest.approx(scores - 2.0 * (1 - logged["completion/ended"]))
 
 
 def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None:
@@ -182,6 +240,51 @@ def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None
     trainer.train()
     assert trainer.normalizer.decoding["max_new_tokens"] == 16
     assert trainer.normalizer.decoding["prompts"] == 20
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_payoff_is_measured_on_the_runs_own_decoding(make_trainer: Make, toys: ModuleType, bf16: bool) -> None:
+    """No stop token, prompts whose special tokens would be lost in decoding, autocast; not what a checkpoint brings along."""
+    seen: list[list[str]] = []
+
+    def low(prompts: Any, completions: Any) -> list[float]:
+        seen.append(list(completions))
+        return toys.low(prompts, completions)
+
+    rows = [{"input_ids": [1, 3, 2, 4 + i, 1]} for i in range(10)]
+    model = toys.make_policy()
+    base = model.get_base_model()
+    trainer = make_trainer(
+        model=model, response_length=16, payoff_prompts=10, local_rollout_forward_batch_size=6, temperature=0.9, bf16=bf16,
+        seed=3, constructor={"normalizer": None, "train_dataset": rows, "reward_model": {"low": low, "high": toys.high}},
+    )  # fmt: skip
+    own = GenerationConfig(repetition_penalty=5.0, eos_token_id=2, pad_token_id=0, top_k=2)
+    base.generation_config = own
+    table = trainer.measure_payoff()
+    assert base.generation_config is own
+
+    settings = GenerationConfig(
+        max_new_tokens=16, do_sample=True, temperature=0.9, top_k=0, top_p=1.0, pad_token_id=0
+    )  # fmt: skip
+    base.generation_config = settings
+    ids = torch.tensor([row["input_ids"] for row in rows]).repeat_interleave(2, 0)
+    corners = torch.eye(2).repeat(10, 1)
+    torch.manual_seed(3)
+    tokens = []
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        for start in range(0, 20, 6):
+            preference = corners[start : start + 6].tolist()
+            tokens.append(
+                model.generate(ids[start : start + 6], generation_config=settings, preference=preference)[:, 5:]
+            )
+    answers = torch.cat(tokens)
+    assert answers.shape == (20, 16)
+    assert (answers[:, :-1] == 2).any()  # some responses go on after an end-of-sequence token
+    texts = toys.make_tokenizer().batch_decode(answers, skip_special_tokens=True)
+    assert seen == [texts[0::2], texts[1::2]]
+    assert table.payoff[0, 0] == pytest.approx(np.mean(toys.low([], texts[0::2])))
+    assert table.decoding["eos_token_id"] is None
+    assert table.decoding.get("bf16", False) is bf16
 
 
 # -- what a PPO script passes ---
@@ -254,6 +357,50 @@ def test_chat_prompts_go_through_the_template(make_trainer: Make, toys: ModuleTy
         make_trainer(constructor={"processing_class": tokenizer})
 
 
+@pytest.mark.parametrize("own_collator", [False, True])
+def test_a_classifier_sees_chat_messages_in_its_own_template(
+    make_trainer: Make, toys: ModuleType, monkeypatch: pytest.MonkeyPatch, own_collator: bool
+) -> None:
+    """In rollouts and in the payoff table; where a user's collator drops the messages, the decoded text is all there is."""
+    from transformers import LlamaForSequenceClassification
+
+    texts: list[str] = []
+
+    def logits(self: Any, some: list[str], special_tokens: bool) -> torch.Tensor:
+        assert special_tokens is own_collator  # a chat template writes its own
+        texts.extend(some)
+        return len(texts) + torch.arange(2.0 * len(some)).reshape(-1, 2)
+
+    monkeypatch.setattr(ClassifierReward, "_logits", logits)
+    policys, classifiers = toys.make_tokenizer(), toys.make_tokenizer()
+    policys.chat_template = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w2"
+    classifiers.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
+    reward = ClassifierReward(LlamaForSequenceClassification(toys.make_base().config), classifiers, output=[0, 1])
+    chats = [{"prompt": [{"role": "user", "content": f"w{i}"}]} for i in range(8)]
+
+    def collate(rows: Any) -> dict[str, Any]:
+        return {"input_ids": torch.tensor([[5, 5 + i, 6] for i in range(len(rows))])}
+
+    trainer = make_trainer(
+        constructor={
+            "train_dataset": chats, "reward_model": reward, "processing_class": policys, "normalizer": None,
+            "data_collator": collate if own_collator else None,
+        },
+        payoff_prompts=3,
+    )  # fmt: skip
+    trainer.measure_payoff()
+    starts = ["w1 w1 w2", "w1 w2 w2", "w1 w3 w2"] if own_collator else [f"[user] w{i} [assistant]" for i in range(3)]
+    assert all(text.startswith(start) for text, start in zip(texts, starts * 2, strict=True))
+    texts.clear()
+    with steered(trainer.policy_model, trainer.router):
+        rollout = trainer.rollout(trainer.next_prompts())
+        trainer.score(rollout)
+    if not own_collator:
+        answers = zip(rollout.prompts.texts, rollout.responses.texts, strict=True)
+        assert texts == [f"[user] {prompt[0]['content']} [assistant] {answer} " for prompt, answer in answers]
+    assert len(texts) == 8
+
+
 # -- bad input, before the first step ---
 
 
@@ -306,6 +453,25 @@ def test_right_padding_is_refused(make_trainer: Make, toys: ModuleType) -> None:
 
     with pytest.raises(HoEError, match="pads on the right"):
         make_trainer(constructor={"data_collator": collate}).train()
+
+
+def test_a_reward_that_hangs_ends_the_run(make_trainer: Make, toys: ModuleType) -> None:
+    released = threading.Event()
+
+    def hangs(prompts: Any, completions: Any) -> list[float]:
+        released.wait(30)
+        return [0.5] * len(completions)
+
+    rewards = {"low": hangs, "high": toys.high}
+    try:
+        with pytest.raises(HoEError, match=r"'low' did not return within 0\.05 s"):
+            make_trainer(constructor={"reward_model": rewards}, reward_timeout=0.05).train()
+    finally:
+        released.set()
+    own = Rewards(toys.REWARDS, ["low", "high"], timeout=7.0)
+    assert make_trainer(constructor={"reward_model": own}, reward_timeout=0.05).rewards.timeout == 7.0
+    with pytest.raises(HoEError, match="reward_timeout is 0"):
+        make_trainer(reward_timeout=0)
 
 
 def test_a_failing_reward_leaves_the_last_checkpoint(make_trainer: Make, toys: ModuleType, tmp_path: Any) -> None:

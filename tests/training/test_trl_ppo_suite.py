@@ -6,7 +6,7 @@ PPOTrainer, on tiny random models and in our own words.
 | TestPPOTrainer.test_basic_training | test_basic_training |
 | TestPPOTrainer.test_peft_training | test_peft_training, test_lora_config_is_refused |
 | test_uneven_micro_batch_stats_are_pooled (newer than 1.12) | test_uneven_micro_batches_are_pooled |
-| test_ratio_var_ignores_unwritten_stats (newer than 1.12) | test_ratio_stays_at_one; `val/ratio_var` itself is not logged |
+| test_ratio_var_ignores_unwritten_stats (newer than 1.12) | test_ratio_stays_at_one |
 | TestBatchGeneration.test_mini_batch_generation | test_generation_in_chunks[3]; logits are not kept from generation |
 | TestBatchGeneration.test_single_batch_generation | test_generation_in_chunks[8] |
 | TestCore.test_masked_mean, _var, _whiten | test_masked_tokens_do_not_enter_the_scaling |
@@ -211,6 +211,7 @@ def test_ratio_stays_at_one(make_trainer: Make, script: dict[str, Any]) -> None:
     trainer.train()
     logged = trainer.state.log_history[-1]
     assert logged["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert logged["val/ratio_var"] == pytest.approx(0.0, abs=1e-9)
     assert logged["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-9)
     assert logged["policy/clipfrac_avg"] == logged["val/clipfrac_avg"] == 0
 
@@ -240,7 +241,7 @@ def test_generation_in_chunks(make_trainer: Make, chunk: int) -> None:
     ids, mask = rollout.sequences(slice(None))
     assert ids.shape == mask.shape == (8, prompts.ids.shape[1] + 9)
     tokenizer, policy = trainer.processing_class, trainer.policy_model
-    with generating(policy, sampling(trainer.args, tokenizer, None, do_sample=False)) as settings:
+    with generating(policy, sampling(tokenizer, None, 9, 1.0, do_sample=False)) as settings:
         greedy = [generate_responses(policy, prompts, tokenizer, settings, rows).ids for rows in (chunk, 8)]
     assert torch.equal(*greedy)
 

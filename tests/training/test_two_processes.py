@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
 import router_toys
 output = sys.argv[1]
-state = router_toys.two_updates(output, 4)
+state = router_toys.two_updates(output, 4) | router_toys.rewards_that_differ(output)
 torch.save(state, output + "-" + str(state["rank"]) + ".pt")
 """
 
@@ -55,7 +55,7 @@ def launch(tmp_path: Path, processes: int) -> list[dict[str, Any]]:
 
 
 def test_two_processes_make_the_update_of_one(tmp_path: Path, toys: ModuleType) -> None:
-    """On the same global rollout the parameters are one process's, and after whole updates both ranks hold the same."""
+    """On the same global rollout the parameters are one process's; after whole updates both ranks hold the same."""
     first, second = launch(tmp_path, 2)
     alone = toys.two_updates(str(tmp_path / "alone"), 8)
     for name in ("given", "trained"):
@@ -64,3 +64,11 @@ def test_two_processes_make_the_update_of_one(tmp_path: Path, toys: ModuleType) 
     for x, y in zip(first["given"], alone["given"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
+    # One payoff table; and an objective without rewards on one process trains from the other's.
+    alone = toys.rewards_that_differ(str(tmp_path / "alone"))
+    assert torch.equal(first["payoff"], alone["payoff"])
+    assert torch.equal(second["payoff"], alone["payoff"])
+    assert all(torch.equal(x, y) for x, y in zip(first["partly"], second["partly"], strict=True))
+    assert first["reward"] == second["reward"] > 0
+    assert first["message"] == second["message"] == alone["message"].replace("any of 8", "any of 16")
+    assert "reward 'low' returned no number for any of 8 completions" in alone["message"]

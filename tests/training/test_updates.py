@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from peft_hoe.training import updates
 from peft_hoe.training.policies import steered
 from peft_hoe.training.prompts import prompt_rows
-from peft_hoe.training.rollouts import response_mask, token_logprobs
+from peft_hoe.training.rollouts import response_mask, token_logprobs, vote_statistics
 from peft_hoe.training.updates import policy_loss, value_loss
 
 pytest.importorskip("trl.experimental.ppo")
@@ -47,6 +48,27 @@ def test_token_logprobs_and_entropy_by_hand() -> None:
     assert entropy.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
 
 
+def test_votes_are_averaged_over_modules_and_responses() -> None:
+    """B = 2, S = 4, T = 2: the token before the response and its first one predict; each module weighs the same."""
+    mask = torch.tensor([[True, True], [True, False]])
+    seen = torch.full((2, 4, 2), torch.nan)
+    seen[:, 1:3] = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [torch.nan, torch.nan]]])
+    half = (0.5, math.log(2) / 3)  # of the three votes above: mean share and mean entropy
+    for shape in ((2, 4, 2), (8, 2)):
+        usage, entropy = vote_statistics({"attention": seen.reshape(shape)}, mask, 4)
+        assert usage.tolist() == pytest.approx([half[0], 0.5])
+        assert entropy == pytest.approx(half[1])
+    votes = {
+        "attention": seen,
+        "shared": torch.tensor([0.2, 0.8]),
+        "expert 0": torch.tensor([[0.4, 0.6], [0.6, 0.4], [1.0, 0.0]]),  # three tokens: no multiple of the rows
+        "expert 1": torch.tensor([[0.0, 1.0], [0.0, 1.0]]),  # a multiple, but no positions
+        "expert 2": torch.empty(0, 2),
+    }
+    usage, _ = vote_statistics(votes, mask, 4)
+    assert usage.tolist() == pytest.approx([(0.5 + 0.2 + 2 / 3 + 0.0) / 4, (0.5 + 0.8 + 1 / 3 + 1.0) / 4])
+
+
 def test_prompts_follow_from_the_position_alone() -> None:
     stream = prompt_rows(5, 0, 15, seed=3)
     assert sorted(stream[:5]) == sorted(stream[5:10]) == list(range(5))
@@ -75,6 +97,22 @@ def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make) -> None
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     for x, y in zip(large._critic.parameters(), small._critic.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+
+
+def test_ratio_mean_and_variance_over_mini_batches(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the mini-batches' means, unbiased: 2, 4, 6 and 8 have mean 5 and variance 20/3."""
+    ratios = iter([2.0, 4.0, 6.0, 8.0, 3.0])
+    monkeypatch.setattr(
+        updates,
+        "update_minibatch",
+        lambda *arguments: {"loss": torch.tensor(1.0), "val/ratio": torch.tensor(next(ratios))},
+    )
+    trainer = make_trainer(num_ppo_epochs=2, num_mini_batches=2)
+    with steered(trainer.policy_model, trainer.router):
+        rollout = trainer.rollout(trainer.next_prompts())
+        assert trainer.update(rollout, None) == pytest.approx({"loss": 1.0, "val/ratio": 5.0, "val/ratio_var": 20 / 3})
+        trainer.args.num_ppo_epochs, trainer.args.local_mini_batch_size = 1, 8
+        assert trainer.update(rollout, None) == {"loss": 1.0, "val/ratio": 3.0, "val/ratio_var": 0.0}
 
 
 def test_values_do_not_move_the_router(make_trainer: Make) -> None:

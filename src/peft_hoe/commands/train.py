@@ -30,10 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SOURCE",
         help="NAME=module:function, NAME=hub:ID[#output][:-] or NAME=url:...; once for each objective",
     )
+    add(
+        "--reward-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="a reward may take so long for a batch; default for ever",
+    )
     add("--output", required=True, metavar="DIR", help="where the trained adapter goes")
     add("--updates", type=int, default=100, help="number of updates (default 100)")
     add("--batch-size", type=int, default=128, help="responses in an update, on each process (default 128)")
-    add("--micro-batch-size", type=int, help="responses in a training forward; default the batch")
+    add("--micro-batch-size", type=int, help="responses in a forward; default the batch, and 64 in rollouts")
     add("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
     add("--learning-rate", type=float, help="of the router; default 2 / hidden size")
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--beta", type=float, default=0.1, help="how fast they forget (default 0.1)")
     add("--seed", type=int, default=0, help="of prompts and sampling (default 0)")
     add("--save-steps", type=int, help="a checkpoint every so many updates; default none")
+    add("--resume", action="store_true", help="go on with the run in --output, with the same other arguments")
     add("--bf16", action="store_true", help="train in bfloat16 autocast")
     add("--cpu", action="store_true", help="use no accelerator")
     add("--quiet", action="store_true", help="no progress bar")
@@ -74,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         train_dataset=prompts,
         eval_dataset=held_out,
         routers=arguments.router,
+        resume_from_checkpoint=arguments.resume,
     )
     print(f"saved in {arguments.output}; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}")
     return 0
@@ -128,13 +136,18 @@ def _configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
     micro = arguments.micro_batch_size or arguments.batch_size
     if arguments.batch_size % micro:
         raise HoEError(f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}")
-    optional = {"kl_coef": arguments.kl_coef, "save_steps": arguments.save_steps}
+    optional = {
+        "kl_coef": arguments.kl_coef,
+        "reward_timeout": arguments.reward_timeout,
+        "save_steps": arguments.save_steps,
+    }
     return HoERouterConfig(
         output_dir=arguments.output,
         learning_rate=learning_rate if arguments.learning_rate is None else arguments.learning_rate,
         max_steps=arguments.updates,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=arguments.batch_size // micro,
+        local_rollout_forward_batch_size=min(64, arguments.micro_batch_size or 64),
         response_length=arguments.max_new_tokens,
         temperature=arguments.temperature,
         stop_token="eos",

@@ -84,19 +84,17 @@ def resume_folder(resume: str | os.PathLike[str] | bool, output_dir: str | os.Pa
     return folder
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """What `write_state` wrote.
+def read_state(folder: Path, name: str = STATE_FILE) -> dict[str, Any]:
+    """What `write_state` wrote, or another state in such a folder.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
     # Plain types and tensors only: such a file runs no code when it is opened.
     try:
-        state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(folder / name, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(
-            f"{folder / STATE_FILE} cannot be read ({error}); resume from another checkpoint"
-        ) from error
+        raise CheckpointError(f"{folder / name} cannot be read ({error}); resume from another checkpoint") from error
     return state
 
 

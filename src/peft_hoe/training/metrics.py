@@ -33,15 +33,16 @@ def mean_rewards(accelerator: Any, rewards: FloatArray) -> FloatArray:
 
 
 def rollout_metrics(
-    rollout: Rollout, accelerator: Any, experts: Sequence[str], voting: Sequence[str]
+    rollout: Rollout, accelerator: Any, experts: Sequence[str], voting: Sequence[str], eos: int | None
 ) -> dict[str, float]:
-    """Divergence, entropy, length, and how the router voted, averaged over all processes."""
+    """Divergence, entropy, length, end-of-sequence tokens, and how the router voted, over all processes."""
     mask = rollout.responses.mask
     ratio = (rollout.reference - rollout.logprobs).masked_fill(~mask, 0.0)
     sums: dict[str, Any] = {
         "objective/kl": (torch.expm1(ratio) - ratio).sum(1).mean(),
         "objective/entropy": (-rollout.logprobs * mask).sum(1).mean(),
         "policy/entropy_avg": (rollout.entropy * mask).sum() / mask.sum().clamp(min=1),
+        "val/num_eos_tokens": ((rollout.responses.ids == eos) & mask).sum() * accelerator.num_processes,
         "completion/length": mask.sum(1).float().mean(),
         "completion/ended": rollout.responses.ended.float().mean(),
     }
@@ -67,6 +68,26 @@ def weighing_metrics(
     columns = {"reward": raw, "reward_normalized": normalized}
     columns |= {"weight": weights.w, "advantage_weight": weights.u, "gap": weights.gap}
     return objective_metrics(objectives, columns)
+
+
+def scalar_metrics(
+    rewards: FloatArray, weights: FloatArray, kl: float, kl_coef: float, penalty: float
+) -> dict[str, float]:
+    """What PPOTrainer logs of its one reward, here of the reward that the update climbs.
+
+    Args:
+        rewards: normalised means `(N,)`.
+        weights: u `(N,)`.
+        kl: of a response, in nats.
+        kl_coef: its coefficient in the loss.
+        penalty: what a response loses on average for having no end.
+    """
+    scores = float(rewards @ weights) - penalty
+    return {
+        "objective/scores": scores,
+        "objective/non_score_reward": -kl_coef * kl,
+        "objective/rlhf_reward": scores - kl_coef * kl,
+    }
 
 
 def objective_metrics(objectives: Sequence[str], columns: dict[str, FloatArray]) -> dict[str, float]:

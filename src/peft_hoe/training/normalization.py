@@ -11,6 +11,7 @@ Shapes: N objectives, P prompts, rows are points.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from ..errors import PreferenceError, RewardError
 from ..preference import FloatArray
 from ..tuner.functional import use_preference
 from ..tuner.steering import Steering
+from .policies import evaluating, generating
 from .prompts import PromptBatch, PromptCollator, as_prompt_batch
 from .rewards import Rewards
 from .rollouts import generate_responses
@@ -101,11 +103,12 @@ def payoff_table(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    generation_config: GenerationConfig | None = None,
 ) -> RewardNormalizer:
     """Steer the model to each objective alone, and measure all rewards there.
 
-    N · P completions; a batch mixes preferences, row by row. The model's modes and the global random state are as before
-    afterwards.
+    N · P completions; a batch mixes preferences, row by row. The model's own generation settings play no part. They, its modes
+    and the global random state are as before afterwards.
 
     Args:
         model: carries HoE layers; its first active HoE adapter is measured.
@@ -118,6 +121,8 @@ def payoff_table(
         temperature: of sampling.
         batch_size: completions at once. The random numbers of a sampled table depend on it.
         seed: of sampling.
+        generation_config: any other decoding, in place of the length, sampling and temperature above, for example without a
+            stop token (`eos_token_id=None`). It needs `max_new_tokens`.
 
     Returns:
         a normaliser that records the decoding. Samples without a reward (NaN) are left out of their objective's mean.
@@ -126,41 +131,57 @@ def payoff_table(
         RewardError: there are no prompts, a reward fails, or an objective is constant.
     """
     steering = Steering.of(model)
-    objectives = steering.adapters[steering.active_adapter()].objectives
-    scorer = Rewards.of(rewards, objectives)
+    adapter = steering.active_adapter()
+    scorer = Rewards.of(rewards, steering.adapters[adapter].objectives)
     if not len(prompts):
         raise RewardError("there are no prompts to measure the payoff table on; give at least one")
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    settings = _generation_config(tokenizer, max_new_tokens, do_sample, temperature)
-    with _evaluating(model), _seeded(seed, next(model.parameters()).device):
-        answers = _Answers(model, steering.active_adapter(), prompts, tokenizer, settings, batch_size).all(
-            len(objectives)
-        )
-    payoff = [_mean_rewards(scorer, prompts, columns or {}, *answer) for answer in answers]
-    return RewardNormalizer(payoff, objectives, _decoding(settings, len(prompts), batch_size, seed))
+    settings = copy.deepcopy(generation_config) or _generation_config(tokenizer, max_new_tokens, do_sample, temperature)
+    if settings.max_new_tokens is None:
+        raise RewardError("generation_config has no max_new_tokens; say how long completions may get")
+    settings.pad_token_id = tokenizer.pad_token_id
+    collated = PromptCollator(tokenizer)([{"prompt": prompt} for prompt in prompts])
+    batch = as_prompt_batch(collated, tokenizer, next(model.parameters()).device)
+    batch.columns = {name: list(values) for name, values in (columns or {}).items()}
+    corners = Corners(model, adapter, batch, tokenizer, settings, batch_size, seed)
+    return measure_corners(corners, scorer)
 
 
 @dataclass
-class _Answers:
-    """Completes the prompts at the corners of the simplex."""
+class Corners:
+    """The prompts, completed by the policy steered to each objective alone.
+
+    Attributes:
+        model: carries HoE layers.
+        adapter: the adapter that is measured.
+        prompts: P prompts, with what the rewards see of them.
+        tokenizer: the policy's.
+        settings: how completions are generated; nothing of it is filled in from the model's own settings.
+        batch_size: completions at once.
+        seed: of sampling.
+        bf16: whether the model runs in bfloat16 autocast.
+    """
 
     model: nn.Module
     adapter: str
-    prompts: Sequence[Any]
+    prompts: PromptBatch
     tokenizer: Any
     settings: GenerationConfig
     batch_size: int
+    seed: int
+    bf16: bool = False
 
-    def __post_init__(self) -> None:
-        collated = PromptCollator(self.tokenizer)([{"prompt": prompt} for prompt in self.prompts])
-        self.batch = as_prompt_batch(collated, self.tokenizer, next(self.model.parameters()).device)
+    def complete(self, n: int) -> list[tuple[list[str], Tensor, Tensor]]:
+        """For each of n corners: P texts, and ids and mask `(P, S)` of prompts and completions."""
+        device = next(self.model.parameters()).device
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        with evaluating(self.model), _seeded(self.seed, device), generating(self.model, self.settings), autocast:
+            return self._complete_all(n)
 
-    def all(self, n: int) -> list[tuple[list[str], Tensor, Tensor]]:
-        """For each corner: P texts, and ids and mask `(P, S)` of prompts and completions."""
-        prompts = torch.arange(len(self.prompts))
+    def _complete_all(self, n: int) -> list[tuple[list[str], Tensor, Tensor]]:
+        prompts = torch.arange(len(self.prompts.ids))
         try:
-            mixed = self._complete(prompts.repeat_interleave(n), np.tile(np.eye(n), (len(prompts), 1)))
-            texts, ids, mask = mixed
+            texts, ids, mask = self._complete(prompts.repeat_interleave(n), np.tile(np.eye(n), (len(prompts), 1)))
             return [(texts[i::n], ids[i::n], mask[i::n]) for i in range(n)]
         except PreferenceError:  # a layer that cannot tell rows apart, such as a mixture of experts
             return [self._complete(prompts, corner) for corner in np.eye(n)]
@@ -171,7 +192,7 @@ class _Answers:
         ids, mask = [], []
         for start in range(0, len(rows), self.batch_size):
             some = rows[start : start + self.batch_size]
-            prompts = PromptBatch(self.batch.ids[some], self.batch.mask[some], [], {})
+            prompts = PromptBatch(self.prompts.ids[some], self.prompts.mask[some], [], {})
             wanted = preferences if preferences.ndim == 1 else preferences[start : start + self.batch_size]
             with use_preference(self.model, {self.adapter: wanted.tolist()}):
                 part = generate_responses(self.model, prompts, self.tokenizer, self.settings, len(some))
@@ -180,12 +201,31 @@ class _Answers:
             mask.append(torch.cat([prompts.mask, part.mask], dim=1))
         return texts, torch.cat(ids), torch.cat(mask)
 
+    def decoding(self) -> dict[str, Any]:
+        """What a table records: whatever of the settings is not transformers' default, as plain JSON."""
+        given = self.settings.to_diff_dict()
+        record = {name: given[name] for name in sorted(given.keys() - {"pad_token_id", "transformers_version"})}
+        record |= {"do_sample": bool(self.settings.do_sample), "eos_token_id": self.settings.eos_token_id}
+        record |= {"prompts": len(self.prompts.ids)}
+        if self.settings.do_sample:
+            record |= {"temperature": self.settings.temperature, "seed": self.seed, "batch_size": self.batch_size}
+        if self.bf16:
+            record["bf16"] = True
+        return record
 
-def _mean_rewards(
-    scorer: Rewards, prompts: Sequence[Any], columns: Mapping[str, Any], texts: list[str], ids: Tensor, mask: Tensor
-) -> FloatArray:
-    """Mean rewards `(N,)`; Rewards sees to it that no objective is all NaN."""
-    return np.asarray(np.nanmean(scorer(prompts, texts, columns, input_ids=ids, attention_mask=mask), axis=0))
+
+def measure_corners(corners: Corners, rewards: Rewards) -> RewardNormalizer:
+    """The payoff table from completions at the corners.
+
+    Raises:
+        RewardError: a reward fails, or an objective is constant.
+    """
+    prompts = corners.prompts
+    payoff = []
+    for texts, ids, mask in corners.complete(len(rewards.objectives)):
+        table = rewards(prompts.texts, texts, prompts.columns, input_ids=ids, attention_mask=mask)
+        payoff.append(np.nanmean(table, axis=0))  # Rewards sees to it that no objective is all NaN
+    return RewardNormalizer(payoff, rewards.objectives, corners.decoding())
 
 
 def _generation_config(tokenizer: Any, max_new_tokens: int, do_sample: bool, temperature: float) -> GenerationConfig:
@@ -197,29 +237,6 @@ def _generation_config(tokenizer: Any, max_new_tokens: int, do_sample: bool, tem
         eos_token_id=tokenizer.eos_token_id,
         **sampling,
     )
-
-
-def _decoding(settings: GenerationConfig, prompts: int, batch_size: int, seed: int) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "do_sample": settings.do_sample,
-        "max_new_tokens": settings.max_new_tokens,
-        "prompts": prompts,
-    }
-    if settings.do_sample:
-        record |= {"temperature": settings.temperature, "seed": seed, "batch_size": batch_size}
-    return record
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel, get_peft_model
+from torch import nn
 from transformers import GenerationConfig
 
 from ..config import HoEConfig
@@ -48,6 +49,25 @@ def hidden_size(policy: Any) -> int:
 
 
 @contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module has its own mode again: users put parts of a model into evaluation mode."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while the block lasts."""
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
 def generation_settings_kept(policy: Any) -> Iterator[None]:
     """Undo that TRL's constructor writes its stop token into the user's model."""
     settings = getattr(policy.get_base_model(), "generation_config", None)
@@ -72,12 +92,15 @@ def sampling(
 @contextlib.contextmanager
 def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationConfig]:
     """The model's own settings out of the way: transformers fills what is None in ours, such as no stop token, from them."""
-    model = policy.get_base_model()
-    before, model.generation_config = model.generation_config, settings
+    # A PeftModel on which a user has set them gives them to its base with every call.
+    before = [(module, module.generation_config) for module in policy.modules() if "generation_config" in vars(module)]
+    for module, _ in before:
+        module.generation_config = settings
     try:
         yield settings
     finally:
-        model.generation_config = before
+        for module, own in before:
+            module.generation_config = own
 
 
 @contextlib.contextmanager
@@ -112,7 +135,6 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
     steering = Steering.of(policy)
     routing = steering.adapters[router.adapter]
     before = bool(routing.trained[router.index])
-    training = policy.training
     mark_trained(policy, router.router, adapter_name=router.adapter)
     try:
         live = routing.plan(router.preference).live
@@ -121,8 +143,7 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
                 f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"
             )
         here = use_preference(policy, {router.adapter: router.preference.tolist()})
-        with frozen(policy), here, router.attached():
+        with modes_kept(policy), frozen(policy), here, router.attached():
             yield
     finally:
-        policy.train(training)
         mark_trained(policy, router.router, trained=before, adapter_name=router.adapter)

@@ -5,14 +5,17 @@ Shapes: B prompts, P positions, padded on the left.
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import HoEError, HoEWarning
+from .reward_models import is_chat
 
 _NOT_COLUMNS = ("prompt", "input_ids", "attention_mask")
 
@@ -45,18 +48,34 @@ class PromptCollator:
         if self.tokenizer.pad_token_id is None:
             raise HoEError("the tokenizer has no padding token; set tokenizer.pad_token, for example to its eos_token")
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`input_ids` and `attention_mask` `(B, P)`, other columns as lists."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` `(B, P)`, other columns as lists.
+
+        Args:
+            rows: B rows of a dataset.
+            numbers: their numbers in the dataset, for errors; default their places in the batch.
+
+        Raises:
+            HoEError: a row holds no prompt, or lacks a column that another one has.
+        """
+        labels = [f"row {i} of the batch" for i in range(len(rows))]
+        if numbers is not None:
+            labels = [f"row {number} of the dataset" for number in numbers]
+        for row, label in zip(rows, labels, strict=True):
+            check_prompt(row, label)
         sequences = [list(self.ids(row)) for row in rows]
+        for ids, label in zip(sequences, labels, strict=True):
+            if not ids:
+                raise HoEError(f"{label} has a `prompt` without a single token; leave the row out")
         width = max(map(len, sequences))
         pad = self.tokenizer.pad_token_id
         batch: dict[str, Any] = {
             "input_ids": torch.tensor([[pad] * (width - len(ids)) + ids for ids in sequences]),
             "attention_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences]),
         }
-        for name in rows[0]:
+        for name in dict.fromkeys(name for row in rows for name in row):
             if name not in batch:
-                batch[name] = [row[name] for row in rows]
+                batch[name] = _column(name, rows, labels)
         return batch
 
     def ids(self, row: Mapping[str, Any]) -> Sequence[int]:
@@ -73,20 +92,71 @@ class PromptCollator:
         return rendered
 
 
-def check_prompts(dataset: Any, processing_class: Any) -> None:
-    """See that the first row of a dataset holds a prompt that `PromptCollator` can read.
+def _column(name: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[Any]:
+    """A column's values; rows with `input_ids` need no `prompt`."""
+    for row, label in zip(rows, labels, strict=True):
+        if name not in row and name != "prompt":
+            raise HoEError(
+                f"{label} has no column {name!r}, which others have; give it there, as None where it is unknown"
+            )
+    return [row.get(name) for row in rows]
+
+
+def check_prompt(row: Mapping[str, Any], label: str) -> None:
+    """See that a row holds a prompt that `PromptCollator` can read; its tokens are not counted.
+
+    Args:
+        row: of a dataset.
+        label: what errors call it.
 
     Raises:
-        HoEError: it holds none, or the dataset is empty.
+        HoEError: it holds none, or one of the wrong type.
+    """
+    if not isinstance(row, Mapping):
+        raise HoEError(f"{label} is {_shown(row)}; rows are mappings from column names to values")
+    ids, prompt = row.get("input_ids"), row.get("prompt")
+    if ids is None and prompt is None:
+        raise HoEError(
+            f"{label} holds no prompts: its columns are {sorted(row)}, and neither `prompt` (text or chat messages) nor "
+            "`input_ids` has a value"
+        )
+    if ids is not None and not _is_tokens(ids):
+        raise HoEError(f"{label} has the `input_ids` {_shown(ids)}; give the numbers of one prompt's tokens")
+    if ids is None and not isinstance(prompt, str) and not _is_chat(prompt):
+        raise HoEError(
+            f"{label} has the `prompt` {_shown(prompt)}; give text, or chat messages "
+            '[{"role": "user", "content": ...}]'
+        )
+
+
+def _is_tokens(ids: Any) -> bool:
+    try:
+        operator.index(ids[0])
+    except (TypeError, IndexError, KeyError, ValueError):
+        return False
+    return True
+
+
+def _is_chat(prompt: Any) -> bool:
+    return bool(prompt) and is_chat(prompt) and all("role" in turn for turn in prompt)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 100 else text[:100] + '...'} ({type(value).__name__})"
+
+
+def check_prompts(dataset: Any, processing_class: Any) -> None:
+    """See that the rows of a dataset hold prompts: all of them where that needs no tokens and no user's code, else the first.
+
+    Raises:
+        HoEError: a row holds none, or the dataset is empty.
     """
     if len(dataset) == 0:
         raise HoEError("the training dataset is empty; give it at least one prompt")
+    for number in _doubtful_rows(dataset):
+        check_prompt(dataset[number], f"row {number} of the training dataset")
     row = dataset[0]
-    if row.get("input_ids") is None and row.get("prompt") is None:
-        raise HoEError(
-            f"the training dataset holds no prompts: its columns are {sorted(row)}. It needs `prompt` (text or chat messages) "
-            "or `input_ids`"
-        )
     template = getattr(getattr(processing_class, "tokenizer", processing_class), "chat_template", None)
     if template is not None and row.get("input_ids") is None and isinstance(row["prompt"], str):
         warnings.warn(
@@ -95,6 +165,34 @@ def check_prompts(dataset: Any, processing_class: Any) -> None:
             HoEWarning,
             stacklevel=3,
         )
+
+
+def _doubtful_rows(dataset: Any) -> Iterable[int]:
+    """The rows to look at: of a list all; of a datasets.Dataset the first and those that Arrow knows to be empty."""
+    if isinstance(dataset, (list, tuple)):
+        return range(len(dataset))
+    import datasets
+
+    # A transform makes its columns when rows are read.
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return [0]
+    names = [name for name in ("input_ids", "prompt") if name in dataset.column_names]
+    if not names:
+        return [0]
+    columns = dataset.select_columns(names).with_format("arrow")[:]
+    empty = np.logical_and.reduce([_is_empty(columns[name]) for name in names])
+    return [0, *np.flatnonzero(empty).tolist()]
+
+
+def _is_empty(column: Any) -> Any:
+    """Which values of an Arrow column are null or lists without elements."""
+    parts = []
+    for chunk in column.chunks:
+        absent = chunk.is_null().to_numpy(zero_copy_only=False)
+        if hasattr(chunk, "value_lengths"):
+            absent = absent | (chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) == 0)
+        parts.append(absent)
+    return np.concatenate(parts)
 
 
 def prompt_rows(size: int, start: int, count: int, seed: int) -> list[int]:
@@ -124,10 +222,10 @@ def as_prompt_batch(batch: Mapping[str, Any], processing_class: Any, device: tor
     mask = batch["attention_mask"].to(device).bool() if "attention_mask" in batch else ids != tokenizer.pad_token_id
     if not bool(mask[:, -1].all()):
         raise HoEError('the data collator pads on the right; prompts are continued, so set padding_side="left"')
-    prompts = batch.get("prompt")
-    if prompts is None:
-        prompts = tokenizer.batch_decode(
-            [row[keep] for row, keep in zip(ids, mask, strict=True)], skip_special_tokens=True
-        )
+    given = batch.get("prompt")
+    prompts = [None] * len(ids) if given is None else list(given)
+    for i, prompt in enumerate(prompts):
+        if prompt is None:
+            prompts[i] = tokenizer.decode(ids[i][mask[i]], skip_special_tokens=True)
     columns = {name: list(values) for name, values in batch.items() if name not in _NOT_COLUMNS}
-    return PromptBatch(ids, mask, list(prompts), columns)
+    return PromptBatch(ids, mask, prompts, columns)

@@ -112,13 +112,26 @@ def read_rewards(returned: Any, part: Part, count: int) -> FloatArray:
                 "Return None for a completion that has no reward"
             )
         table[row] = [math.nan if number is None else float(number) for number in numbers]
-    empty = [name for name, column in zip(part.names, table.T, strict=True) if np.isnan(column).all()]
+    return table
+
+
+def check_numbers(part: Part, known: Sequence[int], count: int) -> None:
+    """See that each objective of a part has a number.
+
+    Args:
+        part: the source.
+        known: how many completions have a number, for each of the part's K objectives.
+        count: of how many.
+
+    Raises:
+        RewardError: an objective has none.
+    """
+    empty = [name for name, numbers in zip(part.names, known, strict=True) if not numbers]
     if empty:
         raise RewardError(
             f"{part.label} returned no number for any of {count} completions (objectives {empty}), only None or NaN; "
             "a batch without a reward cannot be trained on"
         )
-    return table
 
 
 def _is_reward(number: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import RewardError
 from ..preference import FloatArray
-from .reward_calls import Columns, Part, bind, read_rewards, run_call
+from .reward_calls import Columns, Part, bind, check_numbers, read_rewards, run_call
 from .reward_models import ClassifierReward, ModuleReward
 from .url_reward import URLReward
 
@@ -47,10 +47,10 @@ class Rewards:
         ]
 
     @classmethod
-    def of(cls, sources: Any, objectives: Sequence[str]) -> Rewards:
-        """`sources` itself where it is a Rewards of these objectives, else a new one."""
+    def of(cls, sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> Rewards:
+        """`sources` itself where it is a Rewards of these objectives, with the timeout that it has; else a new one."""
         if not isinstance(sources, Rewards):
-            return cls(sources, objectives)
+            return cls(sources, objectives, timeout=timeout)
         if sources.objectives != tuple(objectives):
             raise RewardError(
                 f"the rewards are for {list(sources.objectives)}, but the objectives are {list(objectives)}"
@@ -82,6 +82,7 @@ class Rewards:
         *,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        allow_empty: bool = False,
     ) -> FloatArray:
         """Score completions.
 
@@ -91,12 +92,15 @@ class Rewards:
             columns: the data set's other columns, `{name: B values}`.
             input_ids: the policy's tokens `(B, S)` of prompt and completion; only modules read them.
             attention_mask: `(B, S)`, 0 on padding, on either side.
+            allow_empty: let an objective be without any number, as one process's share of a batch may be; `check_numbers`
+                then judges the whole.
 
         Returns:
             `(B, N)` float64, NaN where there is no reward.
 
         Raises:
-            RewardError: a source raised, hung, returned anything else than B numbers for each of its objectives, or only NaN.
+            RewardError: a source raised, hung, returned anything else than B numbers for each of its objectives, or (unless
+                `allow_empty`) only NaN.
         """
         columns = {name: column for name, column in (columns or {}).items() if name not in ("prompts", "completions")}
         _check_lengths(len(completions), {"prompts": prompts, **columns})
@@ -106,7 +110,22 @@ class Rewards:
         for part in self._parts:
             call = _prepare(part, prompts, completions, columns, input_ids, attention_mask)
             table[:, part.indices] = read_rewards(run_call(call, part.label, self.timeout), part, len(completions))
+        if not allow_empty:
+            self.check_numbers((~np.isnan(table)).sum(0), len(completions))
         return table
+
+    def check_numbers(self, known: Any, count: int) -> None:
+        """See that each objective of a batch has a number.
+
+        Args:
+            known: how many of the completions have one, `(N,)`.
+            count: the completions of the batch.
+
+        Raises:
+            RewardError: an objective has none.
+        """
+        for part in self._parts:
+            check_numbers(part, [int(known[i]) for i in part.indices], count)
 
 
 # -- what the user passed ---

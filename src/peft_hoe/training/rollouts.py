@@ -88,11 +88,11 @@ def generate_responses(
     return Responses(ids, mask, ended, tokenizer.batch_decode(kept, skip_special_tokens=True))
 
 
-def response_mask(ids: torch.Tensor, stop: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens `(B, T)` belong to the response, the stop token included, and which rows `(B,)` have one."""
+def response_mask(ids: torch.Tensor, stop: int | list[int] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens `(B, T)` belong to the response, a stop token included, and which rows `(B,)` have one."""
     if stop is None:
         return torch.ones_like(ids, dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    stops = ids == stop
+    stops = torch.isin(ids, torch.as_tensor(stop, device=ids.device))
     return (stops.cumsum(1) - stops.long()) == 0, stops.any(1)
 
 
@@ -132,7 +132,7 @@ def evaluate_rollout(
         with record_votes(actor_critic, adapter) if start == 0 else contextlib.nullcontext() as votes:
             logits, values = actor_critic(ids, mask, length)
         if votes is not None:  # one chunk tells enough about the experts' use
-            rollout.usage, rollout.router_entropy = vote_statistics(votes, responses.mask[rows])
+            rollout.usage, rollout.router_entropy = vote_statistics(votes, responses.mask[rows], ids.shape[1])
         logprobs, entropy = token_logprobs(logits, responses.ids[rows], temperature)
         likely, _ = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
         for column, part in zip(columns, (logprobs, likely, entropy, values.float()), strict=True):
@@ -141,13 +141,26 @@ def evaluate_rollout(
     return rollout
 
 
-def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Mean votes `(L,)` and mean entropy of the votes over modules and response tokens `(B, T)`."""
+def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor, positions: int) -> tuple[torch.Tensor, float]:
+    """How the experts were used, averaged over modules and response tokens.
+
+    Args:
+        votes: of each module, `(..., L)`. A module that sees other tokens than the batch's, as one expert of a mixture does,
+            counts with all that it saw, prompts included; one that saw none does not count.
+        mask: valid response tokens `(B, T)`.
+        positions: S, of prompt and response.
+
+    Returns:
+        mean votes `(L,)`, and the mean of the votes' entropy.
+    """
     usage, entropy = [], []
     for vote in votes.values():
-        if vote.ndim > 1:  # some modules, such as OPT's feed-forward, see rows and positions as one dimension
-            vote = vote.reshape(len(mask), -1, vote.shape[-1])[:, -mask.shape[1] - 1 : -1][mask]
-        usage.append(vote.reshape(-1, vote.shape[-1]).mean(0))
+        vote = vote.reshape(-1, vote.shape[-1])
+        if len(vote) == len(mask) * positions:  # some modules, such as OPT's feed-forward, see one dimension of tokens
+            vote = vote.unflatten(0, (len(mask), positions))[:, -mask.shape[1] - 1 : -1][mask]
+        if not len(vote):
+            continue
+        usage.append(vote.mean(0))
         entropy.append(-torch.xlogy(vote, vote).sum(-1).mean())
     return torch.stack(usage).mean(0), float(torch.stack(entropy).mean())
 

@@ -45,7 +45,7 @@ class RouterLoop(RouterRun):
             loss = self._loss(model, inputs, *args, **others)
         if self.policy.training:
             kept = {name: vote.detach() for name, vote in votes.items()}
-            self._votes = (kept, self._token_mask(inputs)[:, 1:].bool())
+            self._votes = (kept, self._token_mask(inputs).bool())
         return loss
 
     def _loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
@@ -55,7 +55,8 @@ class RouterLoop(RouterRun):
     def log(self, logs: dict[str, float], *args: Any, **others: Any) -> None:
         """Log, with the votes of the last batch."""
         if self._votes is not None and self.policy.training:
-            usage, entropy = vote_statistics(*self._votes)
+            votes, mask = self._votes
+            usage, entropy = vote_statistics(votes, mask[:, 1:], mask.shape[1])
             logs |= vote_metrics(usage, entropy, self._experts, self.router.voting_experts, self.accelerator)
         super().log(logs, *args, **others)  # type: ignore[misc]
 

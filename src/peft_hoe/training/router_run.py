@@ -33,6 +33,7 @@ class RouterRun:
         normalizer: the scale of these rewards.
         average: the mean of the router over the updates, if asked for.
         interrupted: whether SIGINT has stopped the run.
+        run: of `train_routers`: which one its checkpoints belong to.
     """
 
     args: Any
@@ -47,6 +48,7 @@ class RouterRun:
     weights: ObjectiveWeights | None = None
     normalizer: RewardNormalizer | None = None
     interrupted = False
+    run: str | None = None
 
     _experts: list[str]
     _has_run = False
@@ -146,6 +148,7 @@ class RouterRun:
     def _run_state(self) -> dict[str, Any]:
         """Plain types and tensors, for `write_state`."""
         return {
+            "run": self.run,
             "settings": self._settings(),
             "router": self.router.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),

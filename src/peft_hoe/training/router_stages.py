@@ -5,18 +5,21 @@ Shapes: B prompts on this process, T response positions, N objectives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import HoEError
 from ..preference import FloatArray
 from . import policies, rollouts
 from .advantages import estimate_advantages, mix_advantages, place_rewards
-from .metrics import mean_rewards, rollout_metrics, sample_table, weighing_metrics
-from .normalization import RewardNormalizer, payoff_table
+from .first_process import on_first_process
+from .metrics import mean_rewards, over_processes, rollout_metrics, sample_table, scalar_metrics, weighing_metrics
+from .normalization import Corners, RewardNormalizer, measure_corners
 from .objective_weights import ObjectiveWeights
-from .prompts import PromptBatch, as_prompt_batch, prompt_rows
+from .prompts import PromptBatch, PromptCollator, as_prompt_batch, prompt_rows
 from .rewards import Rewards
 from .rollouts import Rollout
 from .trained_router import TrainedRouter
@@ -52,6 +55,10 @@ class RouterStages:
         """The actor and critic, out of the wrapper for several processes."""
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
     def step(self) -> dict[str, float]:
         """One update; what there is to log about it."""
         prompts = self.next_prompts()
@@ -61,8 +68,12 @@ class RouterStages:
         weights = self.weigh(rewards)
         targets = self.advantages(rollout, rewards, weights)
         metrics = self.update(rollout, targets)
-        metrics |= rollout_metrics(rollout, self.accelerator, self._experts, self.router.voting_experts)
+        metrics |= rollout_metrics(
+            rollout, self.accelerator, self._experts, self.router.voting_experts, self._tokenizer.eos_token_id
+        )
         raw_mean, mean = (mean_rewards(self.accelerator, each) for each in (raw, rewards))
+        penalty = (self.args.missing_eos_penalty or 0.0) * (1 - metrics["completion/ended"])
+        metrics |= scalar_metrics(mean, weights, metrics["objective/kl"], self.args.kl_coef, penalty)
         return metrics | weighing_metrics(self.objectives, raw_mean, mean, self.weights)
 
     def next_prompts(self) -> PromptBatch:
@@ -72,16 +83,17 @@ class RouterStages:
             self.train_dataset_len, self.state.global_step * args.batch_size, args.batch_size, args.seed
         )
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-        return self._batch([self.train_dataset[row] for row in mine])
+        return self._batch(self.train_dataset, mine)
 
-    def _batch(self, rows: list[Any]) -> PromptBatch:
-        return as_prompt_batch(self.data_collator(rows), self.processing_class, self.accelerator.device)
+    def _batch(self, dataset: Any, numbers: Sequence[int]) -> PromptBatch:
+        rows, collate = [dataset[number] for number in numbers], self.data_collator
+        batch = collate(rows, numbers) if type(collate) is PromptCollator else collate(rows)
+        return as_prompt_batch(batch, self.processing_class, self.accelerator.device)
 
     def _sampling(self, *, do_sample: bool = True) -> Any:
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         args = self.args
         return policies.sampling(
-            tokenizer, self.stop_token_id, args.response_length, args.temperature, do_sample=do_sample
+            self._tokenizer, self.stop_token_id, args.response_length, args.temperature, do_sample=do_sample
         )
 
     def rollout(self, prompts: PromptBatch) -> Rollout:
@@ -98,7 +110,18 @@ class RouterStages:
             )
 
     def score(self, rollout: Rollout) -> FloatArray:
-        """Raw rewards `(B, N)`, NaN where there is none."""
+        """Raw rewards `(B, N)`, NaN where there is none.
+
+        Raises:
+            RewardError: a reward fails, or an objective has no number on any process; then all of them raise.
+        """
+        raw = self._score(rollout)
+        known = over_processes(self.accelerator, [*(~np.isnan(raw)).sum(0), len(raw)])
+        self.rewards.check_numbers(known[:-1], int(known[-1]))
+        return raw
+
+    def _score(self, rollout: Rollout) -> FloatArray:
+        """As `score`, of this process alone: an objective may be without any number."""
         ids, mask = rollout.sequences(slice(None))
         return self.rewards(
             rollout.prompts.texts,
@@ -106,6 +129,7 @@ class RouterStages:
             rollout.prompts.columns,
             input_ids=ids if self.rewards.needs_tokens else None,
             attention_mask=mask if self.rewards.needs_tokens else None,
+            allow_empty=True,
         )
 
     def normalize(self, raw: FloatArray) -> FloatArray:
@@ -158,33 +182,39 @@ class RouterStages:
         )
 
     def measure_payoff(self) -> RewardNormalizer:
-        """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
+        """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts.
+
+        The first process measures, so that all hold the same table, whatever their rewards are.
+        """
+        return on_first_process(self.accelerator, self._measure_payoff)
+
+    def _measure_payoff(self) -> RewardNormalizer:
         args = self.args
         source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
-        prompts = self._batch([source[row] for row in range(min(len(source), args.payoff_prompts))])
-        return payoff_table(
+        prompts = self._batch(source, range(min(len(source), args.payoff_prompts)))
+        corners = Corners(
             self.policy_model,
-            prompts.texts,
-            self.rewards,
-            processing_class=self.processing_class,
-            columns=prompts.columns,
-            max_new_tokens=args.response_length,
-            temperature=args.temperature,
+            self.router.adapter,
+            prompts,
+            self._tokenizer,
+            self._sampling(),
             batch_size=args.local_rollout_forward_batch_size,
             seed=args.seed,
+            bf16=bool(args.bf16),
         )
+        return measure_corners(corners, self.rewards)
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print greedy responses to the first prompts of the evaluation set, with their rewards."""
         if self.eval_dataset is None or not self.accelerator.is_main_process:
             return
         count = min(len(self.eval_dataset), self.args.per_device_eval_batch_size)
-        prompts = self._batch([self.eval_dataset[row] for row in range(count)])
+        prompts = self._batch(self.eval_dataset, range(count))
         self.model.eval()
         with policies.generating(self.policy_model, self._sampling(do_sample=False)) as settings:
             responses = rollouts.generate_responses(self.policy_model, prompts, self.processing_class, settings, count)
         empty = torch.empty(0)
-        scored = self.score(Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0))
+        scored = self._score(Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0))
         sample_table(prompts, responses, scored, self.objectives)
 
 

@@ -26,7 +26,7 @@ from .rewards import Rewards
 from .router_checkpoints import RouterCheckpoints
 from .router_config import HoERouterConfig
 from .router_stages import RouterStages
-from .value_heads import ValueHeads, ValueModel
+from .value_heads import HEADS_LEARNING_RATE, ValueHeads, ValueModel
 
 
 class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ignore[misc]
@@ -73,7 +73,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         if train_dataset is None or reward_model is None:
             raise HoEError("train_dataset and reward_model are required")
         policy = self._choose_router(model, args, peft_config)
-        self.rewards = Rewards.of(reward_model, self.objectives)
+        self.rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
             data_collator = PromptCollator(processing_class)
@@ -123,7 +123,10 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         super().create_optimizer_and_scheduler(num_training_steps)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        return [*super()._parameter_groups(), critic_group(self._critic, self.args.value_learning_rate)]
+        rate = self.args.value_learning_rate
+        if rate is None and isinstance(self._critic, ValueHeads):
+            rate = HEADS_LEARNING_RATE
+        return [*super()._parameter_groups(), critic_group(self._critic, rate)]
 
     def _make_reference(self, ref_model: Any) -> Any:
         if ref_model is not None:

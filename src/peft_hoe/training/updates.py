@@ -8,7 +8,7 @@ large batch, whatever the lengths of their responses.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,11 +158,10 @@ def update(
         max_grad_norm: their bound; 0 for none.
 
     Returns:
-        Means over all steps and processes.
+        Means over all steps and processes, and the variance of the ratio over steps.
     """
     rows = len(rollout.logprobs)
-    sums: dict[str, torch.Tensor] = {}
-    steps = 0
+    steps: list[dict[str, torch.Tensor]] = []
     for _ in range(epochs):
         order = torch.randperm(rows).to(rollout.logprobs.device)
         for chosen in order.split(mini_batch):
@@ -172,12 +171,14 @@ def update(
                     accelerator.clip_grad_norm_(module.parameters(), max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            steps += 1
-            for name, item in logged.items():
-                sums[name] = sums.get(name, torch.zeros_like(item)) + item
-    return _means(sums, steps, accelerator)
+            steps.append(logged)
+    return _statistics(steps, accelerator)
 
 
-def _means(sums: Mapping[str, torch.Tensor], steps: int, accelerator: Any) -> dict[str, float]:
-    stacked = accelerator.reduce(torch.stack(list(sums.values())), reduction="sum") / steps
-    return dict(zip(sums, stacked.tolist(), strict=True))
+def _statistics(steps: Sequence[Mapping[str, torch.Tensor]], accelerator: Any) -> dict[str, float]:
+    """The mean of each item over steps and, of the ratio, the variance: 0 where there is one step only."""
+    stacked = torch.stack([torch.stack(list(logged.values())) for logged in steps])  # (steps, items)
+    whole = accelerator.reduce(stacked, reduction="sum")
+    means = dict(zip(steps[0], whole.mean(0).tolist(), strict=True))
+    ratios = whole[:, list(steps[0]).index("val/ratio")]
+    return means | {"val/ratio_var": float(ratios.var()) if len(ratios) > 1 else 0.0}

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import HoEError
 
+HEADS_LEARNING_RATE = 1e-3
 logger = logging.getLogger(__name__)
 
 
