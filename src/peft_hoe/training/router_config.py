@@ -30,6 +30,7 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
             interrupts at once.
         payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
         value_learning_rate: of the critic; None for `learning_rate`.
+        shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
 
     Other defaults than PPOConfig's: `learning_rate` is for routers of large models. One step of Adam moves a logit by about the
     rate times the width of the module's input, so a good start is 2 / hidden size. Every update is logged;
@@ -61,8 +62,10 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
     value_learning_rate: float | None = field(
         default=1e-3, metadata={"help": "Learning rate of the critic; None for learning_rate."}
     )
+    shard_policy: bool = field(default=False, metadata={"help": "Shard the frozen policy over the processes."})
 
     def __post_init__(self) -> None:
+        _check_launch(self.deepspeed, self.fsdp)  # first: transformers would start what is refused
         super().__post_init__()
         _check_choice("kl_reference", self.kl_reference, ("base", "static"))
         _check_choice("advantage_scaling", self.advantage_scaling, SCALINGS)
@@ -77,14 +80,6 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
             )
         if self.fp16:
             raise HoEError("fp16=True is not supported: there is no loss scaling here; use bf16=True")
-        sharded = [
-            name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
-        ]
-        if self.deepspeed or self.fsdp or sharded:
-            raise HoEError(
-                "DeepSpeed and FSDP are not supported yet: the router's Parameters are read and written outside of their "
-                "wrappers; use accelerate's plain multi-process launch"
-            )
         if self.payoff_prompts < 1:
             raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
         if not self.temperature > 0:
@@ -94,3 +89,19 @@ class HoERouterConfig(PPOConfig):  # type: ignore[misc]
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise HoEError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+
+
+def _check_launch(deepspeed: Any, fsdp: Any) -> None:
+    launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("DEEPSPEED", "FSDP")}
+    if fsdp or launched["FSDP"]:
+        raise HoEError(
+            "accelerate's FSDP is not supported: it would shard the router and the critic too, which are read and written "
+            "whole. Launch plain processes (distributed_type: MULTI_GPU) with HoERouterConfig(shard_policy=True), which "
+            "shards the frozen policy with torch's FSDP"
+        )
+    if deepspeed or launched["DEEPSPEED"]:
+        raise HoEError(
+            "DeepSpeed is not supported: it takes over the optimizer step, and ZeRO-3 shards the router's weights, which are "
+            "read and written whole. Launch plain processes (distributed_type: MULTI_GPU); for a policy that does not fit one "
+            "GPU add HoERouterConfig(shard_policy=True)"
+        )

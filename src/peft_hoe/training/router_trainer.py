@@ -31,6 +31,7 @@ from .rewards import Rewards
 from .router_checkpoints import RouterCheckpoints
 from .router_config import HoERouterConfig
 from .router_stages import RouterStages
+from .sharding import leave_to_shards, shard
 from .trained_router import TrainedRouter
 from .value_heads import ValueHeads, ValueModel
 
@@ -79,6 +80,8 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         if train_dataset is None or reward_model is None:
             raise HoEError("train_dataset and reward_model are required")
         policy = policies.steerable(model, peft_config)
+        if args.shard_policy:  # before anything holds on to the weights that are given up
+            shard(policy, args.device)
         self.router = TrainedRouter(policy, args.router, args.model_adapter_name)
         self.objectives = Steering.of(policy).adapters[self.router.adapter].objectives
         self.rewards = Rewards.of(reward_model, self.objectives)
@@ -132,6 +135,8 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             self.sample_generations_freq = max(1, self.args.num_total_batches // self.args.num_sample_generations)
         self.model = ActorCritic(self.policy_model, self.router, self._critic, bf16=bool(self.args.bf16))
         self.model.config = self.policy_model.config
+        if self.args.shard_policy:
+            leave_to_shards(self.model)
         super().create_optimizer_and_scheduler(num_training_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
