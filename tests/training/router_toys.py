@@ -151,6 +151,8 @@ def two_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
         "trained": trained,
         "weights": torch.tensor(weights),
         "written": tokens_written(trainer.policy_model, 2 + 3 * rank),
+        "wrapped": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "trains": sum(parameter.numel() for group in trainer.optimizer.param_groups for parameter in group["params"]),
         "held": sum(_share_of(parameter).numel() for parameter in base_parameters(trainer.policy_model)),
     }
 

@@ -31,7 +31,7 @@ from .rewards import Rewards
 from .router_checkpoints import RouterCheckpoints
 from .router_config import HoERouterConfig
 from .router_stages import RouterStages
-from .sharding import leave_to_shards, shard
+from .sharding import shard
 from .trained_router import TrainedRouter
 from .value_heads import ValueHeads, ValueModel
 
@@ -133,10 +133,10 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             self.args.num_total_batches = num_training_steps = self.args.max_steps
         if self.args.num_sample_generations > 0:  # TRL has counted before max_steps was applied
             self.sample_generations_freq = max(1, self.args.num_total_batches // self.args.num_sample_generations)
-        self.model = ActorCritic(self.policy_model, self.router, self._critic, bf16=bool(self.args.bf16))
+        self.model = ActorCritic(
+            self.policy_model, self.router, self._critic, bf16=bool(self.args.bf16), sharded=self.args.shard_policy
+        )
         self.model.config = self.policy_model.config
-        if self.args.shard_policy:
-            leave_to_shards(self.model)
         super().create_optimizer_and_scheduler(num_training_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

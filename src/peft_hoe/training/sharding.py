@@ -13,7 +13,6 @@ import torch
 from packaging.version import Version
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import HoEError
 from ..tuner.linear import HoELinear
@@ -47,12 +46,8 @@ def shard(policy: Any, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in [*layers, model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-
-
-def leave_to_shards(actor_critic: nn.Module) -> None:
-    """Keep DistributedDataParallel from broadcasting the policy's weights: it has none that train."""
-    names = [f"policy.{name}" for name, _ in actor_critic.get_submodule("policy").named_parameters()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(actor_critic, names)
+    for parameter in whole:  # the shards are there already
+        parameter.data = parameter.data.to(device)
 
 
 def _check_processes() -> None:
@@ -63,7 +58,7 @@ def _check_processes() -> None:
     if processes < 2:
         raise HoEError(
             f"shard_policy=True, but the number of processes is {processes}; start several, one for each GPU, with "
-            "accelerate launch --multi_gpu --num_processes N"
+            "accelerate launch --multi_gpu --num_processes N or torchrun --nproc_per_node N"
         )
 
 
