@@ -276,10 +276,17 @@ def test_bad_input_raises_before_the_first_step(make_trainer: Make, toys: Module
         make_trainer(kl_estimator="k1")
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_what_would_shard_the_router_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "setting"), [("FSDP", {"fsdp": "full_shard"}), ("DEEPSPEED", {"deepspeed": "zero3.json"})]
+)
+def test_what_would_shard_the_router_is_refused(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, name: str, setting: dict[str, Any]
+) -> None:
+    refusal = rf"(?i){name}.*MULTI_GPU.*shard_policy=True"
+    with pytest.raises(HoEError, match=refusal):
+        make_trainer(**setting)
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(HoEError, match=r"(?i)" + name + r".*MULTI_GPU.*shard_policy=True"):
+    with pytest.raises(HoEError, match=refusal):
         make_trainer()
 
 

@@ -1,4 +1,4 @@
-"""What cannot be sharded; what can is in test_two_processes.py."""
+"""What is sharded and what cannot be; sharded runs are in test_two_processes.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from peft import get_peft_model
 
+from peft_hoe import HoEConfig
 from peft_hoe.errors import HoEError
-from peft_hoe.training.sharding import shard
+from peft_hoe.training.sharding import shard, written_with_adapter
 
 CPU = torch.device("cpu")
 
@@ -41,3 +43,25 @@ def test_a_policy_on_several_devices_is_refused(toys: ModuleType) -> None:
     policy.get_base_model().hf_device_map = {"model": 0, "lm_head": "cpu"}
     with pytest.raises(HoEError, match=r"device_map over .*0.*cpu"):
         shard(policy, CPU)
+
+
+def test_what_is_saved_with_the_adapter_stays_whole(toys: ModuleType) -> None:
+    """Experts, modules_to_save, and the base weight of an output head, which PEFT saves where it is a target."""
+    config = HoEConfig(
+        objectives=["low", "high"],
+        target_modules=["q_proj", "lm_head"],
+        modules_to_save=["embed_tokens"],
+        task_type="CAUSAL_LM",
+    )
+    policy = get_peft_model(toys.make_base(), config)
+    model = policy.get_base_model()
+    whole = written_with_adapter(model)
+    kept = {name for name, parameter in model.named_parameters() if parameter in whole}
+    base = {name for name, _ in model.named_parameters() if "hoe_" not in name}
+    head_and_embedding = {
+        "lm_head.base_layer.weight",
+        "model.embed_tokens.original_module.weight",
+        "model.embed_tokens.modules_to_save.default.weight",
+    }
+    assert kept & base == head_and_embedding
+    assert kept - base == {name for name, _ in model.named_parameters() if "hoe_" in name}

@@ -39,7 +39,7 @@ def shard(policy: Any, device: torch.device) -> None:
     model = policy.get_base_model()
     if isinstance(model, FSDPModule):
         return
-    whole = _kept_whole(model)
+    whole = written_with_adapter(model)
     layers = _decoder_layers(model)
     _check_weights(model, whole)
     _check_processes()
@@ -48,6 +48,21 @@ def shard(policy: Any, device: torch.device) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     for parameter in whole:  # the shards are there already
         parameter.data = parameter.data.to(device)
+
+
+def written_with_adapter(model: Any) -> set[nn.Parameter]:
+    """The Parameters that are saved with the adapter; they stay whole."""
+    kept: set[nn.Parameter] = set()
+    for module in model.modules():
+        if isinstance(module, HoELinear):
+            for part in module.adapter_layer_names:
+                kept.update(getattr(module, part).parameters())
+        elif isinstance(module, ModulesToSaveWrapper):
+            kept.update(module.parameters())
+    head = model.get_output_embeddings()
+    if isinstance(head, HoELinear):  # PEFT writes the base's weight too
+        kept.update(head.parameters())
+    return kept
 
 
 def _check_processes() -> None:
@@ -60,21 +75,6 @@ def _check_processes() -> None:
             f"shard_policy=True, but the number of processes is {processes}; start several, one for each GPU, with "
             "accelerate launch --multi_gpu --num_processes N or torchrun --nproc_per_node N"
         )
-
-
-def _kept_whole(model: Any) -> set[nn.Parameter]:
-    """The Parameters that are written with the adapter."""
-    kept: set[nn.Parameter] = set()
-    for module in model.modules():
-        if isinstance(module, HoELinear):
-            for part in module.adapter_layer_names:
-                kept.update(getattr(module, part).parameters())
-        elif isinstance(module, ModulesToSaveWrapper):
-            kept.update(module.parameters())
-    head = model.get_output_embeddings()
-    if isinstance(head, HoELinear):  # PEFT writes the base's weight too
-        kept.update(head.parameters())
-    return kept
 
 
 def _decoder_layers(model: Any) -> list[nn.Module]:
