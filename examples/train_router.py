@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="JSON: {train: [...], validation: [...]}")
     parser.add_argument("--output", required=True)
     parser.add_argument("--updates", type=int, default=60)
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=128, help="prompts of an update on each process")
+    parser.add_argument("--shard-policy", action="store_true", help="with several processes, see docs/launching.md")
     arguments = parser.parse_args()
     prompts = json.loads(arguments.prompts.read_text(encoding="utf-8"))
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(arguments.base), arguments.adapter)
@@ -62,6 +63,7 @@ def main() -> None:
         save_strategy="no",
         report_to=[],
         logging_steps=10,
+        shard_policy=arguments.shard_policy,
         use_cpu=True,
     )
     normalizer = train_routers(

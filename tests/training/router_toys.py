@@ -138,14 +138,14 @@ def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **cha
     return HoERouterTrainer(**{**arguments, **constructor})
 
 
-def two_updates(output: str, rows: int) -> dict[str, Any]:
+def two_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
     """The router after one update on a given global batch of 8 responses, and after two whole updates, on this process."""
     from peft_hoe.training import rollouts
     from peft_hoe.training.policies import steered
 
     trainer = make_trainer(
-        None, output, {}, per_device_train_batch_size=rows, num_ppo_epochs=1, stop_token="eos", save_strategy="steps",
-        save_steps=1,
+        None, output, {"eval_dataset": PROMPTS[:4]}, per_device_train_batch_size=rows, num_ppo_epochs=1, stop_token="eos",
+        num_sample_generations=1, save_strategy="steps", save_steps=1, **changes,
     )  # fmt: skip
     rank = trainer.accelerator.process_index
     mine = slice(rank, None, trainer.accelerator.num_processes)
@@ -163,7 +163,35 @@ def two_updates(output: str, rows: int) -> dict[str, Any]:
     given = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     trainer.train()
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
-    return {"rank": rank, "given": given, "trained": trained, "weights": torch.tensor(weights)}
+    trainer.save_model(f"{output}/adapter")
+    return {
+        "rank": rank,
+        "given": given,
+        "trained": trained,
+        "weights": torch.tensor(weights),
+        "written": tokens_written(trainer.policy_model, 2 + 3 * rank),
+        "wrapped": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "trains": sum(parameter.numel() for group in trainer.optimizer.param_groups for parameter in group["params"]),
+        "held": sum(_share_of(parameter).numel() for parameter in base_parameters(trainer.policy_model)),
+    }
+
+
+def tokens_written(policy: Any, count: int) -> int:
+    """How many tokens `generate` writes when it is asked for `count`."""
+    prompt = torch.tensor([[5, 6, 7]])
+    written = policy.generate(
+        prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=count, max_new_tokens=count
+    )
+    return int(written.shape[1]) - 3
+
+
+def base_parameters(policy: Any) -> list[torch.nn.Parameter]:
+    return [parameter for name, parameter in policy.named_parameters() if "hoe_" not in name]
+
+
+def _share_of(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def rewards_that_differ(output: str) -> dict[str, Any]:

@@ -423,9 +423,17 @@ def test_bad_input_raises_before_the_first_step(make_trainer: Make, toys: Module
         make_trainer(kl_estimator="k1")
 
 
-def test_sharded_training_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(HoEError, match="not supported yet"):
+@pytest.mark.parametrize(
+    ("name", "setting"), [("FSDP", {"fsdp": "full_shard"}), ("DEEPSPEED", {"deepspeed": "zero3.json"})]
+)
+def test_what_would_shard_the_router_is_refused(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, name: str, setting: dict[str, Any]
+) -> None:
+    refusal = rf"(?i){name}.*MULTI_GPU.*shard_policy=True"
+    with pytest.raises(HoEError, match=refusal):
+        make_trainer(**setting)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(HoEError, match=refusal):
         make_trainer()
 
 

@@ -24,14 +24,27 @@ class ActorCritic(nn.Module):
         router: the router that trains; its Parameters and the critic's are the only ones that may train here.
         critic: value heads on the policy's hidden state, or a value model of its own.
         bf16: whether forwards run in bfloat16 autocast.
+        sharded: whether the policy's weights are sharded. accelerate gives DistributedDataParallel no module that has shards,
+            so the policy is then an attribute but no submodule.
     """
 
+    policy: nn.Module
+
     def __init__(
-        self, policy: nn.Module, router: TrainedRouter, critic: ValueHeads | ValueModel, *, bf16: bool = False
+        self,
+        policy: nn.Module,
+        router: TrainedRouter,
+        critic: ValueHeads | ValueModel,
+        *,
+        bf16: bool = False,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.bf16 = bf16
-        self.policy = policy
+        if sharded:
+            self.__dict__["policy"] = policy
+        else:
+            self.policy = policy
         self.router = router
         self.critic = critic
 
@@ -39,6 +52,11 @@ class ActorCritic(nn.Module):
     def value_model(self) -> ValueHeads | ValueModel:
         """The critic, under the name that it has in TRL."""
         return self.critic
+
+    def train(self, mode: bool = True) -> ActorCritic:
+        """As any module's; the policy goes along also where it is no submodule."""
+        self.policy.train(mode)
+        return super().train(mode)
 
     def autocast(self) -> torch.autocast:
         """A block in which the policy runs as it does while it trains."""

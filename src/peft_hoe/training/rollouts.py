@@ -129,7 +129,7 @@ def evaluate_rollout(
     for start in range(0, len(prompts.ids), chunk):
         rows = slice(start, start + chunk)
         ids, mask = rollout.sequences(rows)
-        with record_votes(actor_critic, adapter) if start == 0 else contextlib.nullcontext() as votes:
+        with record_votes(actor_critic.policy, adapter) if start == 0 else contextlib.nullcontext() as votes:
             logits, values = actor_critic(ids, mask, length)
         if votes is not None:  # one chunk tells enough about the experts' use
             rollout.usage, rollout.router_entropy = vote_statistics(votes, responses.mask[rows], ids.shape[1])

@@ -41,16 +41,9 @@ class RouterArguments:
     save_on_interrupt: bool = field(default=True, metadata={"help": "Whether SIGINT saves a checkpoint and stops."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[misc]
         settings: Any = self
-        sharded = [
-            name for name in ("DEEPSPEED", "FSDP") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
-        ]
-        if settings.deepspeed or settings.fsdp or sharded:
-            raise HoEError(
-                "DeepSpeed and FSDP are not supported yet: the router's Parameters are read and written outside of their "
-                "wrappers; use accelerate's plain multi-process launch"
-            )
+        _check_launch(settings.deepspeed, settings.fsdp)  # first: transformers would start what is refused
+        super().__post_init__()  # type: ignore[misc]
 
 
 @dataclass
@@ -86,3 +79,19 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise HoEError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+
+
+def _check_launch(deepspeed: Any, fsdp: Any) -> None:
+    launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("DEEPSPEED", "FSDP")}
+    if fsdp or launched["FSDP"]:
+        raise HoEError(
+            "accelerate's FSDP is not supported: it would shard the router and the critic too, which are read and written "
+            "whole. Launch plain processes (distributed_type: MULTI_GPU) with HoERouterConfig(shard_policy=True), which "
+            "shards the frozen policy with torch's FSDP"
+        )
+    if deepspeed or launched["DEEPSPEED"]:
+        raise HoEError(
+            "DeepSpeed is not supported: it takes over the optimizer step, and ZeRO-3 shards the router's weights, which are "
+            "read and written whole. Launch plain processes (distributed_type: MULTI_GPU); for a policy that does not fit one "
+            "GPU add HoERouterConfig(shard_policy=True)"
+        )

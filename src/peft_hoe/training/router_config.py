@@ -22,6 +22,7 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
         value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
             `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
+        shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
 
     The rest of what is new is in `RouterArguments` and `ObjectiveArguments`. `kl_estimator` is "k3", because the KL divergence
     is a term of the loss, not of the rewards.
@@ -39,6 +40,7 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         default=None,
         metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
     )
+    shard_policy: bool = field(default=False, metadata={"help": "Shard the frozen policy over the processes."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -206,13 +206,16 @@ class RouterStages:
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print greedy responses to the first prompts of the evaluation set, with their rewards."""
-        if self.eval_dataset is None or not self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        if self.eval_dataset is None or not (main or self.args.shard_policy):  # shards are gathered by all together
             return
         count = min(len(self.eval_dataset), self.args.per_device_eval_batch_size)
         prompts = self._batch(self.eval_dataset, range(count))
         self.model.eval()
         with policies.generating(self.policy_model, self._sampling(do_sample=False)) as settings:
             responses = rollouts.generate_responses(self.policy_model, prompts, self.processing_class, settings, count)
+        if not main:
+            return
         empty = torch.empty(0)
         scored = self._score(Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0))
         sample_table(prompts, responses, scored, self.objectives)

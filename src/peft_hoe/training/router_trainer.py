@@ -26,6 +26,7 @@ from .rewards import Rewards
 from .router_checkpoints import RouterCheckpoints
 from .router_config import HoERouterConfig
 from .router_stages import RouterStages
+from .sharding import shard
 from .value_heads import HEADS_LEARNING_RATE, ValueHeads, ValueModel
 
 
@@ -72,7 +73,10 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             raise HoEError(f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig")
         if train_dataset is None or reward_model is None:
             raise HoEError("train_dataset and reward_model are required")
-        policy = self._choose_router(model, args, peft_config)
+        policy = policies.steerable(model, peft_config)
+        if args.shard_policy:  # before anything holds on to the weights that are given up
+            shard(policy, args.device)
+        self._choose_router(policy, args)
         self.rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
@@ -118,7 +122,9 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             self.args.num_total_batches = num_training_steps = self.args.max_steps
         if self.args.num_sample_generations > 0:  # TRL has counted before max_steps was applied
             self.sample_generations_freq = max(1, self.args.num_total_batches // self.args.num_sample_generations)
-        self.model = ActorCritic(self.policy, self.router, self._critic, bf16=bool(self.args.bf16))
+        self.model = ActorCritic(
+            self.policy, self.router, self._critic, bf16=bool(self.args.bf16), sharded=self.args.shard_policy
+        )
         self.model.config = self.policy.config
         super().create_optimizer_and_scheduler(num_training_steps)
 
