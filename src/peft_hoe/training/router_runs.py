@@ -62,8 +62,8 @@ def write_finished(trainer: Any) -> None:
             "run": trainer.run,
             "router": trainer.average.values if averaged else trainer.router.state_dict(),
             # The next router starts from a user's value model as this one left it; heads are made anew.
-            "critic": None if trainer.value_model is None else trainer.value_model.state_dict(),
-            "normalizer": trainer.normalizer.state_dict(),
+            "critic": None if _critic(trainer) is None else _critic(trainer).state_dict(),
+            "normalizer": None if trainer.normalizer is None else trainer.normalizer.state_dict(),
             "settings": _settings(trainer),
         }
         path = Path(trainer.args.output_dir) / FINISHED_FILE
@@ -90,10 +90,16 @@ def take_finished(trainer: Any) -> bool:
         raise CheckpointError(f"{path} was written by a run with {there}, but this one has {here}")
     trainer.router.load_state_dict(state["router"])
     trainer.put_router()
-    if state["critic"] is not None and trainer.value_model is not None:
-        trainer.value_model.load_state_dict(state["critic"])
-    trainer.normalizer = RewardNormalizer.from_state_dict(state["normalizer"])
+    if state["critic"] is not None and _critic(trainer) is not None:
+        _critic(trainer).load_state_dict(state["critic"])
+    if state["normalizer"] is not None:
+        trainer.normalizer = RewardNormalizer.from_state_dict(state["normalizer"])
     return True
+
+
+def _critic(trainer: Any) -> Any:
+    """A user's value model, where the trainer has one."""
+    return getattr(trainer, "value_model", None)
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
