@@ -39,6 +39,8 @@ register()
 
 # Resolved when they are first used: importing peft_hoe imports no trl.
 _TRAINING = {
+    "HoEGRPOConfig": "training",
+    "HoEGRPOTrainer": "training",
     "HoERouterConfig": "training",
     "HoERouterTrainer": "training",
     "ObjectiveWeights": "training.objective_weights",
@@ -54,9 +56,10 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
     except ImportError as error:
-        from .training.trl_versions import missing_ppo
+        from .training.trl_versions import missing_grpo, missing_ppo
 
-        raise ImportError(missing_ppo() or str(error)) from error
+        reason = missing_grpo() if name.startswith("HoEGRPO") else missing_ppo()
+        raise ImportError(reason or str(error)) from error
 
 
 __version__ = "0.1.0"

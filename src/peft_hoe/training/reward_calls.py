@@ -87,8 +87,8 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     return returned
 
 
-def read_rewards(returned: Any, part: Part, count: int) -> FloatArray:
-    """What a source returned, as `(B, K)`."""
+def read_rewards(returned: Any, part: Part, count: int, *, may_be_empty: bool = False) -> FloatArray:
+    """What a source returned, as `(B, K)`; an objective without any reward is an error unless it may be."""
     expected = f"{count} numbers or None, one for each completion"
     if len(part.names) > 1:
         expected = f"{count} rows of {len(part.names)} numbers or None, one row for each completion"
@@ -113,7 +113,7 @@ def read_rewards(returned: Any, part: Part, count: int) -> FloatArray:
             )
         table[row] = [math.nan if number is None else float(number) for number in numbers]
     empty = [name for name, column in zip(part.names, table.T, strict=True) if np.isnan(column).all()]
-    if empty:
+    if empty and not may_be_empty:
         raise RewardError(
             f"{part.label} returned no number for any of {count} completions (objectives {empty}), only None or NaN; "
             "a batch without a reward cannot be trained on"
