@@ -61,6 +61,7 @@ def test_resuming_in_a_later_epoch_sees_the_same_prompts(make_grpo: Make, toys: 
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # transformers 4.57, of checkpoints within a second
 def test_a_checkpoint_is_an_adapter(make_grpo: Make, toys: ModuleType, tmp_path: Path) -> None:
     model = toys.make_policy()
     model.set_preference([0.6, 0.4])

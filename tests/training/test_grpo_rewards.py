@@ -140,7 +140,8 @@ def test_classifiers_and_asynchronous_functions(make_grpo: Callable[..., Any], t
     prompts, completions = ["w5 ", "w6 "], ["w20 w1", "w7"]
     found = trainer._raw_rewards(prompts, completions)
     with torch.no_grad():
-        logits = [float(model(**tokenizer(p + c, return_tensors="pt")).logits) for p, c in zip(prompts, completions)]
+        texts = [tokenizer(prompts[i] + completions[i], return_tensors="pt") for i in (0, 1)]
+        logits = [float(model(**text).logits) for text in texts]
     assert [row[0] for row in found] == pytest.approx(logits, abs=1e-5)
     assert [row[1] for row in found] == [0.5, 0.0]
     trainer.train()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, TrainingArguments
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
@@ -106,7 +106,7 @@ def test_reward_improves(make_grpo: Make, toys: ModuleType) -> None:
         return [sum(word in ("w20", "w21", "w22", "w23") for word in text.split()) / 10 for text in completions]
 
     trainer = make_grpo(
-        max_steps=25, per_device_train_batch_size=64, num_generations=16, max_completion_length=10, seed=1, step=0.0,
+        max_steps=16, per_device_train_batch_size=48, num_generations=16, max_completion_length=8, seed=1, step=0.0,
         constructor={"reward_funcs": {"low": lambda prompts, completions: [0.5] * len(completions), "high": w20}},
     )  # fmt: skip
     trainer.train()
@@ -367,9 +367,36 @@ def test_settings_that_cannot_work_are_refused(make_grpo: Make, changes: dict[st
         make_grpo(**changes)
 
 
-def test_scaling_is_trls_aggregation(make_grpo: Make) -> None:
-    assert make_grpo().multi_objective_aggregation == "sum_then_normalize"
-    assert make_grpo(advantage_scaling="objective").multi_objective_aggregation == "normalize_then_sum"
+@pytest.mark.parametrize("scaling", ["joint", "objective"])
+def test_scaling_is_trls_aggregation(make_grpo: Make, scaling: str) -> None:
+    """Two prompts, the second's rewards spread ten times as wide: one σ for both, or each group and objective by its own."""
+    trainer = make_grpo(advantage_scaling=scaling)
+    trainer._calculate_rewards = lambda *args: torch.tensor(
+        [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [0.0, 1.0], [10.0, 1.0], [20.0, 1.0], [30.0, 1.0]]
+    )
+    trainer.reward_weights = torch.tensor([0.5, 0.5])
+    trainer.policy.train()
+    with trainer._model_settings.applied():
+        rows = [trainer.train_dataset[row // 4] for row in range(8)]
+        found = trainer._generate_and_score_completions(rows)["advantages"].numpy()
+    low = np.array([[0.0, 1.0, 2.0, 3.0], [0.0, 10.0, 20.0, 30.0]])
+    if scaling == "joint":
+        mixed = 0.5 * low + 0.5
+        expected = (mixed - mixed.mean(1, keepdims=True)) / mixed.std(ddof=1)
+    else:
+        each = 0.5 * (low - low.mean(1, keepdims=True)) / low.std(1, ddof=1, keepdims=True)
+        expected = each / each.std(ddof=1)
+    assert found == pytest.approx(expected.ravel(), rel=1e-3)
+
+
+def test_the_configuration_can_be_parsed(tmp_path: Any) -> None:
+    from peft_hoe.training import HoEGRPOConfig
+
+    parser = HfArgumentParser(HoEGRPOConfig)
+    (parsed,) = parser.parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu", "--objective_beta", "0.3", "--advantage_scaling", "objective"]
+    )
+    assert (parsed.objective_beta, parsed.beta, parsed.multi_objective_aggregation) == (0.3, 0.0, "normalize_then_sum")
 
 
 def test_experts_without_weights_are_refused(make_grpo: Make, toys: ModuleType) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ..errors import HoEError, RewardError
@@ -25,12 +24,12 @@ from ..preference import FloatArray
 from ..tuner.functional import use_preference
 from . import policies
 from .grpo_config import HoEGRPOConfig
+from .grpo_data import as_dataset, moved, with_prompts
 from .grpo_rewards import fill_missing, known_means, processing_classes, reward_functions
 from .metrics import weighing_metrics
 from .normalization import RewardNormalizer, payoff_table
 from .objective_weights import ObjectiveWeights
 from .optimization import frozen
-from .prompts import check_prompts
 from .rewards import Rewards
 from .router_loop import RouterLoop
 from .run_settings import RunSettings
@@ -91,7 +90,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
             raise RewardError(
                 f"the normalizer is for {list(normalizer.objectives)}, but the objectives are {list(self.objectives)}"
             )
-        train_dataset = _with_prompts(train_dataset, processing_class)
+        train_dataset = with_prompts(train_dataset, processing_class)
         self._model_settings = RunSettings(policy)
         with self._model_settings.applied(), frozen(policy), _without_reference(args):
             super().__init__(
@@ -99,7 +98,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
                 reward_funcs=functions,
                 args=args,
                 train_dataset=train_dataset,
-                eval_dataset=_as_dataset(eval_dataset),
+                eval_dataset=as_dataset(eval_dataset),
                 processing_class=processing_class,
                 reward_processing_classes=tokenizers,
                 callbacks=callbacks,
@@ -164,7 +163,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
             [row["prompt"] for row in rows],
             Rewards(self._raw_rewards, self.objectives),
             processing_class=self.processing_class,
-            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
+            columns={name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name != "prompt"},
             max_new_tokens=args.max_completion_length,
             temperature=args.temperature,
             batch_size=args.per_device_train_batch_size * args.steps_per_generation,
@@ -234,14 +233,14 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         steps = self.args.steps_per_generation * self.num_iterations
         rest = None if self._step % steps == 0 else self._buffered_inputs
         place = {"micro_step": self._step, "epochs": int(self.state.epoch or 0)}
-        return super()._run_state() | place | {"generated": gather_object([_on_cpu(rest)])}
+        return super()._run_state() | place | {"generated": gather_object([rest and moved(rest, "cpu")])}
 
     def _load_run_state(self, saved: dict[str, Any], folder: Path) -> None:
         super()._load_run_state(saved, folder)
         self._use_weights()
         self._step, self._epochs_before = saved["micro_step"], saved["epochs"]
         rest = saved["generated"][self.accelerator.process_index]
-        self._buffered_inputs = None if rest is None else _moved(rest, self.accelerator.device)
+        self._buffered_inputs: Any = rest and moved(rest, self.accelerator.device)
 
 
 @contextlib.contextmanager
@@ -252,37 +251,3 @@ def _without_reference(args: HoEGRPOConfig) -> Iterator[None]:
         yield
     finally:
         args.beta = beta
-
-
-def _as_dataset(rows: Any) -> Any:
-    if isinstance(rows, dict):
-        return {name: _as_dataset(each) for name, each in rows.items()}
-    return Dataset.from_list(list(rows)) if isinstance(rows, (list, tuple)) else rows
-
-
-def _with_prompts(rows: Any, processing_class: Any) -> Any:
-    """A dataset of the rows, whose first one has been looked at.
-
-    Raises:
-        HoEError: there are none, or none with a prompt.
-    """
-    first = list(itertools.islice(rows, 1))
-    check_prompts(first, processing_class)
-    if first[0].get("prompt") is None:
-        raise HoEError(
-            f"the training dataset holds no prompts: its columns are {sorted(first[0])}. GRPO needs `prompt`, as text or chat "
-            "messages; `input_ids` alone cannot be given to rewards"
-        )
-    return _as_dataset(rows)
-
-
-def _moved(batches: Any, device: Any) -> Any:
-    """Lists of batches with their tensors on a device."""
-    return [
-        {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        for batch in batches
-    ]
-
-
-def _on_cpu(batches: Any) -> Any:
-    return None if batches is None else _moved(batches, "cpu")
