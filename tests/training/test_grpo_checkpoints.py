@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from transformers import TrainerCallback
 
 from peft_hoe import CheckpointError, HoEError, RewardNormalizer
 
@@ -94,6 +95,26 @@ def test_average_is_what_is_kept(make_grpo: Make) -> None:
     torch.testing.assert_close(kept, torch.stack(seen).mean(0))
     assert len(seen) == 3
     assert not torch.equal(kept, seen[-1])
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_the_best_checkpoint_is_what_is_kept(make_grpo: Make, toys: ModuleType, tmp_path: Path, average: bool) -> None:
+    class First(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            metrics["eval_first"] = -state.global_step
+
+    trainer = make_grpo(
+        constructor={"eval_dataset": toys.PROMPTS[:2], "callbacks": [First()]}, max_steps=3, save_strategy="steps", save_steps=1,
+        eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_first",
+        greater_is_better=True, average_routers=average,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 3
+    first = PeftModel.from_pretrained(toys.make_base(), tmp_path / "run" / "checkpoint-1")
+    last = PeftModel.from_pretrained(toys.make_base(), tmp_path / "run" / "checkpoint-3")
+    kept, best, other = (toys.rows_of(model, "r0") for model in (trainer.policy, first, last))
+    assert all(torch.equal(x, y) for x, y in zip(kept, best, strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(kept, other, strict=True))
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(make_grpo: Make) -> None:
