@@ -39,6 +39,12 @@ register()
 
 # Resolved when they are first used: importing peft_hoe imports no trl.
 _TRAINING = {
+    "HoEDPOConfig": "training",
+    "HoEDPOTrainer": "training",
+    "HoEDistillationConfig": "training",
+    "HoEDistillationTrainer": "training",
+    "HoEGRPOConfig": "training",
+    "HoEGRPOTrainer": "training",
     "HoERouterConfig": "training",
     "HoERouterTrainer": "training",
     "ObjectiveWeights": "training.objective_weights",
@@ -53,12 +59,7 @@ def __getattr__(name: str) -> Any:
         return import_module(".metrics", __name__)
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
-    except ImportError as error:
-        from .training.trl_versions import missing_ppo
-
-        raise ImportError(missing_ppo() or str(error)) from error
+    return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
 
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from peft_hoe import HoEConfig
+from peft_hoe import HoEConfig, HoELayer
 from peft_hoe.errors import RewardError
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(28))]
@@ -138,6 +138,54 @@ def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **cha
     return HoERouterTrainer(**{**arguments, **constructor})
 
 
+def make_grpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
+    """The same with GRPO: 2 prompts with 4 completions each make an update."""
+    from peft_hoe.training import HoEGRPOConfig, HoEGRPOTrainer
+    from peft_hoe.training.normalization import RewardNormalizer
+
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "router": "r0",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "num_generations": 4,
+        "max_steps": 2,
+        "max_completion_length": 6,
+        "learning_rate": 0.05,
+        "save_strategy": "no",
+        "logging_strategy": "steps",
+    }
+    arguments: dict[str, Any] = {
+        "model": make_policy() if model is None else model,
+        "reward_funcs": REWARDS,
+        "args": HoEGRPOConfig(**{**settings, **changes}),
+        "train_dataset": PROMPTS,
+        "processing_class": make_tokenizer(),
+        "normalizer": RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], ["low", "high"]),
+    }
+    return HoEGRPOTrainer(**{**arguments, **constructor})
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def rows_of(model: Any, router: str) -> list[torch.Tensor]:
+    """The rows of a router in every module, with their biases."""
+    config = model.peft_config["default"]
+    start = sum(len(votes) for votes in config.votes()[: config.router_names.index(router)])
+    stop = start + len(config.votes()[config.router_names.index(router)])
+    linears = [module.hoe_router["default"] for module in model.modules() if isinstance(module, HoELayer)]
+    return [tensor[start:stop].detach().clone() for linear in linears for tensor in (linear.weight, linear.bias)]
+
+
+def is_trained(model: Any, router: str = "r0") -> bool:
+    return next(spec.trained for spec in model.peft_config["default"].routers if spec.name == router)
+
+
 def two_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
     """The router after one update on a given global batch of 8 responses, and after two whole updates, on this process."""
     from peft_hoe.training import rollouts
@@ -213,3 +261,43 @@ def rewards_that_differ(output: str) -> dict[str, Any]:
     except RewardError as error:
         message = str(error)
     return {"payoff": payoff, "partly": partly, "reward": reward, "message": message}
+
+
+def two_grpo_updates(output: str, rows: int) -> dict[str, Any]:
+    """The router and the weights after two updates on completions that are given, and after two that are sampled."""
+    states = []
+    for sampled in (False, True):
+        trainer = make_grpo_trainer(
+            None,
+            f"{output}-{sampled}",
+            {},
+            per_device_train_batch_size=rows,
+            beta=0.1,
+            save_strategy="steps",
+            save_steps=1,
+        )
+        if not sampled:
+            trainer._generate_single_turn = _given
+        trainer.train()
+        states.append([parameter.detach().clone() for parameter in trainer.router.parameters()])
+        weights = torch.tensor(trainer.weights.log_w)
+    rank = trainer.accelerator.process_index
+    given = torch.tensor(_read_log_w(f"{output}-False"))
+    return {"rank": rank, "given": states[0], "trained": states[1], "weights": weights, "given_weights": given}
+
+
+def _read_log_w(folder: str) -> list[float]:
+    state = torch.load(f"{folder}/checkpoint-2/router_training.pt", weights_only=True)
+    log_w: list[float] = state["weights"]["log_w"]
+    return log_w
+
+
+def _given(prompt_ids: list[list[int]], *args: Any, **others: Any) -> tuple[list[list[int]], None]:
+    """Completions that follow from a prompt and how often it came before: the same on any number of processes."""
+    seen: dict[tuple[int, ...], int] = {}
+    completions = []
+    for prompt in map(tuple, prompt_ids):
+        seen[prompt] = seen.get(prompt, 0) + 1
+        generator = torch.Generator().manual_seed(1000 * seen[prompt] + sum(prompt))
+        completions.append(torch.randint(3, len(WORDS), (2 + seen[prompt],), generator=generator).tolist())
+    return completions, None

@@ -17,8 +17,6 @@ from peft import PeftModel
 
 from peft_hoe.training.trained_router import TrainedRouter
 
-pytest.importorskip("trl.experimental.ppo")
-
 WORKER = """
 import sys
 import torch
@@ -26,16 +24,17 @@ torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
 import router_toys
 output = sys.argv[1]
-state = router_toys.two_updates(output, 4, **{changes!r})
-if not {changes!r}:
+state = router_toys.{updates}(output, 4, **{changes!r})
+if "{updates}" == "two_updates" and not {changes!r}:
     state |= router_toys.rewards_that_differ(output)
 torch.save(state, output + "-" + str(state["rank"]) + ".pt")
 """
 
 
-def launch(tmp_path: Path, processes: int, **changes: Any) -> list[dict[str, Any]]:
+def launch(tmp_path: Path, processes: int, updates: str = "two_updates", **changes: Any) -> list[dict[str, Any]]:
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(folder=str(Path(__file__).parent), changes=changes), encoding="utf-8")
+    worker = WORKER.format(folder=str(Path(__file__).parent), updates=updates, changes=changes)
+    script.write_text(worker, encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,12 +66,14 @@ def launch(tmp_path: Path, processes: int, **changes: Any) -> list[dict[str, Any
 @pytest.fixture(scope="module")
 def replicated(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes have, each with the whole policy."""
+    pytest.importorskip("trl.experimental.ppo")
     return launch(tmp_path_factory.mktemp("replicated"), 2)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> dict[str, Any]:
     """What one process has."""
+    pytest.importorskip("trl.experimental.ppo")
     made: dict[str, Any] = toys.two_updates(str(tmp_path_factory.mktemp("alone")), 8)
     return made
 
@@ -122,3 +123,17 @@ def test_a_sharded_policy_makes_the_same_update(
     loaded = PeftModel.from_pretrained(toys.make_base(), tmp_path / "run2" / "adapter")
     own = TrainedRouter(loaded, "r0").parameters()
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], own, strict=True))
+
+
+def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+    """The same for GRPO, where the completions are given; with its own samples both ranks hold the same."""
+    pytest.importorskip("trl")
+    first, second = launch(tmp_path, 2, "two_grpo_updates")
+    alone = toys.two_grpo_updates(str(tmp_path / "alone"), 8)
+    for name in ("given", "trained"):
+        assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
+    assert torch.equal(first["weights"], second["weights"])
+    torch.testing.assert_close(first["given_weights"], alone["given_weights"], rtol=0, atol=1e-6)
+    for x, y in zip(first["given"], alone["given"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))

@@ -43,6 +43,43 @@ def test_the_reason_names_version_and_remedy(
         assert "peft-hoe[ppo]" in reason
 
 
+@pytest.mark.parametrize(
+    ("version", "said"), [(None, "trl is not installed"), ("1.8.2", "1.8.2 is installed"), ("1.16.0", None)]
+)
+def test_grpo_needs_no_upper_bound(version: str | None, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(name: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", installed)
+    reason = trl_versions.missing("HoEGRPOTrainer")
+    assert (reason is None) is (said is None)
+    if said is not None:
+        assert said in reason
+        assert "peft-hoe[train]" in reason
+
+
+def test_without_trl_the_name_is_there_and_says_what_is_missing() -> None:
+    code = (
+        "from importlib import metadata\n"
+        "real = metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'trl':\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.version = version\n"
+        "from peft_hoe import HoEGRPOConfig, HoEGRPOTrainer\n"
+        "for cls in (HoEGRPOConfig, HoEGRPOTrainer):\n"
+        "    try:\n"
+        "        cls(output_dir='run')\n"
+        "    except ImportError as error:\n"
+        "        print(cls.__name__, error)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.count("trl is not installed: install it with pip install 'peft-hoe[train]'") == 2
+
+
 def test_using_the_class_says_what_is_missing() -> None:
     stand_in = trl_versions.unavailable("HoERouterTrainer", "install it")
     with pytest.raises(ImportError, match="install it"):

@@ -83,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         routers=arguments.router,
         resume_from_checkpoint=arguments.resume,
     )
-    print(f"saved in {arguments.output}; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}")
+    table = "" if normalizer is None else f"; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}"
+    print(f"saved in {arguments.output}{table}")
     return 0
 
 

@@ -125,6 +125,20 @@ def _renamed(model: Any, name: str) -> Any:
 
 
 @contextlib.contextmanager
+def reaching_threads(policy: Any, router: TrainedRouter) -> Iterator[None]:
+    """The router's preference as the adapter's default: generation in a thread of its own sees no `use_preference` block."""
+    steering = Steering.of(policy)
+    routing = steering.adapters[router.adapter]
+    before, routing.chosen = routing.chosen, router.preference
+    steering.refresh()
+    try:
+        yield
+    finally:
+        routing.chosen = before
+        steering.refresh()
+
+
+@contextlib.contextmanager
 def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
     """While the block lasts, the policy serves the router's preference, the router votes from its own Parameters, and nothing
     in the policy trains. Afterwards the user's preference, modes, what trains, and the router's mark are as they were.

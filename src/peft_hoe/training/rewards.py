@@ -43,7 +43,7 @@ class Rewards:
         self.timeout = timeout
         self._parts = [
             Part(_as_source(source, names), names, [self.objectives.index(name) for name in names])
-            for names, source in _match(sources, self.objectives)
+            for names, source in match_sources(sources, self.objectives)
         ]
 
     @classmethod
@@ -131,8 +131,12 @@ class Rewards:
 # -- what the user passed ---
 
 
-def _match(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
-    """Pairs of objectives and source; each objective exactly once."""
+def match_sources(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    """Pairs of objectives and source; each objective exactly once.
+
+    Raises:
+        RewardError: sources and objectives do not match.
+    """
     if isinstance(sources, Mapping):
         named = [((key,) if isinstance(key, str) else tuple(key), source) for key, source in sources.items()]
         given = [name for names, _ in named for name in names]

@@ -28,11 +28,15 @@ class RouterLoop(RouterRun):
     _votes: tuple[dict[str, torch.Tensor], torch.Tensor] | None = None
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
-        self.add_callback(RouterCallback(self))  # type: ignore[attr-defined]
-        with _submodule(self.policy, self.router):
-            return super(RouterRun, self).train(  # type: ignore[misc]
-                resume_from_checkpoint=None if folder is None else str(folder), **others
-            )
+        callback = RouterCallback(self)
+        self.add_callback(callback)  # type: ignore[attr-defined]
+        try:
+            with _submodule(self.policy, self.router):
+                return super(RouterRun, self).train(  # type: ignore[misc]
+                    resume_from_checkpoint=None if folder is None else str(folder), **others
+                )
+        finally:  # a run that failed before its first step may be tried again
+            self.remove_callback(callback)  # type: ignore[attr-defined]
 
     def _token_mask(self, inputs: Any) -> torch.Tensor:
         """Which tokens `(B, S)` of a batch are text, for the statistics of the votes."""
@@ -62,15 +66,23 @@ class RouterLoop(RouterRun):
 
     def _save_checkpoint(self, model: Any, trial: Any, **others: Any) -> None:
         super()._save_checkpoint(model, trial, **others)  # type: ignore[misc]
+        state = self._run_state()  # on all processes: some of it is gathered
         if self.args.should_save:  # last, so that a folder with this file is a whole checkpoint
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_state(folder, self._run_state())
+            write_state(folder, state)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The experts are what they were; only the router is read."""
         folder = Path(resume_from_checkpoint)
         self._load_run_state(read_state(folder), folder)
+
+    def _load_best_model(self) -> None:
+        """Where `load_best_model_at_end` asks for it: the router of the best checkpoint, to be written into the model."""
+        saved = read_state(Path(self.state.best_model_checkpoint))
+        self.router.load_state_dict(saved["router"])
+        if self.average is not None and saved["average"] is not None:
+            self.average.load_state_dict(saved["average"], self.accelerator.device)
 
 
 class RouterCallback(TrainerCallback):

@@ -15,6 +15,7 @@ from ..tuner.steering import Steering
 from .first_process import on_first_process
 from .normalization import RewardNormalizer
 from .router_runs import begin_run, last_checkpoint, take_finished, write_finished
+from .trl_versions import missing
 
 # Name: the trainer's class and its configuration's, where `peft_hoe.training` exports them.
 TRAINERS = {
@@ -57,6 +58,7 @@ def train_routers(
 
     Raises:
         HoEError: there is no such trainer, or `args` is another one's configuration.
+        ImportError: the trainer needs another TRL.
         ExpertError: there are no routers, or unknown ones; before any of them trains.
         CheckpointError: there is no run to resume, or its settings were others.
     """
@@ -87,10 +89,11 @@ def train_routers(
 def _trainer_class(name: str, args: Any) -> Any:
     if name not in TRAINERS:
         raise HoEError(f"trainer is {name!r}; use one of {', '.join(TRAINERS)}")
+    reason = missing(TRAINERS[name][0])
+    if reason:
+        raise ImportError(reason)
     training = import_module("peft_hoe.training")
     kind, configuration = (getattr(training, item) for item in TRAINERS[name])
-    if hasattr(configuration, "unavailable"):
-        configuration()  # says what is missing
     if not isinstance(args, configuration):
         raise HoEError(f"args is a {type(args).__name__}, but trainer={name!r} takes a {configuration.__name__}")
     return kind

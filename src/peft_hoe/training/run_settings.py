@@ -1,0 +1,70 @@
+"""What trainers write into a user's model, there while a run lasts only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+_WRITTEN = ("forward", "_original_forward", "model_tags", "_require_grads_hook", "_require_grads_hooks")
+_ABSENT = object()
+
+
+class RunSettings:
+    """The settings of a run, apart from the user's.
+
+    TRL and transformers write special tokens into the configurations, tags and a new `forward` into the model, a hook into its
+    embeddings, and accelerate its autocast. Their constructor, training and evaluation run inside `applied`.
+
+    Args:
+        policy: a PeftModel.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        base = policy.get_base_model()
+        self._models = [policy, base]
+        config = base.config
+        texts = config.get_text_config() if hasattr(config, "get_text_config") else config
+        embeddings = base.get_input_embeddings()
+        written = [vars(config), vars(texts), embeddings._forward_hooks]
+        if getattr(base, "generation_config", None) is not None:
+            written.append(vars(base.generation_config))
+        self._written = list({id(values): values for values in written}.values())
+        self._runs: Any = None
+        self._inside = False
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has what the block before left; afterwards it has again what the user gave it. May be nested."""
+        if self._inside:
+            yield
+            return
+        users, self._inside = self._read(), True
+        if self._runs is not None:
+            self._write(self._runs)
+        try:
+            yield
+        finally:
+            self._inside = False
+            self._runs = self._read()
+            self._write(users)
+
+    def _read(self) -> Any:
+        attributes = [{name: _copy(vars(model).get(name, _ABSENT)) for name in _WRITTEN} for model in self._models]
+        return attributes, [dict(values) for values in self._written]
+
+    def _write(self, saved: Any) -> None:
+        attributes, contents = saved
+        for model, values in zip(self._models, attributes, strict=True):
+            for name, value in values.items():
+                if value is _ABSENT:
+                    vars(model).pop(name, None)
+                else:
+                    vars(model)[name] = value
+        for values, content in zip(self._written, contents, strict=True):
+            values.clear()
+            values.update(content)
+
+
+def _copy(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
