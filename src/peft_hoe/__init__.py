@@ -39,6 +39,8 @@ register()
 
 # Resolved when they are first used: importing peft_hoe imports no trl.
 _TRAINING = {
+    "HoEDPOConfig": "training",
+    "HoEDPOTrainer": "training",
     "HoERouterConfig": "training",
     "HoERouterTrainer": "training",
     "ObjectiveWeights": "training.objective_weights",

@@ -30,6 +30,8 @@ def steerable(model: Any, peft_config: Any = None) -> Any:
                 f"peft_config is a {type(peft_config).__name__}; give a HoEConfig, or a model that has a HoE adapter"
             )
         model = get_peft_model(model, peft_config)
+    if isinstance(model, str):
+        raise HoEError(f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained")
     Steering.of(model)
     if not isinstance(model, PeftModel):
         raise HoEError(

@@ -1,4 +1,4 @@
-"""Whether the installed TRL has the PPOTrainer that HoERouterTrainer extends; imports no trl."""
+"""Whether the installed TRL has what our trainers extend; imports no trl."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ from typing import Any, NoReturn
 
 from packaging.version import Version
 
-PPO_SINCE, PPO_UNTIL = "1.9", "1.13"
+SINCE = "1.9"
+PPO_SINCE, PPO_UNTIL = SINCE, "1.13"
+
+
+def _installed() -> str | None:
+    try:
+        return metadata.version("trl")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def missing_trl(name: str) -> str | None:
+    """Why a trainer that needs no PPOTrainer cannot be used, and what to do about it; None where it can."""
+    installed = _installed()
+    if installed is not None and Version(installed).release >= Version(SINCE).release:
+        return None
+    found = "trl is not installed" if installed is None else f"trl {installed} is installed"
+    return f"{name} needs trl>={SINCE}, but {found}: install it with pip install 'peft-hoe[train]'"
 
 
 def missing_ppo() -> str | None:
     """What is wrong with the installed TRL and what to do about it; None where nothing is."""
-    try:
-        installed = metadata.version("trl")
-    except metadata.PackageNotFoundError:
-        installed = None
+    installed = _installed()
     if installed is not None and Version(PPO_SINCE).release <= Version(installed).release < Version(PPO_UNTIL).release:
         return None
     found = "trl is not installed" if installed is None else f"trl {installed} is installed"
