@@ -183,3 +183,12 @@ def make_dpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], *
         "train_dataset": {name: make_pairs(name) for name in REWARDS},
     }
     return HoEDPOTrainer(**{**arguments, **constructor})
+
+
+def dpo_updates(output: str, rows: int) -> dict[str, Any]:
+    """The router after two updates on a global batch of 4 pairs, and what this process logged."""
+    trainer = make_dpo_trainer(None, output, {}, per_device_train_batch_size=rows)
+    trainer.train()
+    trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    logs = [{name: torch.tensor(float(value)) for name, value in entry.items()} for entry in trainer.state.log_history]
+    return {"rank": trainer.accelerator.process_index, "trained": trained, "logs": logs}

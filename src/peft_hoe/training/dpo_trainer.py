@@ -16,9 +16,8 @@ from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax
 
 from ..errors import HoEError
 from ..tuner.functional import use_preference
-from .actor_critic import response_logits, sequence_inputs
 from .dpo_config import HoEDPOConfig
-from .fusion import steered_logits
+from .dpo_margins import answer_logprobs, other_experts
 from .metrics import over_processes
 from .optimization import frozen
 from .preference_pairs import MARGIN, OBJECTIVE, PairCollator, mixed, read_pairs
@@ -145,11 +144,9 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
     # -- the loss ---
 
     def _train(self, folder: Any, **others: Any) -> Any:
-        if not self.args.disable_dropout:
-            return super()._train(folder, **others)
-        with restored(self.policy):
+        if self.args.disable_dropout:
             disable_dropout_in_model(self.policy)
-            return super()._train(folder, **others)
+        return super()._train(folder, **others)
 
     def _token_mask(self, inputs: Mapping[str, Any]) -> Tensor:
         mask: Tensor = inputs["completion_mask"]
@@ -204,31 +201,13 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         if self._margin == "column":
             margin = inputs[MARGIN].to(reference)
             return torch.cat([margin, torch.zeros_like(margin)])
-        preference, wanted = self.router.preference, np.flatnonzero(self.router.preference)
-        base = reference if self.ref_model is None else self._answers(inputs, None)
-        scale = self.args.beta if self.args.margin_beta is None else self.args.margin_beta
-        own = inputs[OBJECTIVE].cpu().numpy()
-        others = np.stack([wanted[wanted != k] for k in own])  # (B, K - 1)
-        total = torch.zeros_like(reference)
-        for one in others.T:
-            both = np.concatenate([one, one])
-            weights = torch.as_tensor(scale * preference[both], dtype=base.dtype, device=base.device)
-            total += weights * (self._answers(inputs, np.eye(len(preference))[both]) - base)
-        return total
-
-    def _answers(self, inputs: Mapping[str, Any], corners: Any) -> Tensor:
-        """Log-probabilities `(2B,)` of the answers, each by the expert of its corner `(2B, N)`; with None by the base."""
-        ids, mask = inputs["input_ids"], inputs["completion_mask"]
-        length = ids.shape[1] - max(1, int(mask.any(0).long().argmax()))
-        arguments = sequence_inputs(ids, inputs["attention_mask"])
-        off = self.policy.disable_adapter() if corners is None else contextlib.nullcontext()
         checkpointing = disable_gradient_checkpointing(self.policy, self.args.gradient_checkpointing_kwargs)
-        with self.accelerator.autocast(), checkpointing, off:
-            if corners is None:
-                logits, _ = response_logits(self.policy, arguments, length)
-            else:
-                logits = steered_logits(self.policy, self.router.adapter, corners, arguments, length)
-        return answer_logprobs(selective_log_softmax(logits, ids[:, -length:]), mask[:, -length:], self.ld_alpha)
+        with self.accelerator.autocast(), checkpointing:
+            ratios = other_experts(
+                self.policy, self.router.adapter, self.router.preference, inputs, base=None if self.ref_model else reference,
+                ld_alpha=self.ld_alpha,
+            )  # fmt: skip
+        return ratios * (self.args.beta if self.args.margin_beta is None else self.args.margin_beta)
 
     def _policy_logprobs(self, output: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Log π `(2B,)` of the answers, from what the policy returned."""
@@ -275,21 +254,6 @@ class _Heard:
         output = self._model(*args, **inputs)
         self.output = output if self.output is None else self.output
         return output
-
-
-def answer_logprobs(tokens: Tensor, mask: Tensor, ld_alpha: float | None = None) -> Tensor:
-    """Log-probabilities `(2B,)` of answers from those of their tokens `(2B, T)`.
-
-    Args:
-        tokens: B chosen, then B rejected.
-        mask: 1 on answers.
-        ld_alpha: weight of the tokens by which an answer is longer than the other of its pair (LD-DPO); None for 1.
-    """
-    weights = mask.to(tokens)
-    if ld_alpha is not None:
-        shorter = mask.sum(1).view(2, -1).amin(0).repeat(2)
-        weights = weights * torch.where(mask.cumsum(1) <= shorter.unsqueeze(1), 1.0, ld_alpha)
-    return (tokens.masked_fill(mask == 0, 0.0) * weights).sum(1)
 
 
 def _without_ours(inputs: Mapping[str, Any]) -> dict[str, Any]:

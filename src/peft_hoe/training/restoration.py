@@ -19,7 +19,7 @@ _MISSING = object()
 
 @contextlib.contextmanager
 def restored(policy: Any) -> Iterator[None]:
-    """Afterwards tokens, `use_cache`, dropout, tags, the embeddings' hooks and the forwards are what they were before.
+    """Afterwards tokens, `use_cache`, dropout, modes, tags, the embeddings' hooks and the forwards are what they were before.
 
     A model that the block moved to another device stays there.
     """
@@ -33,6 +33,7 @@ def restored(policy: Any) -> Iterator[None]:
     dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     embeddings = model.get_input_embeddings()
     hooks = set(embeddings._forward_hooks)
+    modes = [(module, module.training) for module in policy.modules()]
     before += [(owner, _held(owner, _FORWARDS)) for owner in (policy, model)]
     try:
         yield
@@ -43,6 +44,8 @@ def restored(policy: Any) -> Iterator[None]:
             model.model_tags = tags
         for module, p in dropouts:
             module.p = p
+        for module, training in modes:
+            module.training = training
         for key in set(embeddings._forward_hooks) - hooks:
             del embeddings._forward_hooks[key]
 

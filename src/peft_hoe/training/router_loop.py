@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from ..tuner.functional import record_votes
 from .checkpoints import read_state, write_state
 from .metrics import vote_metrics
-from .restoration import restored
 from .rollouts import vote_statistics
 from .router_run import RouterRun
 
@@ -30,7 +29,7 @@ class RouterLoop(RouterRun):
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
         self.add_callback(RouterCallback(self))  # type: ignore[attr-defined]
-        with restored(self.policy), _submodule(self.policy, self.router):
+        with _submodule(self.policy, self.router):
             return super(RouterRun, self).train(  # type: ignore[misc]
                 resume_from_checkpoint=None if folder is None else str(folder), **others
             )
