@@ -60,7 +60,7 @@ def other_experts(
     called = sequence_inputs(ids, inputs["attention_mask"])
 
     def answers(logits: Tensor) -> Tensor:
-        return answer_logprobs(selective_log_softmax(logits, ids[:, -length:]), mask[:, -length:], ld_alpha)
+        return answer_logprobs(selective_log_softmax(logits.float(), ids[:, -length:]), mask[:, -length:], ld_alpha)
 
     if base is None:
         with policy.disable_adapter():

@@ -146,7 +146,18 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
     def _train(self, folder: Any, **others: Any) -> Any:
         if self.args.disable_dropout:
             disable_dropout_in_model(self.policy)
-        return super()._train(folder, **others)
+        with self._taking():
+            return super()._train(folder, **others)
+
+    @contextlib.contextmanager
+    def _taking(self) -> Iterator[None]:
+        """What accelerate wraps around the policy for autocast is kept for later losses."""
+        taken: dict[nn.Module, Any] = {}
+        try:
+            with forwards_taken([self.policy]) as taken:
+                yield
+        finally:
+            self._forwards = {**self._forwards, **taken}
 
     def _token_mask(self, inputs: Mapping[str, Any]) -> Tensor:
         mask: Tensor = inputs["completion_mask"]
@@ -156,17 +167,17 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         """TRL's loss, with each pair's margin in its reference and each pair's β."""
         adapter, preference, objectives = self.router.adapter, self.router.preference, inputs[OBJECTIVE]
         heard = _Heard(model)
-        with with_forwards(self._forwards):
-            batch = _without_ours(inputs)
-            reference = self._reference_logprobs(inputs)
-            beta: Any = self.beta
-            if self._margin != "none":
-                reference = reference + self._others(inputs, reference) / self.beta
-                weights = torch.as_tensor(preference, dtype=reference.dtype, device=reference.device)
-                beta = self.beta / weights[objectives]
-            batch["ref_chosen_logps"], batch["ref_rejected_logps"] = reference.chunk(2)
-            with self._given(beta), use_preference(self.policy, {adapter: preference.tolist()}):
-                loss = super()._loss(heard, batch, *args, **others)
+        batch = _without_ours(inputs)
+        reference = self._reference_logprobs(inputs)
+        beta: Any = self.beta
+        if self._margin != "none":
+            reference = reference + self._others(inputs, reference) / self.beta
+            weights = torch.as_tensor(preference, dtype=reference.dtype, device=reference.device)
+            beta = self.beta / weights[objectives]
+        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = reference.chunk(2)
+        steered = use_preference(self.policy, {adapter: preference.tolist()})
+        with with_forwards(self._forwards), self._given(beta), steered:
+            loss = super()._loss(heard, batch, *args, **others)
         with torch.no_grad():
             ratios = self._policy_logprobs(heard.output, batch) - reference
             chosen, rejected = ratios.chunk(2)
@@ -185,7 +196,8 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """TRL's reference log-probabilities, `(B,)` of the chosen and of the rejected."""
-        return super().compute_ref_log_probs(model, _without_ours(inputs))
+        with with_forwards(self._forwards):
+            return super().compute_ref_log_probs(model, _without_ours(inputs))
 
     @torch.no_grad()
     def _reference_logprobs(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -239,7 +251,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """The loss on pairs, at the router's preference; `eval_dataset` as in the constructor."""
         pairs = eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else self._read(eval_dataset)
-        with restored(self.policy):
+        with restored(self.policy), self._taking():
             found: dict[str, float] = super().evaluate(pairs, ignore_keys, metric_key_prefix)
         return found
 
