@@ -362,3 +362,15 @@ def test_experts_without_weights_are_refused(make_dpo_trainer: Make, toys: Modul
             parameter.data.zero_()
     with pytest.raises(ExpertError, match="hold no weights"):
         make_dpo_trainer(model=model)
+
+
+def test_an_objective_without_an_expert_has_no_implicit_reward(make_dpo_trainer: Make, toys: ModuleType) -> None:
+    """The expert of `low` is the base model; the router votes for the other two."""
+    model = toys.make_policy()
+    which = model.peft_config["default"].expert_names.index("low")
+    for name, parameter in model.named_parameters():
+        if "hoe_B" in name:
+            parameter.data[:, 4 * which : 4 * which + 4] = 0
+    with pytest.raises(ExpertError, match="expert of 'low' holds no weights"):
+        make_dpo_trainer(model=model)
+    make_dpo_trainer(model=model, margin="none")

@@ -5,7 +5,7 @@ Shapes: B pairs as 2B rows, the chosen answers first; S positions, T of them fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import selective_log_softmax
 
+from ..errors import ExpertError
 from ..preference import FloatArray
+from ..tuner.steering import Steering
 from .actor_critic import response_logits, sequence_inputs
 from .fusion import steered_logits
 from .preference_pairs import OBJECTIVE
+from .trained_router import TrainedRouter, holds_weights
 
 
 def answer_logprobs(tokens: Tensor, mask: Tensor, ld_alpha: float | None = None) -> Tensor:
@@ -32,6 +35,24 @@ def answer_logprobs(tokens: Tensor, mask: Tensor, ld_alpha: float | None = None)
         shorter = mask.sum(1).view(2, -1).amin(0).repeat(2)
         weights = weights * torch.where(mask.cumsum(1) <= shorter.unsqueeze(1), 1.0, ld_alpha)
     return (tokens.masked_fill(mask == 0, 0.0) * weights).sum(1)
+
+
+def check_experts(router: TrainedRouter, objectives: Sequence[str]) -> None:
+    """See that each objective with a weight has an expert that differs from the base, and so an implicit reward.
+
+    Raises:
+        ExpertError: one has none.
+    """
+    layer: Any = router.layers[0]
+    routing = Steering.of(layer).adapters[router.adapter]
+    for k in np.flatnonzero(router.preference).tolist():
+        plan = routing.plan(np.eye(len(objectives))[k])
+        members = torch.nonzero(plan.static[0]).flatten().tolist()
+        if not plan.is_live and not any(holds_weights(x, router.adapter, i) for x in router.layers for i in members):
+            raise ExpertError(
+                f'the expert of {objectives[k]!r} holds no weights, so it has no implicit reward; use margin="column" or '
+                'margin="none"'
+            )
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax
 from ..errors import HoEError
 from ..tuner.functional import use_preference
 from .dpo_config import HoEDPOConfig
-from .dpo_margins import answer_logprobs, other_experts
+from .dpo_margins import answer_logprobs, check_experts, other_experts
 from .metrics import over_processes
 from .optimization import frozen
 from .preference_pairs import MARGIN, OBJECTIVE, PairCollator, mixed, read_pairs
@@ -90,6 +90,8 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
             raise HoEError("train_dataset is required: {objective: rows with prompt, chosen and rejected}")
         policy = self._choose_router(model, args, peft_config)
         self._margin = args.margin
+        if args.margin == "experts":
+            check_experts(self.router, self.objectives)
         self._pairs = {mode: np.zeros((4, len(self.objectives))) for mode in ("train", "eval")}
         patched = [policy, policy.get_base_model(), *([] if ref_model is None else [ref_model])]
         with restored(policy), forwards_taken(patched) as self._forwards, frozen(policy):
