@@ -58,3 +58,20 @@ def make_grpo(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
         return toys.make_grpo_trainer(model, output_dir or tmp_path / "run", constructor or {}, **changes)
 
     return make
+
+
+@pytest.fixture
+def make_dpo_trainer(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
+    """A HoEDPOTrainer on the toy; keywords beside the constructor's change the configuration."""
+    pytest.importorskip("trl")
+
+    def make(
+        *,
+        model: Any = None,
+        output_dir: Path | None = None,
+        constructor: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Any:
+        return toys.make_dpo_trainer(model, output_dir or tmp_path / "run", constructor or {}, **changes)
+
+    return make

@@ -301,3 +301,50 @@ def _given(prompt_ids: list[list[int]], *args: Any, **others: Any) -> tuple[list
         generator = torch.Generator().manual_seed(1000 * seen[prompt] + sum(prompt))
         completions.append(torch.randint(3, len(WORDS), (2 + seen[prompt],), generator=generator).tolist())
     return completions, None
+
+
+def make_pairs(objective: str, rows: int = 12, seed: int = 0) -> list[dict[str, str]]:
+    """Answers of 3 to 6 random words; more of the objective's words are better."""
+    generator = torch.Generator().manual_seed(seed + (objective == "high"))
+    pairs = []
+    for i in range(rows):
+        lengths = torch.randint(3, 7, (2,), generator=generator).tolist()
+        answers = [" ".join(f"w{j}" for j in torch.randint(0, 28, (n,), generator=generator).tolist()) for n in lengths]
+        better, worse = sorted(answers, key=lambda text: -REWARDS[objective]([], [text])[0])
+        prompt = " ".join(f"w{(i + j) % 28}" for j in range(1 + i % 3)) + " "
+        pairs.append({"prompt": prompt, "chosen": better, "rejected": worse})
+    return pairs
+
+
+def make_dpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
+    """A HoEDPOTrainer on the toy."""
+    from peft_hoe.training import HoEDPOConfig, HoEDPOTrainer
+
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "router": "r0",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "learning_rate": 0.05,
+        "save_strategy": "no",
+        "beta": 0.5,
+    }
+    arguments: dict[str, Any] = {
+        "args": HoEDPOConfig(**{**settings, **changes}),
+        "processing_class": make_tokenizer(),
+        "model": make_policy() if model is None else model,
+        "train_dataset": {name: make_pairs(name) for name in REWARDS},
+    }
+    return HoEDPOTrainer(**{**arguments, **constructor})
+
+
+def dpo_updates(output: str, rows: int) -> dict[str, Any]:
+    """The router after two updates on a global batch of 4 pairs, and what this process logged."""
+    trainer = make_dpo_trainer(None, output, {}, per_device_train_batch_size=rows)
+    trainer.train()
+    trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    logs = [{name: torch.tensor(float(value)) for name, value in entry.items()} for entry in trainer.state.log_history]
+    return {"rank": trainer.accelerator.process_index, "trained": trained, "logs": logs}

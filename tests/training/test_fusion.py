@@ -28,14 +28,14 @@ def test_fusion_equals_separate_forwards(
             logits = model(ids, attention_mask=mask, position_ids=positions, preference=np.eye(2)[i].tolist()).logits
             naive += weight * logits[:, -4:-1].log_softmax(-1)
     if not mixed:
-        steered = fusion._steered_logits
+        steered = fusion._logits_at
 
         def refuse(policy, adapter, preferences, *others):  # type: ignore[no-untyped-def]
             if preferences.ndim == 2:
                 raise PreferenceError("rows are not samples")
             return steered(policy, adapter, preferences, *others)
 
-        monkeypatch.setattr(fusion, "_steered_logits", refuse)
+        monkeypatch.setattr(fusion, "_logits_at", refuse)
     fused = fusion_logprobs(model, "default", np.asarray(preference), ids, mask, 3)
     torch.testing.assert_close(fused, naive.log_softmax(-1), rtol=0, atol=2e-5)
     torch.testing.assert_close(fused.exp().sum(-1), torch.ones(2, 3))

@@ -38,22 +38,43 @@ def fusion_logprobs(
         length: T < S.
     """
     wanted = np.flatnonzero(preference)
-    corners, rows = np.eye(len(preference))[wanted], len(input_ids)
-    inputs = sequence_inputs(input_ids, attention_mask)
-    try:
-        many = {name: value.repeat(len(wanted), 1) for name, value in inputs.items()}
-        logits = _steered_logits(policy, adapter, corners.repeat(rows, axis=0), many, length)
-        parts = list(logits.chunk(len(wanted)))
-    except PreferenceError:  # a layer that cannot tell rows apart, such as a mixture of experts
-        parts = [_steered_logits(policy, adapter, corner, inputs, length) for corner in corners]
+    corners, inputs = np.eye(len(preference))[wanted], sequence_inputs(input_ids, attention_mask)
+    many = {name: value.repeat(len(wanted), 1) for name, value in inputs.items()}
+    logits = steered_logits(policy, adapter, corners.repeat(len(input_ids), axis=0), many, length)
+    parts = logits.chunk(len(wanted))
     fused = torch.stack([w * part.float().log_softmax(-1) for w, part in zip(preference[wanted], parts, strict=True)])
     return fused.sum(0).log_softmax(-1)
 
 
-def _steered_logits(
+@torch.no_grad()
+def steered_logits(
     policy: Any, adapter: str, preferences: FloatArray, inputs: dict[str, Tensor], length: int
 ) -> Tensor:
-    with use_preference(policy, {adapter: preferences.tolist()}):
+    """Logits `(B, T, V)` before each of the last T = `length` tokens, every row steered to a preference of its own.
+
+    Args:
+        policy: a model with HoE layers.
+        adapter: its HoE adapter.
+        preferences: `(B, N)`.
+        inputs: what the model is called with, `(B, S)` each.
+        length: T < S.
+    """
+    try:
+        return _logits_at(policy, adapter, preferences, inputs, length)
+    except PreferenceError:  # a layer that cannot tell rows apart, such as a mixture of experts
+        different, which = np.unique(preferences, axis=0, return_inverse=True)
+        which = which.reshape(-1)
+        order = torch.from_numpy(np.argsort(which, kind="stable"))
+        parts = []
+        for i, preference in enumerate(different):
+            rows = torch.from_numpy(np.flatnonzero(which == i))
+            mine = {name: value[rows.to(value.device)] for name, value in inputs.items()}
+            parts.append(_logits_at(policy, adapter, preference, mine, length))
+        return torch.cat(parts)[order.argsort().to(parts[0].device)]
+
+
+def _logits_at(policy: Any, adapter: str, preference: FloatArray, inputs: dict[str, Tensor], length: int) -> Tensor:
+    with use_preference(policy, {adapter: preference.tolist()}):
         return response_logits(policy, inputs, length)[0]
 
 

@@ -31,6 +31,8 @@ def steerable(model: Any, peft_config: Any = None) -> Any:
                 f"peft_config is a {type(peft_config).__name__}; give a HoEConfig, or a model that has a HoE adapter"
             )
         model = get_peft_model(model, peft_config)
+    if isinstance(model, str):
+        raise HoEError(f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained")
     Steering.of(model)
     if not isinstance(model, PeftModel):
         raise HoEError(
@@ -105,13 +107,18 @@ def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationCo
 
 @contextlib.contextmanager
 def checkpointed(policy: Any, args: Any) -> Iterator[None]:
-    """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before."""
+    """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before.
+
+    Reentrant checkpointing hooks the embeddings, and leaves it to `restored` to take the hook away.
+    """
     model = policy.get_base_model()
     before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     wanted = bool(args.gradient_checkpointing) and not before
     if wanted:
         settings = {"use_reentrant": False} | (args.gradient_checkpointing_kwargs or {})
         _renamed(model, "gradient_checkpointing_enable")(settings)
+        if settings["use_reentrant"]:  # it has gradients only where an input has some
+            model.enable_input_require_grads()
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from .metrics import over_processes
 from .normalization import RewardNormalizer
 from .objective_weights import ObjectiveWeights
 from .optimization import parameter_groups, take_over
+from .restoration import restored
 from .trained_router import TrainedRouter
 
 
@@ -89,6 +90,7 @@ class RouterRun:
         folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
         try:
             with (
+                restored(self.policy),
                 policies.steered(self.policy, self.router),
                 policies.checkpointed(self.policy, self.args),
                 Interrupt(enabled=self.args.save_on_interrupt) as self._interrupt,

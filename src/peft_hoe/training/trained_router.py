@@ -119,7 +119,7 @@ def _router_name(config: HoEConfig, router: str | None, adapter: str) -> str:
 
 
 def _check_weights(layers: list[HoELayer], adapter: str, config: HoEConfig, router: str, members: list[int]) -> None:
-    empty = [config.expert_names[i] for i in members if not any(_holds_weights(layer, adapter, i) for layer in layers)]
+    empty = [config.expert_names[i] for i in members if not any(holds_weights(layer, adapter, i) for layer in layers)]
     if len(empty) == len(members):
         raise ExpertError(
             f"router {router!r} votes for {empty}, which hold no weights (their deltas are zero in every module), so there is "
@@ -133,7 +133,8 @@ def _check_weights(layers: list[HoELayer], adapter: str, config: HoEConfig, rout
         )
 
 
-def _holds_weights(layer: HoELayer, adapter: str, expert: int) -> bool:
+def holds_weights(layer: HoELayer, adapter: str, expert: int) -> bool:
+    """Whether an expert's delta in a layer is anything but zero."""
     ranks = layer.hoe_layouts[adapter].ranks
     start = sum(ranks[:expert])
     _, weight_b = layer.factors(adapter)
