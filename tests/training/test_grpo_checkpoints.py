@@ -104,10 +104,9 @@ def test_the_best_checkpoint_is_what_is_kept(make_grpo: Make, toys: ModuleType, 
             metrics["eval_first"] = -state.global_step
 
     trainer = make_grpo(
-        constructor={"eval_dataset": toys.PROMPTS[:2], "callbacks": [First()]}, max_steps=3, save_strategy="steps",
-        save_steps=1,
-        eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_first",
-        greater_is_better=True, average_routers=average,
+        constructor={"eval_dataset": toys.PROMPTS[:2], "callbacks": [First()]}, max_steps=3, save_steps=1,
+        save_strategy="steps", eval_strategy="steps", eval_steps=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_first", greater_is_better=True, average_routers=average,
     )  # fmt: skip
     trainer.train()
     assert trainer.state.global_step == 3

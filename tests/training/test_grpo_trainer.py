@@ -297,6 +297,8 @@ def test_continuous_batching_follows_the_router(make_grpo: Make, toys: ModuleTyp
     expected = _rollouts(plain)
     assert _rollouts(batched) == expected
     assert dict(model.preference) == {"low": 0.5, "high": 0.5}
+    batched.evaluate(batched.train_dataset.select([0, 1]))
+    assert batched.weights.updates == 0
     with pytest.raises(HoEError, match="cast the whole model"):
         make_grpo(use_transformers_continuous_batching=True, bf16=True)
 

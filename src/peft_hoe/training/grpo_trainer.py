@@ -213,8 +213,12 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
     def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
         if not self.use_transformers_continuous_batching:
             return super()._generate_single_turn(*args, **others)
-        with policies.reaching_threads(self.policy, self.router):
-            return super()._generate_single_turn(*args, **others)
+        training = self.policy.training
+        try:
+            with policies.reaching_threads(self.policy, self.router):
+                return super()._generate_single_turn(*args, **others)
+        finally:
+            self.policy.train(training)  # TRL leaves it in training mode here, also in evaluation
 
     def _get_train_sampler(self, *args: Any, **others: Any) -> Any:
         """TRL's, whose random generator goes on from epoch to epoch; a resumed run starts in the epoch that it is in."""

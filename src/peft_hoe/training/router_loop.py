@@ -78,7 +78,7 @@ class RouterLoop(RouterRun):
         self._load_run_state(read_state(folder), folder)
 
     def _load_best_model(self) -> None:
-        """Where `load_best_model_at_end` asks for it: the router of the best checkpoint, to be written into the model."""
+        """Only the router of the best checkpoint is read; the end of the run writes it into the model."""
         saved = read_state(Path(self.state.best_model_checkpoint))
         self.router.load_state_dict(saved["router"])
         if self.average is not None and saved["average"] is not None:
