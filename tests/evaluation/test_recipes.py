@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,16 @@ def test_every_fact_says_where_it_is_from():
         assert set(recipe.policies) <= set(recipe.objectives)
 
 
+def test_the_page_names_every_id():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name in recipes.names():
+        recipe = recipes.get(name)
+        ids = [dataset.id for dataset in recipe.datasets] + list(recipe.base) + list(recipe.policies.values())
+        ids += [reward.model for reward in recipe.reward_recipes if reward.model]
+        ids += [recipe.sft] if recipe.sft else []
+        assert [text for text in ids if f"`{text}`" not in page] == []
+
+
 def test_templates_can_be_undone():
     template = PromptTemplate("Q: {content} A:", ("\nQ:", "\nA:"))
     prompt = template.fill("is {content} a word?")
@@ -100,7 +111,7 @@ def test_hh_rlhf_as_published(shared_dir):
     assert [text.split() for text in prompts["prompt"]] == [text.split() for text in dict.fromkeys(expected)]
     assert all(text.startswith("\n\nHuman: ") and text.endswith(" \n\nAssistant:") for text in prompts["prompt"])
     first = recipe.load_prompts("test", folder / "helpful-base.test.jsonl.gz", limit=1)
-    assert first["prompt"] == [
+    assert list(first["prompt"]) == [
         "\n\nHuman: Do you know why turkeys became the official food of thanksgiving? \n\nAssistant:"
     ]
     with pytest.raises(HoEError, match="files with 'train' in their names"):
@@ -270,6 +281,7 @@ def test_the_hub_is_asked_for_the_published_ids(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name, split in (
         ("helpful-assistant", "train"),
+        ("reddit-summary", "train"),
         ("math", "test"),
         ("over-refusal", "or-bench"),
         ("psoups", "test"),
@@ -277,8 +289,10 @@ def test_the_hub_is_asked_for_the_published_ids(monkeypatch):
         with pytest.raises(HoEError, match=r"ConnectionError: offline\); without network, give source="):
             recipes.get(name).load_prompts(split)
     archive = "https://storage.googleapis.com/personalized-soups/data.zip"
+    comparisons = "hf://datasets/openai/summarize_from_feedback@refs/convert/parquet/comparisons/train/*.parquet"
     assert asked == [
         {"path": "Anthropic/hh-rlhf", "name": None, "split": "train"},
+        {"path": "parquet", "data_files": comparisons, "split": "train"},
         {"path": "openai/gsm8k", "name": "main", "split": "test"},
         {"path": "bench-llm/or-bench", "name": "or-bench-hard-1k", "split": "train"},
         {"path": "json", "data_files": f"zip://data/koala_eval_50.json::{archive}", "split": "train"},

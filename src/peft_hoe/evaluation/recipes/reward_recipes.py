@@ -28,6 +28,8 @@ class RewardRecipe:
             white space at its end; `{content}`, the prompt without its template; `{completion}`, up to the first stop and
             stripped; `{bos}`, the tokenizer's token.
         output: index of the logit.
+        outputs: how many there are, where the published configuration may not say so; a checkpoint with another number is
+            refused. None: what the configuration says.
         sign: -1 where a high logit is bad.
         truncation_side: where a long text is cut off.
         score_model: whether it is a model of Safe-RLHF, see `ScoreModel`.
@@ -39,6 +41,7 @@ class RewardRecipe:
     model: str | None = None
     layout: Layout = ("{prompt}", "{completion}")
     output: int = 0
+    outputs: int | None = 1
     sign: int = 1
     truncation_side: str = "left"
     score_model: bool = False
@@ -113,13 +116,15 @@ class RecipeReward:
 
         recipe = self.recipes[0]
         kind: Any = ScoreModel if recipe.score_model else AutoModelForSequenceClassification
-        code = {} if recipe.score_model else {"trust_remote_code": self.trust_remote_code}
+        settings = {} if recipe.outputs is None else {"num_labels": recipe.outputs}
+        if not recipe.score_model:
+            settings["trust_remote_code"] = self.trust_remote_code
         try:
-            model, loading = kind.from_pretrained(self.path, output_loading_info=True, dtype=self.dtype, **code)
+            model, loading = kind.from_pretrained(self.path, output_loading_info=True, dtype=self.dtype, **settings)
             tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except RewardError:
             raise
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: another number of outputs
             raise RewardError(
                 f"cannot load the reward model {self.path!r} ({error}); without network, give "
                 "rewards(sources={objective: path})"

@@ -37,7 +37,7 @@ _HARMLESS = RewardRecipe(
     "harmless", "Ray2333/gpt2-large-harmless-reward_model", source="paper E.2; RiC, as the helpful model"
 )
 _HUMOR = RewardRecipe(
-    "humor", "mohameddhiab/humor-no-humor", layout="{completion}", output=1,
+    "humor", "mohameddhiab/humor-no-humor", layout="{completion}", output=1, outputs=2,
     source="paper E.2; RiC: the response only, logit 1",
 )  # fmt: skip
 _HHH = (_HELPFUL, _HARMLESS, _HUMOR)
@@ -48,7 +48,7 @@ _SUMMARY_REWARDS = (
         source="paper E.2; RiC: the response, the tokenizer's bos_token, the post; logit 0",
     ),
     RewardRecipe(
-        "faithful", "CogComp/bart-faithful-summary-detector", layout=("{completion}", "{content}"), output=1,
+        "faithful", "CogComp/bart-faithful-summary-detector", layout=("{completion}", "{content}"), output=1, outputs=2,
         truncation_side="right",
         source="paper E.2; model card: tokenizer(text=summary, text_pair=article), the summary first; RiC: logit 1",
     ),
@@ -78,7 +78,7 @@ _RATING = (
 # The sentence of E.2 that names the model is cut off: our choice, a model that was trained on HelpSteer's five ratings.
 _HELPSTEER_REWARDS = tuple(
     RewardRecipe(
-        objective, "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1", layout=_RATING, output=output,
+        objective, "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1", layout=_RATING, output=output, outputs=None,
         source=f"our choice, the paper names none; model card: this text, logit {output} is helpsteer-{objective}",
     )
     for output, objective in enumerate(("helpfulness", "correctness", "coherence", "complexity", "verbosity"))
@@ -179,7 +179,7 @@ _XSTEST = DatasetRecipe(
 
 _PROMPTS = "the prompt: that of RiC for hh-rlhf"
 _SPLIT = "which split, and how many prompts"
-_ASSISTANT_SFT = "the paper says neither which chat format Llama-3.1-SFT is prompted in: here plain text as for Llama-2"
+_ASSISTANT_SFT = "which chat format the SFT model of Llama-3 is prompted in: none, plain text as for Llama-2"
 
 HELPFUL_ASSISTANT = Recipe(
     "helpful-assistant", "dialogues; helpful, harmless and humorous", (_HH_RLHF,), _HHH, _ALL,
