@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...errors import RewardError
@@ -130,10 +129,9 @@ class RecipeReward:
                 "rewards(sources={objective: path})"
             ) from error
         missing = set(loading["missing_keys"])
-        if recipe.score_model and "score_head.bias" in missing:
-            torch.nn.init.zeros_(model.score_head.bias)
-            missing.remove("score_head.bias")
-        if missing:  # transformers would draw them at random
+        if recipe.score_model:
+            missing -= {"score_head.bias"}  # some heads have none; transformers starts it at zero
+        if missing:  # the others would be drawn at random
             raise RewardError(f"{self.path!r} is no reward model of this kind: it does not hold {sorted(missing)}")
         if "{bos}" in str(recipe.layout) and tokenizer.bos_token is None:
             raise RewardError(
