@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     BertConfig,
@@ -110,6 +110,41 @@ def test_long_texts_lose_their_beginning(tokenizer):
     assert reward == pytest.approx(_logits(model, tokenizer, "w6 w7")[0], abs=1e-6)
     limit = ClassifierReward(model, tokenizer)(["w3 " * 30], ["w4"]).item()  # the tokenizer's 16
     assert limit == pytest.approx(_logits(model, tokenizer, "w3 " * 15 + "w4")[0], abs=1e-6)
+
+
+def test_a_text_that_begins_with_the_completion_loses_its_end(tokenizer):
+    model = gpt2(1)
+    settings = {"max_length": 2, "template": "{completion} {prompt}"}
+    reward = ClassifierReward(model, tokenizer, truncation_side="right", **settings)(["w3 w4 w5"], ["w6"]).item()
+    assert reward == pytest.approx(_logits(model, tokenizer, "w6 w3")[0], abs=1e-6)
+    with pytest.raises(RewardError, match=r"truncation_side is 'both'; give \"left\" or \"right\""):
+        ClassifierReward(model, tokenizer, truncation_side="both")
+
+
+def test_a_pair_is_joined_by_the_tokenizer():
+    words = {"<pad>": 0, "[CLS]": 1, "[SEP]": 2} | {f"w{i}": i for i in range(3, 40)}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>")
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+        )
+    ).eval()  # fmt: skip
+    reward = ClassifierReward(model, tokenizer, template=lambda prompt, completion: (completion, prompt))
+    with torch.no_grad():
+        expected = [
+            model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits.item()
+            for ids, segments in (
+                ([1, 6, 2, 3, 4, 2], [0, 0, 0, 1, 1, 1]),
+                ([1, 7, 8, 9, 2, 5, 2], [0, 0, 0, 0, 0, 1, 1]),
+            )
+        ]
+    np.testing.assert_allclose(reward(PROMPTS, TEXTS)[:, 0], expected, atol=1e-6)
 
 
 class TrlReward(nn.Module):

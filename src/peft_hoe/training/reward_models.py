@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import RewardError
 
-Template = str | Callable[[Any, str], str]
+Text = str | tuple[str, str]
+Template = str | Callable[[Any, str], Text]
 
 
 @dataclass
@@ -30,13 +31,14 @@ class ClassifierReward:
         output: which logit, as an index or one of the model's labels; several for several objectives.
         sign: 1, or -1 where a high logit is bad; one for all outputs or one for each.
         template: the text that is scored, such as "{completion}" or "Q: {prompt} A: {completion}", or a function of prompt and
-            completion. Default: the prompt followed by the completion; for chat messages, the classifier's chat template
-            with the completion as the assistant's turn.
+            completion that returns it, or two texts, which the tokenizer joins as a pair. Default: the prompt followed by the
+            completion; for chat messages, the classifier's chat template with the completion as the assistant's turn.
         batch_size: texts at once. One at a time where tokenizer and model do not agree on a padding token.
-        max_length: tokens; longer texts lose their beginning. Default: what tokenizer and model can take.
+        max_length: tokens; longer texts (of a pair, the longer one) are cut off. Default: what tokenizer and model can take.
+        truncation_side: where, "left" or, if the completion comes first, "right".
 
     Raises:
-        RewardError: an output that the model does not have, or a template that cannot be filled in.
+        RewardError: an output that the model does not have, a template that cannot be filled in, or another truncation_side.
     """
 
     model: Any
@@ -46,8 +48,11 @@ class ClassifierReward:
     template: Template | None = None
     batch_size: int = 16
     max_length: int | None = None
+    truncation_side: str = "left"
 
     def __post_init__(self) -> None:
+        if self.truncation_side not in ("left", "right"):
+            raise RewardError(f'truncation_side is {self.truncation_side!r}; give "left" or "right"')
         self.model.eval()
         wanted = [self.output] if isinstance(self.output, (int, str)) else list(self.output)
         self._columns = [_output_index(self.model.config, output) for output in wanted]
@@ -76,11 +81,12 @@ class ClassifierReward:
         logits = [self._logits(texts[start : start + size], not chat) for start in range(0, len(texts), size)]
         return torch.cat(logits)[:, self._columns] * self._signs
 
-    def _logits(self, texts: list[str], special_tokens: bool) -> Tensor:
+    def _logits(self, texts: Sequence[Text], special_tokens: bool) -> Tensor:
         limit = self.max_length or _longest(self.tokenizer, self.model.config)
-        with _keeping_the_end(self.tokenizer):
+        pairs = isinstance(texts[0], tuple)
+        with _truncating(self.tokenizer, self.truncation_side):
             batch = self.tokenizer(
-                texts,
+                *([list(side) for side in zip(*texts, strict=True)] if pairs else [list(texts)]),
                 return_tensors="pt",
                 padding=len(texts) > 1,
                 truncation=limit is not None,
@@ -92,7 +98,7 @@ class ClassifierReward:
         logits: Tensor = self.model(**batch.to(_device(self.model))).logits
         return logits.float().cpu()
 
-    def _text(self, prompt: Any, completion: str) -> str:
+    def _text(self, prompt: Any, completion: str) -> Text:
         if callable(self.template):
             return self.template(prompt, completion)
         if self.template is not None:
@@ -232,9 +238,9 @@ def _longest(tokenizer: Any, config: Any) -> int | None:
 
 
 @contextmanager
-def _keeping_the_end(tokenizer: Any) -> Iterator[None]:
-    """The end of a text holds the completion, so that a long text loses its beginning."""
-    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+def _truncating(tokenizer: Any, end: str) -> Iterator[None]:
+    """Texts that are too long are cut off at that end, which is not where the completion stands."""
+    side, tokenizer.truncation_side = tokenizer.truncation_side, end
     try:
         yield
     finally:
