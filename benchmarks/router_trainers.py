@@ -3,13 +3,13 @@
     python benchmarks/router_trainers.py --shared DIR --output router_trainers.json --seeds 3
 
 One adapter (policies positive and rich, build defaults) with two routers, at [.25, .75] and [.75, .25]. Each arm trains
-both, each for `--seconds` of wall time on one thread: the number of updates follows from the time of a few updates that
-are thrown away. An arm and seed is a process of its own. Measured on the prompts of `--split`: the worst λ-weighted gap
-of `router_training.py` at the routers' preferences (mean of the two, sampled and greedy), the hypervolume of the greedy
-sweep over λ₁ = 0, 0.1 ... 1 (rewards normalised by the greedy payoff table of the validation prompts, reference point
-−0.1), wall time, and the growth of the peak resident memory during training. DPO's pairs: four samples of each training
-prompt at the router's preference, for each objective the best against the worst by its reward; the time to make them is
-given beside. Intervals: Student's t over seeds, 95 %.
+both, each for `--seconds` of CPU time on one thread, which is its wall time on an idle core: the number of updates
+follows from the time of a few updates that are thrown away. An arm and seed is a process of its own. Measured on the
+prompts of `--split`: the worst λ-weighted gap of `router_training.py` at the routers' preferences (mean of the two,
+sampled and greedy), the hypervolume of the greedy sweep over λ₁ = 0, 0.1 ... 1 (rewards normalised by the greedy payoff
+table of the validation prompts, reference point −0.1), time, and the growth of the peak resident memory during
+training. DPO's pairs: four samples of each training prompt at the router's preference, for each objective the best
+against the worst by its reward; the time to make them is given beside. Intervals: Student's t over seeds, 95 %.
 """
 
 from __future__ import annotations
@@ -158,27 +158,27 @@ def train(bench: TwoRouters, model: Any, arm: str, router: str, arguments: argpa
     probe = TRAINERS[arm](bench, bench.model(None), router, 0, PROBE, changes)
     each = seconds_per_update(probe)
     updates = max(1, round(arguments.seconds / each))
-    started = time.monotonic()
+    started = time.process_time()
     trainer = TRAINERS[arm](bench, model, router, arguments.one_seed, updates, changes)
-    prepared, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    prepared, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "updates": updates, "seconds": time.monotonic() - prepared, "preparation": prepared - started,
+        "updates": updates, "seconds": time.process_time() - prepared, "preparation": prepared - started,
         "MiB": (peak - before) / 1024,
     }  # fmt: skip
 
 
 def seconds_per_update(trainer: Any) -> float:
-    """Wall time of an update, the first one left out."""
+    """CPU time of an update, the first one left out."""
     from transformers import TrainerCallback
 
     ends: list[float] = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            ends.append(time.monotonic())
+            ends.append(time.process_time())
 
     trainer.add_callback(Watch())
     trainer.remove_callback(PrinterCallback)
@@ -227,7 +227,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         "worst gap, greedy",
         "hypervolume of the sweep",
         "updates a router",
-        "wall time, s",
+        "time, s",
     ]
     columns += ["preparation, s", "peak memory, MiB"]
     lines = ["| trainer | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
