@@ -18,7 +18,6 @@ from trl import DPOTrainer
 
 from peft_hoe import use_preference
 from peft_hoe.training.dpo_margins import answer_logprobs
-from peft_hoe.training.restoration import with_forwards
 
 Make = Callable[..., Any]
 PREFERENCE = [0.25, 0.75]
@@ -107,7 +106,7 @@ def test_without_a_margin_it_is_trl_s_dpo(make_dpo_trainer: Make, policy: Any) -
     loss = trainer.compute_loss(policy, batch)
     gradients = torch.autograd.grad(loss, routers)
     plain = {name: value for name, value in batch.items() if name != "objective"}
-    with with_forwards(trainer._forwards), use_preference(policy, PREFERENCE):
+    with trainer.model_settings.applied(), use_preference(policy, PREFERENCE):
         theirs = DPOTrainer._compute_loss(trainer, policy, plain, False)
     assert loss.item() == pytest.approx(theirs.item(), rel=1e-6)
     for x, y in zip(gradients, torch.autograd.grad(theirs, routers), strict=True):

@@ -74,7 +74,7 @@ def test_reward_weights_are_read_at_every_step(make_grpo: Make) -> None:
     trainer.policy.train()
     for weights, expected in (([1.0, 0.0], [-1.5, -0.5, 0.5, 1.5]), ([0.0, 1.0], [5.0, 1.0, -3.0, -3.0])):
         trainer.reward_weights = torch.tensor(weights)
-        with trainer._model_settings.applied():
+        with trainer.model_settings.applied():
             advantages = trainer._generate_and_score_completions(rows)["advantages"]
         torch.testing.assert_close(advantages, torch.tensor(expected * 2))
 
@@ -218,7 +218,7 @@ def test_a_missing_reward_counts_in_no_way(make_grpo: Make, toys: ModuleType) ->
     trainer = make_grpo(constructor={"reward_funcs": {**low, "high": high}}, scale_rewards="none")
     rows = [trainer.train_dataset[row // 4] for row in range(8)]
     trainer.policy.train()
-    with trainer._model_settings.applied():
+    with trainer.model_settings.applied():
         advantages = trainer._generate_and_score_completions(rows)["advantages"]
     low_u, high_u = trainer.weights.u
     # Means of the group: low 0.6, high 0.7; the payoff table's unit is 0.2.
@@ -309,7 +309,7 @@ def _rollouts(trainer: Any) -> list[list[int]]:
 
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
     count = () if "num_generations" not in inspect.signature(trl.GRPOTrainer._generate_single_turn).parameters else (1,)
-    with steered(trainer.policy, trainer.router), trainer._model_settings.applied():
+    with steered(trainer.policy, trainer.router), trainer.model_settings.applied():
         found, _ = trainer._generate_single_turn(prompts, None, {}, *count)
     return [list(each) for each in found]
 
@@ -378,7 +378,7 @@ def test_scaling_is_trls_aggregation(make_grpo: Make, scaling: str) -> None:
     )
     trainer.reward_weights = torch.tensor([0.5, 0.5])
     trainer.policy.train()
-    with trainer._model_settings.applied():
+    with trainer.model_settings.applied():
         rows = [trainer.train_dataset[row // 4] for row in range(8)]
         found = trainer._generate_and_score_completions(rows)["advantages"].numpy()
     low = np.array([[0.0, 1.0, 2.0, 3.0], [0.0, 10.0, 20.0, 30.0]])

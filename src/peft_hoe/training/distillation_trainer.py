@@ -66,7 +66,7 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
                 f"lmbda is {self.lmbda}, but the training dataset holds prompts only; give completions or text, or lmbda=1"
             )
         policy = self._choose_router(model, args, peft_config)
-        with frozen(policy):
+        with self.model_settings.applied(), frozen(policy):
             super().__init__(
                 model=policy,
                 args=args,

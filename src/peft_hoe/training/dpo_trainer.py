@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from trl import DPOTrainer  # type: ignore[attr-defined]
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import disable_dropout_in_model, selective_log_softmax
+from trl.trainer.utils import selective_log_softmax
 
 from ..errors import HoEError
 from ..tuner.functional import use_preference
@@ -21,8 +21,8 @@ from .dpo_margins import answer_logprobs, check_experts, other_experts
 from .metrics import over_processes
 from .optimization import frozen
 from .preference_pairs import MARGIN, OBJECTIVE, PairCollator, mixed, read_pairs
-from .restoration import forwards_taken, restored, with_forwards
 from .router_loop import RouterLoop
+from .run_settings import RunSettings
 
 _BASE = object()  # in the place of a reference model: the policy with its adapters off
 
@@ -62,9 +62,6 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         HoEError: router, dataset or model do not fit together.
     """
 
-    _forwards: Mapping[
-        nn.Module, Any
-    ] = {}  # what TRL since 1.16 gives to models; they have it only while a loss is computed
     _same = (
         *RouterLoop._same, "beta", "margin", "margin_beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha",
         "max_length", "train_batch_size",
@@ -93,8 +90,9 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         if args.margin == "experts":
             check_experts(self.router, self.objectives)
         self._pairs = {mode: np.zeros((4, len(self.objectives))) for mode in ("train", "eval")}
-        patched = [policy, policy.get_base_model(), *([] if ref_model is None else [ref_model])]
-        with restored(policy), forwards_taken(patched) as self._forwards, frozen(policy):
+        if ref_model is not None:
+            self.model_settings = RunSettings(policy, ref_model)
+        with self.model_settings.applied(), frozen(policy):
             super().__init__(
                 model=policy,
                 ref_model=cast(Any, _BASE if ref_model is None else ref_model),
@@ -145,22 +143,6 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
 
     # -- the loss ---
 
-    def _train(self, folder: Any, **others: Any) -> Any:
-        if self.args.disable_dropout:
-            disable_dropout_in_model(self.policy)
-        with self._taking():
-            return super()._train(folder, **others)
-
-    @contextlib.contextmanager
-    def _taking(self) -> Iterator[None]:
-        """What accelerate wraps around the policy for autocast is kept for later losses."""
-        taken: dict[nn.Module, Any] = {}
-        try:
-            with forwards_taken([self.policy]) as taken:
-                yield
-        finally:
-            self._forwards = {**self._forwards, **taken}
-
     def _token_mask(self, inputs: Mapping[str, Any]) -> Tensor:
         mask: Tensor = inputs["completion_mask"]
         return mask
@@ -178,7 +160,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
             beta = self.beta / weights[objectives]
         batch["ref_chosen_logps"], batch["ref_rejected_logps"] = reference.chunk(2)
         steered = use_preference(self.policy, {adapter: preference.tolist()})
-        with with_forwards(self._forwards), self._given(beta), steered:
+        with self._given(beta), steered:
             loss = super()._loss(heard, batch, *args, **others)
         with torch.no_grad():
             ratios = self._policy_logprobs(heard.output, batch) - reference
@@ -198,8 +180,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """TRL's reference log-probabilities, `(B,)` of the chosen and of the rejected."""
-        with with_forwards(self._forwards):
-            return super().compute_ref_log_probs(model, _without_ours(inputs))
+        return super().compute_ref_log_probs(model, _without_ours(inputs))
 
     @torch.no_grad()
     def _reference_logprobs(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -253,8 +234,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """The loss on pairs, at the router's preference; `eval_dataset` as in the constructor."""
         pairs = eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else self._read(eval_dataset)
-        with restored(self.policy), self._taking():
-            found: dict[str, float] = super().evaluate(pairs, ignore_keys, metric_key_prefix)
+        found: dict[str, float] = super().evaluate(pairs, ignore_keys, metric_key_prefix)
         return found
 
 

@@ -21,7 +21,6 @@ from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ..errors import HoEError, RewardError
 from ..preference import FloatArray
-from ..tuner.functional import use_preference
 from . import policies
 from .grpo_config import HoEGRPOConfig
 from .grpo_data import as_dataset, moved, with_prompts
@@ -32,7 +31,6 @@ from .objective_weights import ObjectiveWeights
 from .optimization import frozen
 from .rewards import Rewards
 from .router_loop import RouterLoop
-from .run_settings import RunSettings
 
 
 class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
@@ -61,7 +59,6 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
     )  # fmt: skip
 
     weights: ObjectiveWeights
-    _model_settings: RunSettings
     _epochs_before = 0
 
     def __init__(
@@ -91,8 +88,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
                 f"the normalizer is for {list(normalizer.objectives)}, but the objectives are {list(self.objectives)}"
             )
         train_dataset = with_prompts(train_dataset, processing_class)
-        self._model_settings = RunSettings(policy)
-        with self._model_settings.applied(), frozen(policy), _without_reference(args):
+        with self.model_settings.applied(), frozen(policy), _without_reference(args):
             super().__init__(
                 model=policy,
                 reward_funcs=functions,
@@ -188,11 +184,6 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
 
     # -- the loop ---
 
-    def train(self, *args: Any, **others: Any) -> Any:
-        """As `RouterRun.train`, with the model's settings as TRL needs them."""
-        with self._model_settings.applied():
-            return super().train(*args, **others)
-
     def _train(self, folder: Path | None, **others: Any) -> Any:
         if folder is None and self.normalizer is None:  # a checkpoint brings its own
             self.normalizer = self.measure_payoff()
@@ -200,15 +191,10 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **others: Any) -> Any:
         """As TRL's, at the router's preference; the weights of objectives stay as they are."""
-        training = self.policy.training
-        here = use_preference(self.policy, {self.router.adapter: self.router.preference.tolist()})
-        try:
-            with self._model_settings.applied(), here:
-                if self.normalizer is None:
-                    self.normalizer = self.measure_payoff()
-                return super().evaluate(*args, **others)
-        finally:
-            self.policy.train(training)
+        if self.normalizer is None:
+            with self.model_settings.applied():
+                self.normalizer = self.measure_payoff()
+        return super().evaluate(*args, **others)
 
     def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
         if not self.use_transformers_continuous_batching:

@@ -109,7 +109,7 @@ def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationCo
 def checkpointed(policy: Any, args: Any) -> Iterator[None]:
     """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before.
 
-    Reentrant checkpointing hooks the embeddings, and leaves it to `restored` to take the hook away.
+    Reentrant checkpointing hooks the embeddings, and leaves it to `RunSettings` to take the hook away.
     """
     model = policy.get_base_model()
     before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from ..tuner.functional import record_votes
+from ..tuner.functional import record_votes, use_preference
+from . import policies
 from .checkpoints import read_state, write_state
 from .metrics import vote_metrics
 from .rollouts import vote_statistics
@@ -37,6 +38,12 @@ class RouterLoop(RouterRun):
                 )
         finally:  # a run that failed before its first step may be tried again
             self.remove_callback(callback)  # type: ignore[attr-defined]
+
+    def evaluate(self, *args: Any, **others: Any) -> Any:
+        """As the trainer below does, at the router's preference."""
+        here = use_preference(self.policy, {self.router.adapter: self.router.preference.tolist()})
+        with self.model_settings.applied(), policies.modes_kept(self.policy), here:
+            return super().evaluate(*args, **others)  # type: ignore[misc]
 
     def _token_mask(self, inputs: Any) -> torch.Tensor:
         """Which tokens `(B, S)` of a batch are text, for the statistics of the votes."""

@@ -19,7 +19,7 @@ from .metrics import over_processes
 from .normalization import RewardNormalizer
 from .objective_weights import ObjectiveWeights
 from .optimization import parameter_groups, take_over
-from .restoration import restored
+from .run_settings import RunSettings
 from .trained_router import TrainedRouter
 
 
@@ -34,6 +34,7 @@ class RouterRun:
         normalizer: the scale of these rewards.
         average: the mean of the router over the updates, if asked for.
         interrupted: whether SIGINT has stopped the run.
+        model_settings: what the trainer below writes into the model.
         run: of `train_routers`: which one its checkpoints belong to.
     """
 
@@ -43,6 +44,7 @@ class RouterRun:
     control: Any
     optimizer: Any
     policy: Any
+    model_settings: RunSettings
     router: TrainedRouter
     objectives: list[str]
     average: RunningMean | None
@@ -63,6 +65,7 @@ class RouterRun:
             HoEError, ExpertError, PreferenceError: model, adapter or router cannot be trained.
         """
         self.policy = policies.steerable(model, peft_config)
+        self.model_settings = RunSettings(self.policy)
         self.router = TrainedRouter(self.policy, args.router, args.model_adapter_name)
         self.objectives = Steering.of(self.policy).adapters[self.router.adapter].objectives
         self._experts = Steering.of(self.policy).adapters[self.router.adapter].config.expert_names
@@ -90,7 +93,7 @@ class RouterRun:
         folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
         try:
             with (
-                restored(self.policy),
+                self.model_settings.applied(),
                 policies.steered(self.policy, self.router),
                 policies.checkpointed(self.policy, self.args),
                 Interrupt(enabled=self.args.save_on_interrupt) as self._interrupt,

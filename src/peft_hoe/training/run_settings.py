@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
+# The second is accelerate's, under autocast; the hooks are those of gradient checkpointing.
 _WRITTEN = ("forward", "_original_forward", "model_tags", "_require_grads_hook", "_require_grads_hooks")
 _ABSENT = object()
 
@@ -13,16 +16,18 @@ _ABSENT = object()
 class RunSettings:
     """The settings of a run, apart from the user's.
 
-    TRL and transformers write special tokens into the configurations, tags and a new `forward` into the model, a hook into its
-    embeddings, and accelerate its autocast. Their constructor, training and evaluation run inside `applied`.
+    TRL, transformers and accelerate write special tokens and `use_cache` into the configurations, set dropout to 0, tag the
+    model, hook its embeddings, and give it a new `forward`, for autocast and, since TRL 1.16, for a fused language-model head.
+    Their constructor, training and evaluation run inside `applied`. A model that was moved to another device stays there.
 
     Args:
         policy: a PeftModel.
+        others: more models, of which the forwards are kept.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, *others: nn.Module) -> None:
         base = policy.get_base_model()
-        self._models = [policy, base]
+        self._models = [policy, base, *others]
         config = base.config
         texts = config.get_text_config() if hasattr(config, "get_text_config") else config
         embeddings = base.get_input_embeddings()
@@ -30,6 +35,7 @@ class RunSettings:
         if getattr(base, "generation_config", None) is not None:
             written.append(vars(base.generation_config))
         self._written = list({id(values): values for values in written}.values())
+        self._dropouts = [module for module in base.modules() if isinstance(module, nn.Dropout)]
         self._runs: Any = None
         self._inside = False
 
@@ -51,10 +57,11 @@ class RunSettings:
 
     def _read(self) -> Any:
         attributes = [{name: _copy(vars(model).get(name, _ABSENT)) for name in _WRITTEN} for model in self._models]
-        return attributes, [dict(values) for values in self._written]
+        rates = [dropout.p for dropout in self._dropouts]
+        return attributes, [dict(values) for values in self._written], rates
 
     def _write(self, saved: Any) -> None:
-        attributes, contents = saved
+        attributes, contents, rates = saved
         for model, values in zip(self._models, attributes, strict=True):
             for name, value in values.items():
                 if value is _ABSENT:
@@ -64,6 +71,8 @@ class RunSettings:
         for values, content in zip(self._written, contents, strict=True):
             values.clear()
             values.update(content)
+        for dropout, rate in zip(self._dropouts, rates, strict=True):
+            dropout.p = rate
 
 
 def _copy(value: Any) -> Any:
