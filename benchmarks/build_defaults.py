@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import sys
 import tempfile
 import time
@@ -28,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import peft_hoe
 from peft_hoe import HoEConfig
 from peft_hoe.experts import build_adapter
+from stories_rewards import REWARDS
 
 OBJECTIVES = ("positive", "rich", "dialog")
 PAIRS = tuple(itertools.combinations(range(3), 2))
@@ -43,17 +42,12 @@ ROWS = 660  # rows generated at once
 FloatArray = NDArray[np.float64]
 
 
-# -- rewards: each reads the completion only ---------------------------------------------------------------------------
+# -- rewards -----------------------------------------------------------------------------------------------------------
 
 
-def score(texts: Sequence[str], vader: SentimentIntensityAnalyzer) -> FloatArray:
-    """Rewards `(len(texts), 3)`: VADER's compound score, variety of words, quotation marks."""
-    rows = []
-    for text in texts:
-        words = re.findall(r"[a-z']+", text.lower())
-        rich = 2 * len(set(words)) / len(words) - 1 if words else -1.0
-        rows.append([vader.polarity_scores(text)["compound"], rich, min(text.count('"'), 6) / 3 - 1])
-    return np.asarray(rows)
+def score(texts: Sequence[str]) -> FloatArray:
+    """Rewards `(len(texts), 3)` of completions."""
+    return np.asarray([REWARDS[name](texts, texts) for name in OBJECTIVES]).T
 
 
 class Evaluator:
@@ -62,7 +56,6 @@ class Evaluator:
     def __init__(self, base: Path, prompts: Sequence[str]) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
         self.prompts = list(prompts)
-        self.vader = SentimentIntensityAnalyzer()
 
     @torch.no_grad()
     def rewards(self, model: Any, preferences: Sequence[Sequence[float]] | None = None) -> FloatArray:
@@ -76,7 +69,7 @@ class Evaluator:
             steering = {} if preferences is None else {"preference": [point for _, point in part]}
             output = model.generate(**batch, **steering, do_sample=False, max_new_tokens=NEW_TOKENS, max_length=None)
             new = output[:, batch["input_ids"].shape[1] :]
-            rows.append(score(self.tokenizer.batch_decode(new, skip_special_tokens=True), self.vader))
+            rows.append(score(self.tokenizer.batch_decode(new, skip_special_tokens=True)))
         return np.concatenate(rows).reshape(len(points), len(self.prompts), 3)
 
 

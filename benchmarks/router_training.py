@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 import tempfile
 import time
@@ -29,9 +28,9 @@ from peft import PeftModel
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PrinterCallback
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import peft_hoe
+import stories_rewards
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 from peft_hoe.training.normalization import RewardNormalizer, payoff_table
 
@@ -60,21 +59,7 @@ ARMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear scalarisation": (None, {"step": 0.0}),
 }
 
-_vader = SentimentIntensityAnalyzer()
-
-
-def positive(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """VADER's compound score."""
-    return [_vader.polarity_scores(text)["compound"] for text in completions]
-
-
-def rich(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """Share of distinct words, from -1 to 1."""
-    found = [re.findall(r"[a-z']+", text.lower()) for text in completions]
-    return [2 * len(set(words)) / len(words) - 1 if words else -1.0 for words in found]
-
-
-REWARDS = {"positive": positive, "rich": rich}
+REWARDS = {name: stories_rewards.REWARDS[name] for name in OBJECTIVES}
 
 
 class Bench:

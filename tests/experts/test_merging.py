@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from peft_hoe import ExpertError
-from peft_hoe.experts.merging import METHODS, check_merge, merge, ties, trim
+from peft_hoe.experts.merging import METHODS, check_merge, merge, pcb, ties, trim
 
-CASES = [("linear", {}), ("ties", {"density": 1.0}), ("ties", {"density": 0.6}), ("ties", {"density": 0.2})]
+CASES = [
+    ("linear", {}),
+    *((method, {"density": density}) for method in ("ties", "pcb") for density in (1.0, 0.6, 0.2)),
+]
 
 
 @pytest.fixture
@@ -71,6 +75,47 @@ def test_ties_does_not_shrink_policies_that_agree():
     assert torch.equal(ties(torch.stack([delta, delta]), torch.tensor([0.5, 0.5]), density=1.0), delta)
 
 
+def test_pcb_by_hand():
+    deltas = torch.tensor([[2.0, -1.0, 0.0, 1.0], [2.0, 2.0, 0.0, 2.0]])  # n: [1, -1/2, 0, 1/2] and [1, 1, 0, 1]
+    best = math.exp(2) * 2 * math.tanh(1)  # the score of entry 0, the highest of both
+    loses = (
+        math.exp(2) * (math.tanh(1) - math.tanh(0.5)) / best
+    )  # beta of the second in entry 1, where the first has 1e-6
+    first = math.exp(0.5) * (math.tanh(0.25) + math.tanh(0.5)) / best  # betas in entry 3
+    second = math.exp(2) * (math.tanh(1) + math.tanh(0.5)) / best
+    expected = [2.0, (2 * loses - 1e-6) / (loses + 1e-6), 0.0, (first + 2 * second) / (first + second)]
+    merged = pcb(deltas, torch.tensor([0.5, 0.5]), density=1.0)
+    torch.testing.assert_close(merged, torch.tensor(expected), rtol=1e-5, atol=0)
+    expected[1] = (3 * 2 * loses - 1e-6) / (3 * loses + 1e-6)
+    expected[3] = (first + 3 * 2 * second) / (first + 3 * second)
+    merged = pcb(deltas, torch.tensor([0.25, 0.75]), density=1.0)
+    torch.testing.assert_close(merged, torch.tensor(expected), rtol=1e-5, atol=0)
+    # Half of the entries: both keep 0 and 3, and in 3 both are the worst that is kept.
+    assert pcb(deltas, torch.tensor([0.5, 0.5]), density=0.5).tolist() == [2.0, 0.0, 0.0, 1.5]
+
+
+def test_pcb_keeps_all_or_nothing_at_the_edges(deltas):
+    assert merge(deltas, [0.5, 0.2, 0.3], "pcb", {"density": 0.0}).tolist() == torch.zeros(6, 7).tolist()
+    merged = merge(deltas, [0.5, 0.2, 0.3], "pcb", {"density": 1.0})
+    stacked = torch.stack(deltas)
+    assert (merged != 0).all()
+    assert (merged <= stacked.amax(0) + 1e-6).all()
+    assert (merged >= stacked.amin(0) - 1e-6).all()
+
+
+def test_pcb_does_not_shrink_policies_that_agree(deltas):
+    torch.testing.assert_close(merge([deltas[0]] * 3, [0.5, 0.2, 0.3], "pcb", {"density": 1.0}), deltas[0])
+    same = merge([deltas[0]] * 3, [0.5, 0.2, 0.3], "pcb", {"density": 0.6})
+    torch.testing.assert_close(same, trim(deltas[0], 0.6))
+
+
+def test_pcb_takes_constant_task_vectors_and_many_policies():
+    constant = torch.tensor([1.0, -1.0, 1.0])  # min-max gives 0 / 0
+    assert merge([constant, constant], [0.5, 0.5], "pcb", {"density": 1.0}).tolist() == constant.tolist()
+    many = merge([torch.tensor([1.0, -3.0, 2.0])] * 200, [1.0] * 200, "pcb", {"density": 1.0})  # exp(200) is no float32
+    torch.testing.assert_close(many, torch.tensor([1.0, -3.0, 2.0]))
+
+
 def test_trimming_keeps_the_largest_and_its_edges_are_all_and_nothing():
     delta = torch.tensor([1.0, -5.0, 3.0, -2.0, 4.0])
     assert trim(delta, 0.6).tolist() == [0.0, -5.0, 3.0, 0.0, 4.0]
@@ -83,7 +128,7 @@ def test_trimming_keeps_the_largest_and_its_edges_are_all_and_nothing():
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("slerp", {}, r"merge is 'slerp'; allowed are \['linear', 'ties'\]"),
+        ("slerp", {}, r"merge is 'slerp'; allowed are \['linear', 'pcb', 'ties'\]"),
         ("ties", {"gamma": 1}, r"merge 'ties' has no option \['gamma'\]; it has \['density'\]"),
         ("linear", {"density": 1}, r"merge 'linear' has no option \['density'\]; it has none"),
         ("ties", {"density": 1.2}, "merge option density is 1.2; it must be a number from 0 to 1"),

@@ -76,7 +76,7 @@ def build_adapter(
         r: rank; "full" (or None) for all directions; "auto" for the default, and LoRA policies at their own.
         prune: share of the smallest entries of each task vector to drop; None or "none" for none.
         prune_scope: "global" or "module": what the share is counted over.
-        merge: "linear" or "ties".
+        merge: "linear", "ties" or "pcb".
         merge_options: such as `{"density": 0.6}`.
         rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`.
         svd: "randomized" or "exact".

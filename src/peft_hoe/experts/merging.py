@@ -55,6 +55,48 @@ def ties(deltas: Tensor, weights: Tensor, *, density: float) -> Tensor:
     return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), 0)
 
 
+def pcb(deltas: Tensor, weights: Tensor, *, density: float) -> Tensor:
+    """PCB-Merging (Du et al. 2024): policies compete for every entry with what is large and what the others share.
+
+    n_i = sgn(tau_i) minmax(|tau_i|); the score of an entry is exp(K n_i^2) sum_j tanh(n_i n_j). Of each policy the entries with
+    the best scores stay, scaled to [0, 1] as beta_i (at least 1e-6, 0 for a negative score); the result is
+    sum_i beta_i lambda_i tau_i / sum_i beta_i lambda_i.
+
+    Args:
+        deltas: `(K, ...)`.
+        weights: `(K,)`.
+        density: share of entries that each policy keeps, in [0, 1]; entries tied with the last one stay.
+    """
+    if len(deltas) == 1:  # beta cancels, and the score grows with |tau|
+        return trim(deltas[0], density)
+    signed = torch.stack([torch.sign(delta) * _unit_range(delta.abs()) for delta in deltas])  # n
+    total, mass = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    for delta, weight, own in zip(deltas, weights, signed, strict=True):
+        intra = torch.exp(len(deltas) * (own.square() - 1))  # the factor e^-K cancels, and keeps it from overflowing
+        inter = sum((torch.tanh(own * other) for other in signed), torch.zeros_like(own))
+        share = weight * _balance(intra * inter, density)
+        total, mass = total + share * delta, mass + share
+    return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), 0)
+
+
+def _balance(scores: Tensor, density: float) -> Tensor:
+    """The beta `(...)` of one policy from its scores; 0 where an entry is dropped."""
+    n = scores.numel()
+    rank = prune_rank(density, n)
+    if rank == 0:
+        return torch.zeros_like(scores)
+    kept = scores >= torch.kthvalue(scores.flatten(), n - rank + 1).values
+    beta = torch.zeros_like(scores)
+    beta[kept] = _unit_range(scores[kept].clamp_min(0)).clamp_min(1e-6)
+    return beta
+
+
+def _unit_range(values: Tensor) -> Tensor:
+    """(x - min) / (max - min); 0 where all are equal."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
 @dataclass(frozen=True)
 class Method:
     """A merge method and the defaults of its options."""
@@ -66,6 +108,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "linear": Method(linear, {}),
     "ties": Method(ties, {"density": 0.6}),
+    "pcb": Method(pcb, {"density": 0.2}),
 }
 
 
