@@ -49,6 +49,8 @@ _TRAINING = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "metrics":  # needs moocore
+        return import_module(".metrics", __name__)
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

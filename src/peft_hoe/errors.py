@@ -25,5 +25,9 @@ class RewardError(HoEError):
     """A reward is missing, matches no objective, hangs, or did not return one number for each sample."""
 
 
+class MetricError(HoEError):
+    """Points, preferences or a reference point cannot be measured: empty, NaN, infinite, or of the wrong shape."""
+
+
 class HoEWarning(UserWarning):
     """Something works, but perhaps not as its user expects."""

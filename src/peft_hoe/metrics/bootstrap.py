@@ -1,0 +1,218 @@
+"""How sure a comparison of fronts is: a hierarchical bootstrap over seeds of training and prompts.
+
+Each replicate draws seeds of training with replacement, for each method on its own, since its runs are its own. Then it draws
+prompts with replacement, once: all seeds, preferences and methods answer the same prompts, so what makes a prompt easy for one
+makes it easy for the other, and cancels in their difference. A replicate's point is the mean over its seeds of the mean over
+its prompts. "A dominates B" is worth saying only if it holds in at least 95 % of the replicates.
+
+Shapes: S seeds, K preferences, P prompts, N objectives, R replicates. S and K may differ between methods.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import HoEWarning, MetricError
+from ..preference import FloatArray
+from .validation import as_numbers
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with its percentile interval; each is a number or an array of the statistic's shape."""
+
+    estimate: FloatArray
+    """Of the mean points of everything that was measured."""
+    low: FloatArray
+    high: FloatArray
+    level: float
+    undefined: NDArray[np.int64]
+    """In how many replicates the statistic was NaN; they are left out."""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Mean points of each method, in the data and in the replicates."""
+
+    estimates: dict[str, FloatArray]
+    """`(K, N)` for each method."""
+    points: dict[str, FloatArray]
+    """`(R, K, N)` for each method."""
+    prompts: IntArray
+    """The prompts that were drawn, `(R, P)`, for all methods."""
+    seeds: dict[str, IntArray]
+    """The seeds that were drawn, `(R, S)` for each method."""
+
+    def interval(self, statistic: Callable[..., Any], *methods: str, level: float = 0.95) -> Interval:
+        """The percentile interval of a statistic.
+
+        Args:
+            statistic: takes the mean points `(K, N)` of each of `methods`; returns a number or an array of fixed shape.
+            methods: default all, in their order.
+            level: share of the replicates inside.
+
+        Raises:
+            MetricError: an unknown method, or a level that is not between 0 and 1.
+
+        Warns:
+            HoEWarning: the statistic warned, or was NaN in some replicates; once, with how often.
+        """
+        if not 0 < level < 1:
+            raise MetricError(f"level is {level}; it must be between 0 and 1, such as 0.95")
+        names = self._methods(methods)
+        notes: list[str] = []
+        estimate = np.asarray(statistic(*(self.estimates[name] for name in names)), dtype=np.float64)
+        values = np.asarray(self._evaluate(statistic, names, notes), dtype=np.float64)
+        undefined = np.isnan(values).sum(axis=0)
+        if undefined.any():
+            notes.append(f"the statistic is NaN in up to {undefined.max()} of {len(values)} replicates; left out")
+        low, high = _percentiles(values, [50 * (1 - level), 50 * (1 + level)])
+        for note in notes:
+            warnings.warn(note, HoEWarning, stacklevel=2)
+        return Interval(estimate, low, high, level, np.asarray(undefined), notes)
+
+    def share(self, statement: Callable[..., Any], *methods: str) -> float:
+        """The share of the replicates in which a statement holds.
+
+        Args:
+            statement: takes the mean points `(K, N)` of each of `methods`; returns one bool.
+            methods: default all, in their order.
+
+        Raises:
+            MetricError: an unknown method, or an answer that is not one bool.
+
+        Warns:
+            HoEWarning: the statement warned; once, with how often.
+        """
+        notes: list[str] = []
+        answers = self._evaluate(statement, self._methods(methods), notes)
+        for answer in answers:
+            if not isinstance(answer, (bool, np.bool_)):
+                raise MetricError(f"the statement returned {answer!r}; it must return True or False")
+        for note in notes:
+            warnings.warn(note, HoEWarning, stacklevel=2)
+        return float(np.mean(answers))
+
+    def _methods(self, methods: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in methods if name not in self.points]
+        if unknown:
+            raise MetricError(f"there is no method {unknown[0]!r}; the methods are {list(self.points)}")
+        return methods or tuple(self.points)
+
+    def _evaluate(self, function: Callable[..., Any], names: tuple[str, ...], notes: list[str]) -> list[Any]:
+        """One answer for each replicate; thousands of equal warnings become one note."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", HoEWarning)
+            answers = [function(*fronts) for fronts in zip(*(self.points[name] for name in names), strict=True)]
+        ours = [str(item.message) for item in caught if issubclass(item.category, HoEWarning)]
+        if ours:
+            notes.append(f"{len(ours)} warnings in {len(answers)} replicates; the first: {ours[0]}")
+        for item in caught:
+            if not issubclass(item.category, HoEWarning):
+                warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+        return answers
+
+
+def bootstrap(values: Mapping[str, Any], *, replicates: int = 1000, seed: int = 0) -> Replicates:
+    """Replicates of the mean points of one or several methods.
+
+    Args:
+        values: for each method its rewards `(S, K, P, N)`; NaN is no reward, and left out of the mean. All methods answered
+            the same P prompts, in the same order.
+        replicates: R.
+        seed: of the drawing. Adding a method at the end leaves the others' replicates as they were.
+
+    Raises:
+        MetricError: no method, wrong shapes, methods that differ in P or N, infinite rewards, or a point without any reward.
+    """
+    if not isinstance(values, Mapping) or not values:
+        raise MetricError(
+            f"values is {type(values).__name__}; give a mapping of one or more methods: {{'hoe': rewards}}"
+        )
+    if replicates < 1:
+        raise MetricError(f"replicates is {replicates}; at least 1 is needed, 1000 for a 95 % interval")
+    tables = {str(name): _as_rewards(name, table) for name, table in values.items()}
+    first, *others = tables
+    for name in others:
+        if tables[name].shape[2:] != tables[first].shape[2:]:
+            raise MetricError(
+                f"the methods must share prompts and objectives: {first!r} has (prompts, objectives) "
+                f"{tables[first].shape[2:]}, {name!r} has {tables[name].shape[2:]}"
+            )
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(tables[first].shape[2], size=(replicates, tables[first].shape[2]))
+    seeds = {name: rng.integers(len(table), size=(replicates, len(table))) for name, table in tables.items()}
+    every = {name: np.arange(len(table))[None] for name, table in tables.items()}
+    everyone = np.arange(prompts.shape[1])[None]
+    return Replicates(
+        estimates={name: _mean_points(name, table, every[name], everyone)[0] for name, table in tables.items()},
+        points={name: _mean_points(name, table, seeds[name], prompts) for name, table in tables.items()},
+        prompts=prompts,
+        seeds=seeds,
+    )
+
+
+def _as_rewards(name: Any, values: Any) -> FloatArray:
+    table = as_numbers(values, f"values[{name!r}]")
+    if table.ndim != 4 or table.size == 0:
+        raise MetricError(
+            f"values[{name!r}] has shape {table.shape}; expected (seeds, preferences, prompts, objectives), none of them 0. "
+            "For one seed of training add an axis: rewards[None]"
+        )
+    if np.isinf(table).any():
+        raise MetricError(f"values[{name!r}] holds infinity; rewards must be finite, or NaN where there is none")
+    silent = np.argwhere(np.isnan(table).all(axis=2))
+    if len(silent):
+        seed, preference, objective = silent[0].tolist()
+        raise MetricError(
+            f"values[{name!r}] has no reward at all for objective {objective} at seed {seed}, preference {preference}; "
+            "leave that seed out, or score its answers"
+        )
+    return table
+
+
+def _mean_points(name: str, table: FloatArray, seeds: IntArray, prompts: IntArray) -> FloatArray:
+    """Mean points `(R, K, N)` of rewards `(S, K, P, N)` for the drawn seeds `(R, S)` and prompts `(R, P)`."""
+    per_seed = _prompt_means(table, _counts(prompts, table.shape[2]))  # (R, S, K, N)
+    known = ~np.isnan(per_seed)
+    weights = _counts(seeds, table.shape[0])[:, :, None, None] * known
+    total = weights.sum(axis=1)
+    if not total.all():
+        raise MetricError(
+            f"values[{name!r}] has too few rewards: {int((total == 0).any(axis=(1, 2)).sum())} of {len(total)} replicates "
+            "drew no prompt with a reward for some objective. Score more prompts"
+        )
+    return np.asarray((weights * np.where(known, per_seed, 0.0)).sum(axis=1) / total)
+
+
+def _prompt_means(table: FloatArray, counts: FloatArray) -> FloatArray:
+    """Means over prompts `(R, S, K, N)`, each prompt of `(S, K, P, N)` as often as `counts` `(R, P)` says; NaN without any."""
+    columns = np.moveaxis(table, 2, 0)  # (P, S, K, N)
+    flat = columns.reshape(len(columns), -1)
+    known = ~np.isnan(flat)
+    total = counts @ np.where(known, flat, 0.0)
+    number = counts @ known.astype(np.float64)
+    means = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+    return np.asarray(means.reshape(len(counts), *columns.shape[1:]))
+
+
+def _counts(draws: IntArray, n: int) -> FloatArray:
+    """How often each of `n` was drawn, `(R, n)`, from indices `(R, D)`."""
+    rows = np.arange(len(draws))[:, None] * n
+    return np.bincount((draws + rows).ravel(), minlength=len(draws) * n).reshape(-1, n).astype(np.float64)
+
+
+def _percentiles(values: FloatArray, at: list[float]) -> tuple[FloatArray, FloatArray]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # said in Interval.undefined
+        low, high = np.nanpercentile(values, at, axis=0)
+    return np.asarray(low), np.asarray(high)
