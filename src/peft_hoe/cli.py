@@ -13,6 +13,7 @@ _COMMANDS = {
     "build": "Turn existing single-objective policies into a steerable adapter.",
     "demo": "Build, save, load and steer a tiny model offline.",
     "train": "Train the routers of an adapter for their preferences.",
+    "sweep": "Measure an adapter at many preferences: front, metrics, plots and a report.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
 
