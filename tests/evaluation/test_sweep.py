@@ -76,6 +76,12 @@ def test_a_given_normaliser_is_kept(policy, tokenizer, prompts, toys):
     assert run(policy, tokenizer, prompts[:2], toys, normalizer=scale).normalizer is scale
 
 
+def test_a_normaliser_of_another_decoding_warns(policy, tokenizer, prompts, toys):
+    sampled = RewardNormalizer(np.eye(2), ["low", "high"], {"do_sample": True, "max_new_tokens": 6})
+    with pytest.warns(HoEWarning, match="payoff table was measured with do_sample True, but the sweep has False"):
+        run(policy, tokenizer, prompts[:1], toys, normalizer=sampled)
+
+
 def test_the_default_grid_is_the_papers(policy, tokenizer, prompts, toys):
     found = run(policy, tokenizer, prompts[:1], toys, preferences="grid", normalizer=_unit())
     np.testing.assert_allclose(found.preferences[:, 0], np.arange(11) / 10)
@@ -172,6 +178,17 @@ def test_an_interrupted_sweep_goes_on(toys, prompts, tmp_path):
     again = Interrupting(limit=0)
     assert sweep(None, None, prompts, toys.REWARDS, GRID, generate=again, **settings).completions == whole.completions
     assert Sweep.load(tmp_path).completions == whole.completions
+
+
+def test_a_reward_that_fails_loses_no_completion(toys, prompts, tmp_path):
+    def down(prompts, completions):
+        raise ConnectionError("no server")
+
+    settings = {"output_dir": tmp_path, "progress": False, "normalizer": _unit()}
+    with pytest.raises(RewardError, match="no server"):
+        sweep(None, None, prompts, [toys.low, down], GRID, generate=Interrupting(99), **settings)
+    found = sweep(None, None, prompts, toys.REWARDS, GRID, generate=Interrupting(0), **settings)
+    assert found.completions[0][0][1] == [f"w10 {prompts[1]}"]
 
 
 def test_a_resumed_sampled_sweep_draws_the_same_numbers(policy, tokenizer, prompts, toys, tmp_path):
@@ -271,9 +288,11 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
     chat.chat_template = (
         "{% for m in messages %}<s> {{ m['content'] }}{% endfor %}{% if add_generation_prompt %} w0{% endif %}"
     )
-    with pytest.warns(HoEWarning, match="chat template"):
-        run(policy, chat, prompts[:1], toys, normalizer=_unit())
-    talk = run(policy, chat, [[{"role": "user", "content": prompts[0]}]], toys, normalizer=_unit())
+    messages = [{"role": "user", "content": prompts[0]}]
+    for some in (prompts[:1], [messages, prompts[0]]):
+        with pytest.warns(HoEWarning, match="chat template"):
+            run(policy, chat, some, toys, normalizer=_unit())
+    talk = run(policy, chat, [messages], toys, normalizer=_unit())
     plain = toys.make_tokenizer()
     assert talk.completions[0][0][0] == [one_by_one(policy, plain, f"<s> {prompts[0]} w0", GRID[0])]
 

@@ -148,6 +148,8 @@ def _publish(arguments: argparse.Namespace, found: Any, others: list[Any], outpu
     numbers = record(measured, compared, judged)
     (output / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     found.plot(output / "front.png", others=others)
+    if arguments.payoff_prompts is not None:
+        written.append("payoff.jsonl")
     if arguments.report:
         found.report(output / "report.html", others=others, judged=judged)
         written.append("report.html")

@@ -5,13 +5,14 @@ Shapes: K preferences, P prompts, T texts for each prompt, N objectives.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import HoEError, PreferenceError
+from ..errors import HoEError, HoEWarning, PreferenceError
 from ..preference import FloatArray, parse_preference, preference_grid
 from ..training.normalization import RewardNormalizer
 from ..training.prompts import check_prompts
@@ -85,16 +86,17 @@ def sweep(
         RewardError: a reward is missing or fails.
 
     Warns:
-        HoEWarning: plain strings for a tokenizer with a chat template, or own corners that give no scale.
+        HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, or own corners that
+            give no scale.
     """
     if generate is None:
         method = HoEMethod(
             model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
             routers=routers, generation_config=generation_config,
         )  # fmt: skip
-        for some in (prompts, payoff_prompts):
-            if some is not None and len(some):
-                check_prompts([{"prompt": prompt} for prompt in some], tokenizer)
+        plain = [prompt for prompt in [*prompts, *(payoff_prompts or ())] if isinstance(prompt, str)]
+        if plain:
+            check_prompts([{"prompt": plain[0]}], tokenizer)
     else:
         if model is not None:
             raise HoEError("both a model and generate= are given; give one of them")
@@ -102,6 +104,7 @@ def sweep(
     names = objective_names(objectives, getattr(method, "objectives", None), rewards)
     scorer = text_rewards(rewards, names)
     points = _preferences(preferences, names)
+    _check_decoding(normalizer, getattr(method, "decoding", {}))
     run = Run(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
     directory = None if output_dir is None else Path(output_dir)
     completions = run.complete(list(prompts), points, names, _inside(directory, "generations.jsonl"))
@@ -128,6 +131,19 @@ def sweep(
 def method_name(method: Any) -> str:
     """What a method calls itself."""
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
+
+
+def _check_decoding(normalizer: RewardNormalizer | None, decoding: Mapping[str, Any]) -> None:
+    """A payoff table belongs to its decoding: that of sampled training is none for greedy evaluation."""
+    there = {} if normalizer is None else normalizer.decoding
+    for name in ("do_sample", "temperature", "max_new_tokens"):
+        if name in there and name in decoding and there[name] != decoding[name]:
+            warnings.warn(
+                f"the payoff table was measured with {name} {there[name]}, but the sweep has {decoding[name]}; give "
+                "payoff_prompts= in place of normalizer= to measure one at the sweep's own decoding",
+                HoEWarning,
+                stacklevel=3,
+            )
 
 
 def _preferences(value: Any, objectives: Sequence[str]) -> FloatArray:
