@@ -101,6 +101,7 @@ BAD_POINTS = [
     ([[1, 2], [1]], "its rows have 1, 2 numbers"),
     ([[1, 2], [1, float("nan")], [None, 2]], r"NaN \(no reward\) in 2 of 3 rows \(row 1, 2\)"),
     ([[1, 2], [1, float("-inf")]], r"infinity in 1 of 2 rows \(row 1\)"),
+    (np.ma.masked_equal([[1, 2], [1, 9]], 9), r"NaN \(no reward\) in 1 of 2 rows \(row 1\)"),
     ([["a", "b"]], "rows of numbers"),
     ([["1", "2"]], "rows of numbers"),
     ([[1j, 2]], "rows of numbers"),

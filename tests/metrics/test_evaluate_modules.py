@@ -144,21 +144,28 @@ def test_a_forgotten_reference_point_loses_nothing():
     ],
 )
 def test_bad_points(points, match):
-    hypervolume = metrics.load("hypervolume")
+    hypervolume = metrics.load("hypervolume", keep_in_memory=True)
     with pytest.raises(MetricError, match=match):
         hypervolume.compute(predictions=points, reference_point=[0, 0])
 
 
+def test_a_module_works_after_an_error():
+    hypervolume = metrics.load("hypervolume")
+    with pytest.raises(MetricError, match="infinity"):
+        hypervolume.compute(predictions=[[1.0, float("inf")]], reference_point=0)
+    assert hypervolume.compute(predictions=FRONT, reference_point=0)["points"] == 2
+
+
 def test_what_evaluate_itself_refuses():
     with pytest.raises(ValueError, match="expected format"):
-        metrics.load("hypervolume").compute(predictions=[0.2, 0.9], reference_point=0)
+        metrics.load("hypervolume", keep_in_memory=True).compute(predictions=[0.2, 0.9], reference_point=0)
     with pytest.raises(ValueError, match="Mismatch in the number of predictions"):
-        metrics.load("steerability").compute(predictions=REWARDS, references=PREFERENCES[:2])
+        metrics.load("steerability", keep_in_memory=True).compute(predictions=REWARDS, references=PREFERENCES[:2])
 
 
 def test_a_missing_front_and_an_unknown_module():
     with pytest.raises(MetricError, match=r"front B \(references\) is empty"):
-        metrics.load("pareto_dominance").compute(predictions=FRONT)
+        metrics.load("pareto_dominance", keep_in_memory=True).compute(predictions=FRONT)
     with pytest.raises(MetricError, match="'hv'; use one of hypervolume, pareto_dominance, steerability"):
         metrics.path("hv")
 

@@ -24,7 +24,7 @@ MAX_OBJECTIVES = 31
 
 
 def as_numbers(values: Any, name: str) -> FloatArray:
-    """A float64 copy of an array, a tensor (any device, any precision) or nested sequences; None becomes NaN.
+    """A float64 copy of an array, a tensor (any device, any precision) or nested sequences; None and masked become NaN.
 
     Args:
         values: what a user passed.
@@ -35,6 +35,8 @@ def as_numbers(values: Any, name: str) -> FloatArray:
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
+    if isinstance(values, np.ma.MaskedArray):  # asarray would show what the mask hides
+        values = np.ma.filled(values.astype(np.float64), np.nan)
     try:
         raw = np.asarray(values)
         if raw.dtype.kind not in "biufO":
