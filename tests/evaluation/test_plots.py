@@ -41,7 +41,7 @@ def test_three_objectives_are_triangles_and_planes(make_sweep):
     sweep = swept(make_sweep, 3)
     figure = sweep.plot()
     titles = [axes.get_title() for axes in figure.axes]
-    assert [title for title in titles if title] == [f"mean reward: {name}" for name in "abc"]
+    assert [title for title in titles if title] == [f"A: mean reward {name}" for name in "abc"]
     labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes if axes.get_ylabel().startswith("mean")]
     assert labels == [(f"mean reward: {x}", f"mean reward: {y}") for x, y in ("ab", "ac", "bc")]
     spots = figure.axes[0].collections[-1]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from peft_hoe import HoEWarning, PreferenceError
 from peft_hoe.errors import HoEError, RewardError
@@ -120,6 +121,20 @@ def test_dropped_routers_are_the_coarse_interpolation(policy, tokenizer, prompts
     assert dropped.completions == coarse.completions
     assert dropped.completions != kept.completions
     assert dropped.runs[0]["decoding"]["routers"] == "drop"
+
+
+def test_only_stop_tokens_are_taken_from_the_models_own_settings(swept, policy, tokenizer, prompts, toys):
+    base = policy.get_base_model()
+    before = base.generation_config
+    first = tokenizer(swept.completions[0][0][0][0].split()[2])["input_ids"][0]
+    base.generation_config = GenerationConfig(repetition_penalty=5.0, min_new_tokens=6, eos_token_id=[2, first])
+    try:
+        found = run(policy, tokenizer, prompts, toys, normalizer=_unit())
+    finally:
+        base.generation_config = before
+    assert found.runs[0]["decoding"]["eos_token_id"] == [2, first]
+    assert swept.completions[0][0][0][0].startswith(found.completions[0][0][0][0])  # stops earlier, is not penalised
+    assert len(found.completions[0][0][0][0].split()) in (2, 3)
 
 
 def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer, prompts, toys):

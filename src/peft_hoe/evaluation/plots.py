@@ -137,7 +137,12 @@ def _triangle(figure: Any, axes: Any, sweep: Sweep, objective: int) -> None:
     for corner, name, shift in zip(corners, sweep.objectives, ((0, -0.06), (0, -0.06), (0, 0.04)), strict=True):
         side = "top" if shift[1] < 0 else "bottom"
         axes.text(*(corner + shift), f"all {name}", ha="center", va=side, fontsize=9)
-    axes.set(xlim=(-0.15, 1.15), ylim=(-0.17, 1.0), aspect="equal", title=f"mean reward: {sweep.objectives[objective]}")
+    axes.set(
+        xlim=(-0.15, 1.15),
+        ylim=(-0.17, 1.0),
+        aspect="equal",
+        title=f"{sweep.name}: mean reward {sweep.objectives[objective]}",
+    )
     axes.axis("off")
     figure.colorbar(dots, ax=axes, shrink=0.75)
 
