@@ -89,6 +89,14 @@ def test_what_cannot_be_drawn(make_sweep, monkeypatch):
         swept(make_sweep, 2).plot()
 
 
+def test_a_page_without_a_scale(make_sweep, tmp_path):
+    sweep, other = swept(make_sweep, 2, normalizer=None), swept(make_sweep, 2, name="B")
+    text = sweep.report(tmp_path / "report.html", others=[other]).read_text()
+    assert "Rewards are not normalised" in text
+    assert "Against B" not in text
+    assert "data:image/svg+xml" in text
+
+
 class Page(HTMLParser):
     """Tags that are open, and what the page refers to."""
 

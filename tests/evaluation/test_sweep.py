@@ -316,6 +316,8 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
     ("changes", "error", "match"),
     [
         ({"prompts": []}, HoEError, "no prompts"),
+        ({"prompts": ["w3", 5]}, HoEError, "prompt 1 is '5', a int"),
+        ({"prompts": ["w3"], "payoff_prompts": [[]]}, HoEError, "prompt 0 is .*, a list; give text"),
         ({"preferences": [[0.9, 0.9]]}, PreferenceError, "sums to 1.8"),
         ({"preferences": [[1, 0], [0.5, 0.5], [1, 0]]}, PreferenceError, r"\[1.0, 0.0\] is given twice"),
         ({"preferences": "all"}, PreferenceError, 'use "grid"'),

@@ -135,7 +135,7 @@ def _publish(arguments: argparse.Namespace, found: Any, others: list[Any], outpu
     say = (lambda text: None) if arguments.quiet else print
     say(found.table() + "\n")
     measured = None
-    if found.normalizer is not None:
+    if found.has_scale:
         measured = found.metrics()
         say(measured.table() + "\n")
     compared = [found.compare(other) for other in others] if measured is not None else []

@@ -9,6 +9,7 @@ Shapes: K preferences, P prompts.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -117,10 +118,10 @@ def win_rates(
     contenders = [(a.prompts[p], ours, theirs) for _, p, ours, theirs in jobs]
     asked = [(prompt, ours, theirs) for prompt, ours, theirs in contenders]
     asked += [(prompt, theirs, ours) for prompt, ours, theirs in contenders]
-    with ThreadPoolExecutor(max(1, int(getattr(judge, "workers", 1)))) as pool:
-        answers = list(
-            tqdm(pool.map(lambda item: judge(*item), asked), total=len(asked), desc="judge", disable=not progress)
-        )
+    workers = int(getattr(judge, "workers", 1))
+    with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
+        replies = (map if pool is None else pool.map)(lambda item: judge(*item), asked)
+        answers = list(tqdm(replies, total=len(asked), desc="judge", disable=not progress))
     verdicts = [_verdict(answer) for answer in answers]
     scores = np.full((len(at), len(a.prompts)), np.nan)
     contradictions = np.zeros(scores.shape, dtype=bool)

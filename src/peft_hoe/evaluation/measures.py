@@ -198,7 +198,7 @@ def compact(point: list[float]) -> str:
 
 
 def _check_scale(sweep: Sweep) -> None:
-    if sweep.normalizer is None and sweep.reference_point == REFERENCE_POINT:
+    if not sweep.has_scale:
         raise HoEError(
             f"the rewards of {sweep.name!r} are not normalised, and {REFERENCE_POINT} is a reference point for normalised "
             "ones; set sweep.normalizer to a RewardNormalizer, or sweep.reference_point to a point of raw rewards that was "

@@ -66,7 +66,7 @@ def write_report(
         "<h2>Front</h2>",
         picture(plot([sweep, *others], level=level), f"front of {sweep.name}"),
         *_points(sweep, level),
-        *(part for other in others for part in _comparison(sweep, other, level)),
+        *(part for other in others if sweep.has_scale for part in _comparison(sweep, other, level)),
         *(part for rates in judged for part in _judged(rates)),
         *_texts(sweep),
         *_setup(sweep),
@@ -103,6 +103,8 @@ def html_table(head: Iterable[str], body: Iterable[Iterable[str]], *, text_colum
 
 
 def _metrics(sweep: Sweep, level: float) -> list[str]:
+    if not sweep.has_scale:
+        return ['<p class="note">Rewards are not normalised, so there are no hypervolumes.</p>']
     found = sweep.metrics(level=level)
     return ["<h2>Metrics</h2>", _intervals(found.values), f'<p class="note">{escape(found.note())}</p>']
 

@@ -72,6 +72,11 @@ class Sweep:
     # -- numbers ---
 
     @property
+    def has_scale(self) -> bool:
+        """Whether hypervolumes can be measured: rewards are normalised, or the reference point is one of raw rewards."""
+        return self.normalizer is not None or self.reference_point != REFERENCE_POINT
+
+    @property
     def values(self) -> FloatArray:
         """Raw rewards `(S, K, P, N)`: of each prompt the mean over its texts, NaN where there is none."""
         return mean_over(self.rewards, (3,))

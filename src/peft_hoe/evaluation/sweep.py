@@ -16,6 +16,7 @@ from ..errors import HoEError, HoEWarning, PreferenceError
 from ..preference import FloatArray, parse_preference, preference_grid
 from ..training.normalization import RewardNormalizer
 from ..training.prompts import check_prompts
+from ..training.reward_models import is_chat
 from .methods import HoEMethod
 from .result import REFERENCE_POINT, Sweep, installed_versions
 from .running import Run
@@ -89,12 +90,14 @@ def sweep(
         HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, or own corners that
             give no scale.
     """
+    prompts = _listed(prompts)
+    payoff_prompts = None if payoff_prompts is None else _listed(payoff_prompts)
     if generate is None:
         method = HoEMethod(
             model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
             routers=routers, generation_config=generation_config,
         )  # fmt: skip
-        plain = [prompt for prompt in [*prompts, *(payoff_prompts or ())] if isinstance(prompt, str)]
+        plain = [prompt for prompt in [*prompts, *(payoff_prompts or [])] if isinstance(prompt, str)]
         if plain:
             check_prompts([{"prompt": plain[0]}], tokenizer)
     else:
@@ -107,10 +110,10 @@ def sweep(
     _check_decoding(normalizer, getattr(method, "decoding", {}))
     run = Run(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
     directory = None if output_dir is None else Path(output_dir)
-    completions = run.complete(list(prompts), points, names, _inside(directory, "generations.jsonl"))
+    completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
     source = "given"
     if normalizer is None and payoff_prompts is not None:
-        corners = run.complete(list(payoff_prompts), np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
+        corners = run.complete(payoff_prompts, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
         table = score(scorer, payoff_prompts, corners, payoff_columns)
         record = {**run.decoding, "prompts": len(payoff_prompts)}
         normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, record)
@@ -119,7 +122,7 @@ def sweep(
     if normalizer is None:
         normalizer, source = own_corners(table, points, names, {**run.decoding, "prompts": len(prompts)}), "own corners"
     result = Sweep(
-        name=run.name, objectives=names, preferences=points, prompts=list(prompts), rewards=table,
+        name=run.name, objectives=names, preferences=points, prompts=prompts, rewards=table,
         completions=[completions], normalizer=normalizer, payoff_source=source, reference_point=reference_point,
         runs=[{"fingerprint": run.fingerprint, "decoding": run.decoding, "seed": seed, "versions": installed_versions()}],
     )  # fmt: skip
@@ -131,6 +134,17 @@ def sweep(
 def method_name(method: Any) -> str:
     """What a method calls itself."""
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
+
+
+def _listed(given: Sequence[Any]) -> list[Any]:
+    prompts = [given] if isinstance(given, str) else list(given)
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not (is_chat(prompt) and prompt):
+            raise HoEError(
+                f"prompt {number} is {str(prompt)[:80]!r}, a {type(prompt).__name__}; give text, or a list of chat messages "
+                '[{"role": "user", "content": "..."}]'
+            )
+    return prompts
 
 
 def _check_decoding(normalizer: RewardNormalizer | None, decoding: Mapping[str, Any]) -> None:
