@@ -110,14 +110,14 @@ def sweep(
     _check_decoding(normalizer, getattr(method, "decoding", {}))
     run = Run(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
     directory = None if output_dir is None else Path(output_dir)
-    completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
     source = "given"
-    if normalizer is None and payoff_prompts is not None:
+    if normalizer is None and payoff_prompts is not None:  # first, so that a reward that fails does so early
         corners = run.complete(payoff_prompts, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
         table = score(scorer, payoff_prompts, corners, payoff_columns)
         record = {**run.decoding, "prompts": len(payoff_prompts)}
         normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, record)
         source = "payoff prompts"
+    completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
     table = score(scorer, prompts, completions, columns)[None]
     if normalizer is None:
         normalizer, source = own_corners(table, points, names, {**run.decoding, "prompts": len(prompts)}), "own corners"
