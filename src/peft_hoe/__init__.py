@@ -49,7 +49,9 @@ _TRAINING = {
     "HoERouterTrainer": "training",
     "ObjectiveWeights": "training.objective_weights",
     "RewardNormalizer": "training.normalization",
+    "Sweep": "evaluation",
     "payoff_table": "training.normalization",
+    "sweep": "evaluation",
     "train_routers": "training.train_routers",
 }
 

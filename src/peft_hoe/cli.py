@@ -14,6 +14,7 @@ _COMMANDS = {
     "demo": "Build, save, load and steer a tiny model offline.",
     "train": "Train the routers of an adapter for their preferences.",
     "recipes": "The paper's tasks: datasets, rewards and models by name.",
+    "sweep": "Measure an adapter at many preferences: front, metrics, plots and a report.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
 

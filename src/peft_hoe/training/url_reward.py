@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import RewardError
-
-_SHOWN = 200  # characters of an answer that an error repeats
+from .json_posts import post, shown
 
 
 @dataclass
@@ -81,30 +76,9 @@ class URLReward:
 
     def _post(self, body: bytes) -> bytes:
         """The answer's body; tries again where that may help."""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.backoff * 2 ** (attempt - 1))
-            try:
-                return self._send(body)
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = f"answered with HTTP {error.code} {error.reason}: {_shown(error.read(_SHOWN))}"
-                if error.code != 429 and error.code < 500:
-                    raise RewardError(f"{self.url} {problem}; check the URL and what the server expects") from None
-            except (OSError, http.client.HTTPException) as error:  # URLError, TimeoutError, broken connections
-                reason = getattr(error, "reason", error)
-                timed_out = isinstance(reason, TimeoutError)
-                problem = f"gave no answer within {self.timeout:g} s" if timed_out else f"cannot be reached: {reason}"
-        raise RewardError(
-            f"{self.url} {problem} ({self.retries + 1} attempts); check that the server runs, or raise timeout= or retries="
+        return post(
+            self.url, body, timeout=self.timeout, retries=self.retries, backoff=self.backoff, headers=self.headers
         )
-
-    def _send(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json", **self.headers}
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-            content: bytes = answer.read()
-        return content
 
 
 def _read_answer(body: bytes, count: int, url: str) -> list[Any]:
@@ -112,15 +86,10 @@ def _read_answer(body: bytes, count: int, url: str) -> list[Any]:
     try:
         answer = json.loads(body)
     except ValueError:
-        raise RewardError(f"{url} answered {_shown(body)}, which is not JSON; {expected}") from None
+        raise RewardError(f"{url} answered {shown(body)}, which is not JSON; {expected}") from None
     rewards = answer.get("rewards") if isinstance(answer, dict) else answer
     if not isinstance(rewards, list):
-        raise RewardError(f"{url} answered {_shown(body)}; {expected}")
+        raise RewardError(f"{url} answered {shown(body)}; {expected}")
     if len(rewards) != count:
         raise RewardError(f"{url} answered with {len(rewards)} rewards; {expected}")
     return rewards
-
-
-def _shown(body: bytes) -> str:
-    text = body[:_SHOWN].decode(errors="replace")
-    return repr(text) + ("..." if len(body) > _SHOWN else "")
