@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,20 @@ from ..errors import HoEError
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
-    """Rows with `prompt` and perhaps other columns.
+    """Rows with `prompt` and perhaps other columns, see `read_rows`."""
+    return read_rows(path, "prompts", ("prompt",))
+
+
+def read_rows(path: str, what: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a file: JSON (a list), JSON lines, or text, of which each line is a prompt.
+
+    Args:
+        path: the file.
+        what: what errors call the rows.
+        columns: of which each row needs one.
 
     Raises:
-        HoEError: the file cannot be read, or holds no prompts.
+        HoEError: the file cannot be read, or holds no such rows.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -24,10 +35,13 @@ def read_prompts(path: str) -> list[dict[str, Any]]:
         else:
             items = [line for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the prompts {path!r}: {error}") from None
+        raise HoEError(f"cannot read the {what} {path!r}: {error}") from None
     rows = [{"prompt": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else []
-    if not rows or not all(isinstance(row, dict) and "prompt" in row for row in rows):
-        raise HoEError(f"{path} must hold a list of prompts: strings, or objects with `prompt`")
+    if not rows or not all(isinstance(row, dict) and any(name in row for name in columns) for row in rows):
+        strings = "strings, or objects" if "prompt" in columns else "objects"
+        raise HoEError(
+            f"{path} must hold a list of {what}: {strings} with {' or '.join(f'`{name}`' for name in columns)}"
+        )
     return rows
 
 

@@ -1,0 +1,107 @@
+"""The options of `peft-hoe train` as a trainer's configuration."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from typing import Any
+
+from ..errors import HoEError
+
+# What a trainer cannot do without, and what it has no use for.
+_NEEDS = {"ppo": ("prompts", "reward"), "grpo": ("prompts", "reward"), "distill": ("prompts",), "dpo": ("pairs",)}
+_REWARDS_ONLY = ("reward", "reward_timeout", "eval_prompts", "mu", "beta")
+_UNUSED = {
+    "ppo": ("pairs", "group_size"),
+    "grpo": ("pairs",),
+    "distill": ("pairs", "group_size", "kl_coef", *_REWARDS_ONLY),
+    "dpo": ("prompts", "group_size", *_REWARDS_ONLY),
+}
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """See that the options are those of the trainer, and numbers in range.
+
+    Raises:
+        HoEError: one is missing, of no use, or out of range.
+    """
+    trainer = arguments.trainer
+    for name in _NEEDS[trainer]:
+        if not getattr(arguments, name):
+            raise HoEError(f"--trainer {trainer} needs {_option(name)}")
+    for name in _UNUSED[trainer]:
+        if getattr(arguments, name) is not None:
+            raise HoEError(f"--trainer {trainer} has no use for {_option(name)}; leave it out")
+    for name in ("updates", "batch_size", "micro_batch_size", "group_size", "max_new_tokens", "save_steps"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise HoEError(f"{_option(name)} is {value}; it must be at least 1")
+    micro = arguments.micro_batch_size or arguments.batch_size
+    if arguments.batch_size % micro:
+        raise HoEError(f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}")
+
+
+def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
+    """The trainer's configuration; `learning_rate` where none is given."""
+    from ..training.train_routers import TRAINERS
+
+    micro = arguments.micro_batch_size or arguments.batch_size
+    settings = {
+        "output_dir": arguments.output,
+        "learning_rate": learning_rate if arguments.learning_rate is None else arguments.learning_rate,
+        "max_steps": arguments.updates,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": arguments.batch_size // micro,
+        "seed": arguments.seed,
+        "save_strategy": "no" if arguments.save_steps is None else "steps",
+        "save_steps": arguments.save_steps,
+        "bf16": arguments.bf16,
+        "use_cpu": arguments.cpu,
+        "disable_tqdm": arguments.quiet,
+        "logging_strategy": "no" if arguments.quiet else "steps",
+        "report_to": [],
+        **_OWN[arguments.trainer](arguments),
+    }
+    kind = getattr(import_module("peft_hoe.training"), TRAINERS[arguments.trainer][1])
+    return kind(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _ppo(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "local_rollout_forward_batch_size": min(64, arguments.micro_batch_size or 64),
+        "response_length": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "stop_token": "eos",
+        "mu": arguments.mu,
+        "beta": arguments.beta,
+        "kl_coef": arguments.kl_coef,
+        "reward_timeout": arguments.reward_timeout,
+        "num_sample_generations": 0,
+    }
+
+
+def _grpo(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "num_generations": arguments.group_size,
+        "max_completion_length": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "mu": arguments.mu,
+        "objective_beta": arguments.beta,
+        "beta": arguments.kl_coef,
+        "reward_timeout": arguments.reward_timeout,
+    }
+
+
+def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"max_new_tokens": arguments.max_new_tokens, "temperature": arguments.temperature}
+
+
+def _dpo(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"beta": arguments.kl_coef}
+
+
+_OWN = {"ppo": _ppo, "grpo": _grpo, "distill": _distill, "dpo": _dpo}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
