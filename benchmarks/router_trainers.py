@@ -133,7 +133,9 @@ def make_pairs(bench: Bench, model: Any, preference: Sequence[float], seed: int)
     samples = []
     for _ in range(4):
         ids = model.generate(**batch, generation_config=settings, preference=preference)
-        samples.append(bench.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+        texts = bench.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # With the space that a completion begins with, which decoding it alone would lose.
+        samples.append([text[len(prompt) :] for text, prompt in zip(texts, bench.train, strict=True)])
     pairs: dict[str, list[dict[str, str]]] = {}
     for name, reward in REWARDS.items():
         values = np.asarray([reward(texts, texts) for texts in samples])
