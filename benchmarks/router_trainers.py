@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -48,7 +47,7 @@ from router_training import SETTINGS as PPO_SETTINGS
 
 ROUTERS = {"toward_rich": [0.25, 0.75], "toward_positive": [0.75, 0.25]}
 REFERENCE = -0.1
-ARMS = ("static", "ppo", "grpo", "distill", "dpo")
+ARMS = ("static", "ppo", "grpo", "distill", "dpo", "dpo, no margin")
 PROBE = 4  # updates that measure the time of one; the first is left out
 
 # Chosen on the validation prompts.
@@ -58,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"per_device_train_batch_size": 128, "num_generations": 8, "beta": 0.0, "loss_type": "dr_grpo"},
     "distill": {"per_device_train_batch_size": 64},
     "dpo": {"per_device_train_batch_size": 32, "beta": 0.1},
+    "dpo, no margin": {"per_device_train_batch_size": 32, "beta": 0.1, "margin": "none"},
 }
 
 
@@ -148,7 +148,9 @@ def make_pairs(bench: Bench, model: Any, preference: Sequence[float], seed: int)
     return pairs
 
 
-TRAINERS: dict[str, Callable[..., Any]] = {"ppo": ppo, "grpo": grpo, "distill": distill, "dpo": dpo}
+TRAINERS: dict[str, Callable[..., Any]] = {
+    "ppo": ppo, "grpo": grpo, "distill": distill, "dpo": dpo, "dpo, no margin": dpo,
+}  # fmt: skip
 
 
 # -- one process ---
@@ -162,14 +164,10 @@ def train(bench: TwoRouters, model: Any, arm: str, router: str, arguments: argpa
     updates = max(1, round(arguments.seconds / each))
     started = time.process_time()
     trainer = TRAINERS[arm](bench, model, router, arguments.one_seed, updates, changes)
-    prepared, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    prepared = time.process_time()
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {
-        "updates": updates, "seconds": time.process_time() - prepared, "preparation": prepared - started,
-        "MiB": (peak - before) / 1024,
-    }  # fmt: skip
+    return {"updates": updates, "seconds": time.process_time() - prepared, "preparation": prepared - started}
 
 
 def seconds_per_update(trainer: Any) -> float:
@@ -243,7 +241,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         spent = [each for run in mine for each in run["training"].values()]
         for name, digits in (("updates", 0), ("seconds", 0), ("preparation", 1)):
             cells.append(f"{np.mean([each[name] for each in spent]):.{digits}f}" if spent else "")
-        cells.append(f"+{max(sum(e['MiB'] for e in run['training'].values()) for run in mine):.0f}" if spent else "")
+        cells.append(f"+{np.mean([run['MiB'] for run in mine]):.0f}" if spent else "")
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
