@@ -69,18 +69,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def generation_settings_kept(policy: Any) -> Iterator[None]:
-    """Undo that TRL's constructor writes its stop token into the user's model."""
-    settings = getattr(policy.get_base_model(), "generation_config", None)
-    before = None if settings is None else settings.eos_token_id
-    try:
-        yield
-    finally:
-        if settings is not None:
-            settings.eos_token_id = before
-
-
 def sampling(
     tokenizer: Any, stop: int | None, max_new_tokens: int, temperature: float, *, do_sample: bool = True
 ) -> GenerationConfig:
