@@ -208,13 +208,15 @@ def one(arguments: argparse.Namespace) -> dict[str, Any]:
     bench = TwoRouters(arguments.shared, arguments.folder, arguments.split, ROUTERS["toward_rich"])
     model = bench.model(None)
     arm = arguments.one
+    before = peak_memory()
     runs = {} if arm == "static" else {router: train(bench, model, arm, router, arguments) for router in ROUTERS}
-    return {
-        "arm": arm,
-        "seed": arguments.one_seed,
-        "training": runs,
-        **measure(bench, model.eval(), arguments.one_seed),
-    }
+    found = {"arm": arm, "seed": arguments.one_seed, "training": runs, "MiB": peak_memory() - before}
+    return found | measure(bench, model.eval(), arguments.one_seed)
+
+
+def peak_memory() -> float:
+    """Of this process so far, resident, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # -- all of them ---
