@@ -1,0 +1,179 @@
+"""Fronts of HoE and its baselines on policies of a 260k-parameter TinyStories Llama, with intervals.
+
+    python benchmarks/fronts.py --shared DIR --output fronts --policies POLICIES
+
+Every method has the same policies, rank and build defaults, answers the same 120 test prompts at the same preferences, and is
+scored on one scale: the payoff table of the one-hot experts on the validation prompts at the same decoding, reference point
+−0.1. Greedy, and sampled at temperature 1; 48 new tokens. Routers of HoE and of the LoRAMoE-like mixture are trained with
+the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid; `hoe_more` has experts also
+where `hoe_trained` has routers. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them (`morlhf-<λ of the first
+objective>-seed<k>`), for positive × rich; seeds that lack a preference are left out.
+
+Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run parts.
+Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft_hoe
+from fronts_adapters import OBJECTIVES, SETS, Problem, quiet, router_preferences
+from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
+from fronts_tables import Front
+from peft_hoe.evaluation import HoEMethod, Sweep
+from peft_hoe.evaluation.baselines import BASELINES
+from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
+
+# Method: seeds of training
+METHODS = {
+    "hoe": 1, "hoe_more": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1, "ties": 1, "pcb": 1,
+    "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5,
+}  # fmt: skip
+MORLHF = (0.1, 0.3, 0.5, 0.7, 0.9)
+RANK = 16
+STORIES = llama_shapes(64, 172, 5, 512, 32, tied=True)
+
+
+class Missing(Exception):
+    """A method whose policies are not there (yet)."""
+
+
+def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path | None) -> tuple[Any, Any]:
+    """A method, and the preferences that it answers."""
+    how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": sampled, "temperature": 1.0}
+    grid = peft_hoe.preference_grid(len(problem.names))
+    if name in ("hoe", "hoe_trained"):
+        adapter = problem.trained_hoe(seed) if name == "hoe_trained" else None
+        return HoEMethod(problem.model("hoe", adapter), problem.tokenizer, **how), grid
+    if name == "hoe_more":
+        between = [[1 / len(grid[0])] * len(grid[0]), *router_preferences(len(grid[0]))]
+        return HoEMethod(problem.model(name, experts=between), problem.tokenizer, **how), grid
+    where = {"tokenizer": problem.tokenizer, "folder": problem.folder / "adapters" / "baselines", **how}
+    if name == "morlhf":
+        own = morlhf_policies(problem, seed, policies)
+        return BASELINES[name].make(problem.base, own, objectives=problem.names, **where), list(own)
+    if name == "lora_moe":
+        where["folder"] = problem.folder / "trained" / f"lora_moe-seed{seed}"
+        where |= {
+            "rewards": problem.rewards, "train_dataset": [{"prompt": prompt} for prompt in problem.prompts["train"]],
+            "normalizer": problem.scale(True),
+            "training": {
+                **SETTINGS, "max_steps": UPDATES, "seed": seed, "stop_token": "eos", "response_length": NEW_TOKENS,
+                "local_rollout_forward_batch_size": 128, "save_strategy": "no", "num_sample_generations": 0,
+                "report_to": [], "logging_steps": UPDATES, "disable_tqdm": True, "use_cpu": True,
+            },
+        }  # fmt: skip
+    options = {"dense": True} if name == "rs_dense" else {}
+    method = BASELINES[name.removesuffix("_dense")].make(problem.base, problem.policies, **where, **options)
+    return method, grid
+
+
+def morlhf_policies(problem: Problem, seed: int, folder: Path | None) -> dict[tuple[float, ...], str]:
+    """`{λ: directory}` of one seed."""
+    if folder is None or problem.names != OBJECTIVES[:2]:
+        raise Missing("MORLHF policies are for positive x rich, in the folder --policies")
+    found = {(point, round(1 - point, 9)): folder / f"morlhf-{point}-seed{seed}" for point in MORLHF}
+    absent = [path.name for path in found.values() if not (path / "model.safetensors").exists()]
+    if absent:
+        raise Missing(f"not there: {', '.join(absent)}")
+    return {point: str(path) for point, path in found.items()}
+
+
+def swept(problem: Problem, name: str, seed: int, sampled: bool, arguments: argparse.Namespace) -> Sweep | None:
+    """A sweep from its folder, or a new one; None where its policies are not there, or it is not asked for."""
+    folder = problem.folder / "sweeps" / f"{name}-seed{seed}-{'sampled' if sampled else 'greedy'}"
+    if (folder / "sweep.json").exists():
+        return Sweep.load(folder)
+    if name not in arguments.only:
+        return None
+    try:
+        method, preferences = make(problem, name, seed, sampled, arguments.policies)
+    except Missing as reason:
+        print(f"{name}, seed {seed}: left out ({reason})", file=sys.stderr, flush=True)
+        return None
+    started = time.process_time()
+    found = peft_hoe.sweep(
+        prompts=problem.test, rewards=problem.rewards, preferences=preferences, generate=method, name=name,
+        normalizer=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=660, output_dir=folder,
+        progress=False,
+    )  # fmt: skip
+    print(f"{folder.name}: {time.process_time() - started:.0f} s of CPU time", file=sys.stderr, flush=True)
+    return found
+
+
+def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Front | None:
+    """Everything that there is for one set of objectives at one decoding."""
+    sweeps: dict[str, Sweep] = {}
+    for name, seeds in METHODS.items():
+        runs = []
+        for seed in range(min(seeds, arguments.seeds)):
+            found = swept(problem, name, seed, sampled, arguments)
+            runs += [] if found is None else [found]
+        if runs:
+            sweeps[name] = Sweep.stack(runs)
+    if not {"hoe", "rs"} <= set(sweeps):
+        return None
+    n = len(problem.names)
+    preferences = len(MORLHF) if "morlhf" in sweeps else len(sweeps["rs"].preferences)
+    counts = stored(STORIES, n, RANK, len(sweeps["rs"].preferences), routers=2 if n == 2 else 3, votes=n)
+    counts["morlhf"] = preferences * STORIES.parameters
+    return Front(sweeps, counts, cpu_times(problem, sweeps, arguments))
+
+
+def cpu_times(problem: Problem, sweeps: dict[str, Sweep], arguments: argparse.Namespace) -> dict[str, float]:
+    """CPU seconds for a token, by method; measured once with `--times`."""
+    path = problem.folder / "cpu_times.json"
+    if arguments.times and not path.exists():
+        names = [name for name in sweeps if name != "morlhf"]
+        methods = {name: make(problem, name, 0, False, arguments.policies)[0] for name in names}
+        middle = [1 / len(problem.names)] * len(problem.names)
+        if len(middle) == 2 and "hoe_trained" in methods:
+            middle = [0.3, 0.7]  # between a LoRA expert and a router
+        found = seconds_per_token(
+            problem.base, problem.tokenizer, problem.test[:64], methods, middle, NEW_TOKENS
+        )  # fmt: skip
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Sweep what is missing, then print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--policies", type=Path, help="folder with MORLHF policies")
+    parser.add_argument("--pairs", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)")
+    parser.add_argument(
+        "--only", nargs="*", choices=METHODS, default=list(METHODS), help="methods to sweep (default all)"
+    )
+    parser.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of training at most (default 5)")
+    parser.add_argument("--texts", type=int, default=TEXTS, help=f"sampled texts for each prompt (default {TEXTS})")
+    parser.add_argument("--limit", type=int, help="use the first prompts only")
+    parser.add_argument("--times", action="store_true", help="measure CPU times too")
+    arguments = parser.parse_args(given)
+    quiet()
+    result: dict[str, Any] = {"peft_hoe": peft_hoe.__version__, "fronts": {}}
+    parts = []
+    for key, decoding in itertools.product(arguments.pairs, arguments.decodings):
+        problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key], arguments.limit)
+        found = front(problem, decoding == "sampled", arguments)
+        if found is not None:
+            result["fronts"][f"{key}, {decoding}"] = found.to_dict()
+            parts.append(f"### {' × '.join(problem.names)}, {decoding}\n\n{found.tables()}")
+        text = "\n\n".join([*parts, f"### Llama-2-7B, from shapes\n\n{storage_table()}"])
+        (arguments.output / "fronts.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (arguments.output / "fronts.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What `fronts.py` measures with: prompts, policies, scales, and adapters that are built and trained once and then reused.
+
+    python benchmarks/fronts_adapters.py --shared DIR --output fronts --pairs positive,rich --seeds 5
+
+trains the routers of HoE alone, so that `fronts.py --output fronts` finds them. Settings are those that `router_training.py`
+chose on validation prompts; each router has its default voting set. An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+import peft_hoe
+from peft_hoe.training import HoERouterConfig
+from peft_hoe.training.normalization import RewardNormalizer, payoff_table
+from peft_hoe.training.train_routers import train_routers
+from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
+from stories_rewards import REWARDS
+
+OBJECTIVES = ("positive", "rich", "dialog")
+SETS = {"positive,rich": OBJECTIVES[:2], "positive,dialog": ("positive", "dialog"), "all": OBJECTIVES}
+
+
+def router_preferences(n: int) -> list[list[float]]:
+    """[.25, .75] and [.75, .25] for two objectives; for three the middles of the LoRA experts' three simplices."""
+    if n == 2:
+        return [[0.25, 0.75], [0.75, 0.25]]
+    return [list(point) for point in sorted(set(itertools.permutations([0.25, 0.25, 0.5])))]
+
+
+class Problem:
+    """One set of objectives: its policies, prompts, rewards and scales.
+
+    Args:
+        shared: folder with models/ and data/.
+        folder: of everything that is kept for this set.
+        names: the objectives.
+        limit: use the first prompts only.
+    """
+
+    def __init__(self, shared: Path, folder: Path, names: Sequence[str], limit: int | None = None) -> None:
+        self.names, self.folder = tuple(names), folder
+        self.base = str(shared / "models/stories260k")
+        self.policies = {name: str(shared / f"models/policies/stories260k-{name}") for name in names}
+        self.prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
+        self.test, self.validation = self.prompts["test"][:limit], self.prompts["validation"][:limit]
+        self.rewards = {name: REWARDS[name] for name in names}
+        self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def model(self, name: str, adapter: Path | None = None, **options: Any) -> Any:
+        """The base with an adapter: the one in `adapter`, or one that is built once in `adapters/<name>`."""
+        path = adapter or self.folder / "adapters" / name
+        if not (path / "adapter_config.json").exists():
+            peft_hoe.build_adapter(self.base, self.policies, path, progress=False, **options)
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path).eval()
+
+    def scale(self, sampled: bool) -> RewardNormalizer:
+        """The payoff table of HoE's one-hot experts on the validation prompts, measured once."""
+        path = self.folder / f"payoff-{'sampled' if sampled else 'greedy'}.json"
+        if not path.exists():
+            found = payoff_table(
+                self.model("hoe"), list(self.validation) * (TEXTS if sampled else 1), self.rewards,
+                processing_class=self.tokenizer, max_new_tokens=NEW_TOKENS, do_sample=sampled, batch_size=240,
+            )  # fmt: skip
+            path.write_text(
+                json.dumps({"payoff": found.payoff.tolist(), "decoding": dict(found.decoding)}, default=str)
+            )
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return RewardNormalizer(np.asarray(kept["payoff"]), self.names, kept["decoding"])
+
+    def trained_hoe(self, seed: int) -> Path:
+        """HoE with two (three) routers, trained on the training prompts; the folder, with its CPU time in `training.json`."""
+        output = self.folder / "trained" / f"hoe-seed{seed}"
+        if (output / "training.json").exists():
+            return output
+        preferences = router_preferences(len(self.names))
+        model = self.model("hoe-routers", routers=[{"preference": p} for p in preferences])
+        args = HoERouterConfig(
+            output_dir=str(output), max_steps=UPDATES, seed=seed, stop_token="eos", response_length=NEW_TOKENS,
+            local_rollout_forward_batch_size=128, save_strategy="no", num_sample_generations=0, report_to=[],
+            logging_steps=UPDATES, disable_tqdm=True, use_cpu=True, **SETTINGS,
+        )  # fmt: skip
+        started = time.process_time()
+        train_routers(
+            model, args, processing_class=self.tokenizer, reward_model=self.rewards,
+            train_dataset=[{"prompt": prompt} for prompt in self.prompts["train"]], normalizer=self.scale(True),
+            resume_from_checkpoint=(output / "routers_run.json").exists(),
+        )  # fmt: skip
+        seconds = round(time.process_time() - started)
+        (output / "training.json").write_text(json.dumps({"cpu_seconds": seconds, "updates": UPDATES, "seed": seed}))
+        return output
+
+
+def quiet() -> None:
+    """One thread, no bars, no notes on generation settings."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    set_verbosity_error()
+
+
+def main() -> None:
+    """Train HoE's routers for some sets of objectives and seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write, that of fronts.py")
+    parser.add_argument("--pairs", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
+    arguments = parser.parse_args()
+    quiet()
+    for key, seed in itertools.product(arguments.pairs, range(arguments.seeds)):
+        problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key])
+        print(f"{key}, seed {seed}: {problem.trained_hoe(seed)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
