@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ..errors import HoEError
-from .arguments import load_adapter, read_prompts
+from ..inputs import load_adapter, read_prompts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
