@@ -64,16 +64,30 @@ def load_adapter(adapter: str, base: str | None) -> tuple[Any, Any]:
         HoEError: one of them cannot be loaded, or nobody names the base.
     """
     from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     try:
         base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
         if not base:
             raise HoEError(f"{adapter} does not name its base model; give --base")
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     except (OSError, ValueError) as error:
         raise HoEError(f"cannot load the adapter {adapter!r} on the base {base!r}: {error}") from None
+    return model, load_tokenizer(base)
+
+
+def load_tokenizer(base: str) -> Any:
+    """A policy's tokenizer, padding on the left.
+
+    Raises:
+        HoEError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise HoEError(f"cannot load the tokenizer of {base!r}: {error}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return tokenizer
