@@ -73,12 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here")
         return 130
-    first, *others = found.sweeps.values()
-    if not arguments.quiet and first.has_scale:
-        print(first.metrics().table())
-        for other in others:
-            print("\n" + first.compare(other).table())
-    print(f"saved in {plan.output_dir}: {found.report.name}, metrics.json, front.png, adapter, sweeps")
+    if not arguments.quiet:
+        print("\n" + found.summary)
+    print(f"saved in {plan.output_dir}: {found.report.name}, summary.txt, metrics.json, front.png, adapter, sweeps")
     return 0
 
 

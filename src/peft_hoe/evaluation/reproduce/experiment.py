@@ -11,7 +11,7 @@ from ...errors import HoEError
 from ..result import Sweep
 from .plan import Plan
 from .record import Record, clear
-from .stages import Stage, Work, stages, sweeps
+from .stages import SUMMARY, Stage, Work, stages, sweeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,12 @@ class Reproduction:
     Attributes:
         sweeps: `{name: sweep}`, HoE's first, as the folders in `sweeps`.
         report: the page.
+        summary: HoE's table and metrics, and how the others compare, as text.
     """
 
     sweeps: dict[str, Sweep]
     report: Path
+    summary: str
 
 
 def reproduce(
@@ -64,7 +66,7 @@ def reproduce(
         stage.run(work)
         record.finish(stage.name, stage.note)
     loaded = {name: Sweep.load(plan.folder / "sweeps" / name) for name in sweeps(plan)}
-    return Reproduction(loaded, plan.folder / "report.html")
+    return Reproduction(loaded, plan.folder / "report.html", (plan.folder / SUMMARY).read_text(encoding="utf-8"))
 
 
 def describe(plan: Plan) -> str:

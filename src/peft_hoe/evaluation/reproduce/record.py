@@ -14,7 +14,7 @@ from .plan import Plan
 
 FILE = "reproduce.json"
 _FORMAT = "peft-hoe reproduce"
-WRITTEN = ("adapter", "trained", "baselines", "sweeps", "report.html", "front.png", "metrics.json", FILE)
+WRITTEN = ("adapter", "trained", "baselines", "sweeps", "report.html", "front.png", "metrics.json", "summary.txt", FILE)
 
 
 class Record:

@@ -6,7 +6,7 @@
 | train | `trained` |
 | sweep hoe, sweep hoe_dropped | `sweeps/hoe`, `sweeps/hoe_dropped`: trained routers kept, and dropped |
 | sweep <baseline> | `sweeps/<baseline>` |
-| report | `report.html`, `front.png`, `metrics.json` |
+| report | `report.html`, `front.png`, `metrics.json`, `summary.txt` |
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from ...experts import build_adapter
 from ...inputs import columns_of, load_adapter
 from ..baselines import BASELINES
 from ..records import record
+from ..report import write_report
 from ..result import Sweep
 from ..sweep import sweep
+from ..tables import aligned, overview
 from .methods import make_baseline
 from .plan import Plan
 from .prompts import Prompts, load_prompts
@@ -33,6 +35,7 @@ from .rewards import load_rewards
 from .training import check_trainer, train
 
 HOE, DROPPED = "hoe", "hoe_dropped"
+SUMMARY = "summary.txt"
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,15 @@ def _scale(plan: Plan) -> Any:
 
 
 def _report(work: Work) -> None:
-    folder = work.plan.folder
+    folder, settings = work.plan.folder, work.plan.settings()
     first, *others = (Sweep.load(folder / "sweeps" / name) for name in sweeps(work.plan))
     measured = first.metrics() if first.has_scale else None
     compared = [first.compare(other) for other in others] if first.has_scale else []
-    numbers = record(measured, compared) | {"settings": work.plan.settings()}
+    numbers = record(measured, compared) | {"settings": settings}
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    summary = [first.table()] + ([] if measured is None else [measured.table()])
+    if compared:
+        summary.append("\n".join("  ".join(row).rstrip() for row in aligned(overview(first.name, compared))))
+    (folder / SUMMARY).write_text("\n\n".join(summary) + "\n", encoding="utf-8")
     first.plot(folder / "front.png", others=others)
-    first.report(folder / "report.html", others=others)
+    write_report(first, folder / "report.html", others=others, compared=compared, settings=settings)
