@@ -10,7 +10,7 @@ from pathlib import Path
 from ...errors import HoEError
 from ..result import Sweep
 from .plan import Plan
-from .record import Record, clear
+from .record import Record
 from .stages import SUMMARY, Stage, Work, stages, sweeps
 
 
@@ -44,9 +44,7 @@ def reproduce(
         HoEError: the settings differ from those of the experiment in `output_dir`, or a stage fails. What the stages before
             it wrote is kept.
     """
-    if restart:
-        clear(plan.folder)
-    record = Record(plan)
+    record = Record(plan, restart=restart)
     say = say or (lambda text: None)
     work = Work(plan, progress)
     planned = stages(plan)

@@ -14,11 +14,25 @@ from .plan import Plan
 
 FILE = "reproduce.json"
 _FORMAT = "peft-hoe reproduce"
-WRITTEN = ("adapter", "trained", "baselines", "sweeps", "report.html", "front.png", "metrics.json", "summary.txt", FILE)
+_WRITTEN = (
+    "adapter",
+    "trained",
+    "baselines",
+    "sweeps",
+    "report.html",
+    "front.png",
+    "metrics.json",
+    "summary.txt",
+    FILE,
+)
 
 
 class Record:
     """The file; `Record(plan)` reads it and compares the settings, and writes nothing.
+
+    Args:
+        plan: the settings.
+        restart: delete the experiment that the folder holds, and nothing else that is there.
 
     Attributes:
         finished: `{stage: what it says of itself}`.
@@ -27,12 +41,14 @@ class Record:
         HoEError: the folder holds something else, or an experiment with other settings.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, restart: bool = False) -> None:
         self.path = plan.folder / FILE
         self._settings = json.loads(json.dumps(plan.settings()))
         self.finished: dict[str, Any] = {}
-        state = read(plan.folder)
-        if state is None:
+        state = _read(plan.folder)
+        if restart and state is not None:
+            _clear(plan.folder)
+        if restart or state is None:
             return
         there = state["settings"]
         names = [name for name in {**there, **self._settings} if there.get(name) != self._settings.get(name)]
@@ -64,7 +80,7 @@ class Record:
         os.replace(beside, self.path)
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, Any] | None:
     """What the file says; None where there is none and the folder is free.
 
     Raises:
@@ -88,15 +104,8 @@ def read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def clear(folder: Path) -> None:
-    """Delete an experiment: what `reproduce` writes, and nothing else.
-
-    Raises:
-        HoEError: the folder holds no experiment.
-    """
-    if read(folder) is None:
-        return
-    for name in WRITTEN:
+def _clear(folder: Path) -> None:
+    for name in _WRITTEN:  # the record last, so that an interruption leaves an experiment
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
