@@ -212,6 +212,15 @@ def test_ctrl_c_in_training_stops_the_experiment(saved, toys, tmp_path):
     assert json.loads((tmp_path / "reproduce.json").read_text())["settings"]["rewards"]["high"] == "router_toys:high"
 
 
+def test_the_command_says_that_it_can_go_on(saved, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("peft_hoe.evaluation.reproduce.reproduce", interrupted)
+    assert cli.main(command(saved, tmp_path)) == 130
+    assert capsys.readouterr().out == "interrupted; the same command goes on from here\n"
+
+
 @pytest.mark.parametrize("trainer", ["grpo", "distill"])
 def test_other_trainers(saved, toys, tmp_path, trainer):
     plan = Plan.of(**settings(saved, tmp_path, trainer=trainer, rewards=toys.REWARDS))

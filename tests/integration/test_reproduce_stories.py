@@ -50,7 +50,7 @@ def test_stories_from_policies_to_the_page(shared_dir: Path, tmp_path: Path) -> 
         "own", base=models / "stories260k", output_dir=tmp_path / "out",
         policies={name: models / "policies" / f"stories260k-{name}" for name in ("rich", "dialog")},
         rewards={"rich": rich, "dialog": dialog}, prompts=str(shared_dir / "data" / "stories" / "prompts.json"),
-        updates=2, batch_size=16, preferences=PREFERENCES, baselines=["rs", "mod"], max_new_tokens=32, limit=24, cpu=True,
+        updates=2, batch_size=16, preferences=PREFERENCES, baselines=["rs", "mod"], max_new_tokens=24, limit=16, cpu=True,
     )  # fmt: skip
     Rich.fails_at = 4  # after the payoff table's two calls: the second update
     with pytest.raises(ValueError, match="the server is gone"):
@@ -62,7 +62,7 @@ def test_stories_from_policies_to_the_page(shared_dir: Path, tmp_path: Path) -> 
     assert told[0] == "build: done"
     assert list(found.sweeps) == ["hoe", "hoe_dropped", "rs", "mod"]
     hoe, dropped, soup, fused = found.sweeps.values()
-    assert hoe.rewards.shape == (1, 5, 24, 1, 2)
+    assert hoe.rewards.shape == (1, 5, 16, 1, 2)
     assert hoe.points[0, 1] > hoe.points[-1, 1] + 0.1  # dialogue where it is wanted
     for other in (dropped, soup, fused):  # the corners are the same experts, but for rounding in other batches
         np.testing.assert_allclose(other.points[[0, -1]], hoe.points[[0, -1]], atol=0.05)
