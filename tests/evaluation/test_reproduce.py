@@ -128,7 +128,7 @@ def test_a_baseline_is_added_and_other_settings_are_refused(saved, toys, tmp_pat
     assert list(first.sweeps) == ["hoe"]
     before = files(tmp_path / "sweeps")
     told: list[str] = []
-    more = Plan.of(**settings(saved, tmp_path, updates=0, baselines=["mod"]))
+    more = Plan.of(**settings(saved, tmp_path, updates=0, baselines=["mod"], sweep_batch_size=3))
     second = reproduce(more, progress=False, say=told.append)
     assert [line.split(":")[0] for line in told if not line.endswith("done")] == ["sweep mod", "report"]
     assert list(second.sweeps) == ["hoe", "mod"]

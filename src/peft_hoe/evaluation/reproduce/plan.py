@@ -22,7 +22,8 @@ from .defaults import default_experts, default_routers
 OWN = "own"
 TRAINERS = ("ppo", "grpo", "distill")
 _NOT_ONE_CALL = {"morlhf"}  # needs a policy of its own for each preference
-_EXECUTION = ("output_dir", "baselines", "cpu")  # what may be others when a run goes on
+# What may be others when a run goes on: more baselines, and how it is computed; who runs out of memory takes smaller batches.
+_EXECUTION = ("output_dir", "baselines", "cpu", "micro_batch_size", "sweep_batch_size", "save_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
