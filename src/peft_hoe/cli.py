@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "Train the routers of an adapter for their preferences.",
     "recipes": "The paper's tasks: datasets, rewards and models by name.",
     "sweep": "Measure an adapter at many preferences: front, metrics, plots and a report.",
+    "reproduce": "A whole experiment, resumable: build, train routers, sweep, baselines, report.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
 

@@ -142,3 +142,22 @@ def test_the_page_needs_nothing_else(make_sweep, tmp_path):
     assert "2 more prompts are in generations.jsonl" in text
     value = float(sweep.metrics().values["hypervolume"].estimate)
     assert f"<td>{value:.4f}</td>" in text
+
+
+def test_the_page_opens_with_all_methods(make_sweep, tmp_path):
+    """By hand: with reference point -0.1, one point (1, 1) encloses 1.21 and (0.4, 0.9) encloses 0.5."""
+    sweep, other = make_sweep([[1.0, 1.0]]), make_sweep([[0.4, 0.9]], name="soup")
+    text = sweep.report(tmp_path / "report.html", others=[other]).read_text()
+    table = text[text.index("<h2>Methods</h2>") : text.index("<h2>Metrics</h2>")]
+    cells = [re.findall(r"<td>(.*?)</td>", line) for line in table.splitlines() if "<td>" in line]
+    assert [row[:3] for row in cells] == [
+        ["A", "1.210 [1.210, 1.210]", ""],
+        ["soup", "0.500 [0.500, 0.500]", "0.710 [0.710, 0.710]"],
+    ]
+
+
+def test_a_seventh_sweep_looks_like_no_other(make_sweep):
+    first, *others = (make_sweep([[0.1 * i, 0.3]], name=str(i)) for i in range(9))
+    dots = [found for found in first.plot(others=others).axes[0].collections if found.get_label()[0] != "_"]
+    looks = {(found.get_paths()[0].vertices.tobytes(), found.get_edgecolor().tobytes()) for found in dots}
+    assert len(looks) == 9

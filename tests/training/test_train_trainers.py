@@ -72,7 +72,7 @@ def test_command_distils_on_texts(saved: Path, toys: ModuleType) -> None:
         ("grpo", REWARDS, "--trainer grpo needs --prompts"),
         ("grpo", ("--prompts", "prompts.json"), "--trainer grpo needs --reward"),
         ("dpo", (), "--trainer dpo needs --pairs"),
-        ("dpo", ("--pairs", "low"), "cannot read the pairs 'low'"),
+        ("dpo", ("--pairs", "low"), "--pairs is 'low'; write NAME=FILE"),
         ("dpo", ("--pairs", "low=prompts.json"), "must hold a list of pairs: objects with `chosen`"),
         ("dpo", ("--pairs", "low=low.json", "--pairs", "low=low.json"), "names 'low' twice"),
         ("dpo", ("--pairs", "low=low.json", "--mu", "1"), "has no use for --mu"),

@@ -1,67 +1,24 @@
-"""What several commands read: prompts, and an adapter on its base."""
+"""What several commands do with their arguments."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from ..errors import HoEError
 
 
-def read_prompts(path: str) -> list[dict[str, Any]]:
-    """Rows with `prompt` and perhaps other columns, see `read_rows`."""
-    return read_rows(path, "prompts", ("prompt",))
-
-
-def read_rows(path: str, what: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a file: JSON (a list), JSON lines, or text, of which each line is a prompt.
-
-    Args:
-        path: the file.
-        what: what errors call the rows.
-        columns: of which each row needs one.
+def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
+    """Options of the form NAME=VALUE, each name once.
 
     Raises:
-        HoEError: the file cannot be read, or holds no such rows.
+        HoEError: an item of another form, or a name twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            items = json.loads(text)
-        elif path.endswith(".jsonl"):
-            items = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            items = [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the {what} {path!r}: {error}") from None
-    rows = [{"prompt": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else []
-    if not rows or not all(isinstance(row, dict) and any(name in row for name in columns) for row in rows):
-        strings = "strings, or objects" if "prompt" in columns else "objects"
-        raise HoEError(
-            f"{path} must hold a list of {what}: {strings} with {' or '.join(f'`{name}`' for name in columns)}"
-        )
-    return rows
-
-
-def load_adapter(adapter: str, base: str | None) -> tuple[Any, Any]:
-    """A PeftModel and its base's tokenizer, padding on the left.
-
-    Raises:
-        HoEError: one of them cannot be loaded, or nobody names the base.
-    """
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
-        if not base:
-            raise HoEError(f"{adapter} does not name its base model; give --base")
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-        tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load the adapter {adapter!r} on the base {base!r}: {error}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    pairs: dict[str, str] = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise HoEError(f"{option} is {item!r}; write {form}")
+        if name in pairs:
+            raise HoEError(f"{option} names {name!r} twice; give each name once")
+        pairs[name] = value
+    return pairs

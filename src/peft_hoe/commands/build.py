@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import ExpertError
 from ..experts import build_adapter
 from ..experts.merging import METHODS
 from ..experts.options import DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
+from .arguments import read_pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Build, and print the report's table unless told to be quiet."""
     build_adapter(
         arguments.base,
-        _pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
+        read_pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
         arguments.output,
         experts=_preferences(arguments.expert),
         routers=_preferences(arguments.router),
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         merge=arguments.merge,
         merge_options={
             name: _number(value, float)
-            for name, value in _pairs(arguments.merge_option or [], "--merge-option", "NAME=NUMBER").items()
+            for name, value in read_pairs(arguments.merge_option, "--merge-option", "NAME=NUMBER").items()
         },
         rescale=_number(arguments.rescale, float),
         svd=arguments.svd,
@@ -85,18 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
     )
     return 0
-
-
-def _pairs(items: list[str], option: str, form: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not (name and equals and value):
-            raise ExpertError(f"{option} is {item!r}; write {form}")
-        if name in pairs:
-            raise ExpertError(f"{option} names {name!r} twice; give each name once")
-        pairs[name] = value
-    return pairs
 
 
 def _preferences(items: list[str] | None) -> list[Any] | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError
-from ..preference import read_preference
-from .arguments import load_adapter, read_prompts
+from ..inputs import columns_of, load_adapter, read_preferences, read_prompts
+from .arguments import read_pairs
 
 JUDGE_KEY = "OPENAI_API_KEY"
 
@@ -80,11 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.reward_sources import parse_rewards
     from ..training.rewards import Rewards
 
-    baselines = _pairs(arguments.baseline or [])
+    baselines = read_pairs(arguments.baseline, "--baseline", "NAME=FILE")
     _check_judge(arguments, baselines)
-    prompts, columns = _columns(read_prompts(arguments.prompts))
-    held_out = None if arguments.payoff_prompts is None else _columns(read_prompts(arguments.payoff_prompts))
-    preferences = _read_preferences(arguments.preferences)
+    prompts, columns = columns_of(read_prompts(arguments.prompts))
+    held_out = None if arguments.payoff_prompts is None else columns_of(read_prompts(arguments.payoff_prompts))
+    preferences = read_preferences(arguments.preferences)
     sources = parse_rewards(arguments.reward)
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
     device = _device(arguments.cpu)
@@ -187,37 +187,3 @@ def _device(cpu: bool) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-
-
-def _columns(rows: list[dict[str, Any]]) -> tuple[list[Any], dict[str, list[Any]]]:
-    """Prompts, and the other columns that all rows have."""
-    names = [name for name in rows[0] if name != "prompt" and all(name in row for row in rows)]
-    return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
-
-
-def _read_preferences(text: str) -> Any:
-    """`grid`, or the rows of a file.
-
-    Raises:
-        HoEError: the file cannot be read.
-        PreferenceError: a line is no preference.
-    """
-    if text == "grid":
-        return text
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-        if text.endswith(".json"):
-            return json.loads(content)
-    except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the preferences {text!r}: {error}; write `grid` or a file's name") from None
-    return [read_preference(line) for line in content.splitlines() if line.strip()]
-
-
-def _pairs(items: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in items:
-        name, equals, path = item.partition("=")
-        if not (name and equals and path) or name in pairs:
-            raise HoEError(f"--baseline is {item!r}; write NAME=FILE, each name once")
-        pairs[name] = path
-    return pairs

@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 from ..errors import HoEError
-from .arguments import load_adapter, read_rows
+from ..inputs import load_adapter, read_rows
+from .arguments import read_pairs
 from .train_settings import check_options, configuration
 
 _TRAINERS = "ppo (rewards; TRL 1.9 to 1.12), grpo (rewards), distill (prompts or text alone) or dpo (pairs of answers)"
@@ -95,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the trainer learns from."""
     if arguments.trainer == "dpo":
-        return {"train_dataset": _pairs(arguments.pairs)}
+        files = read_pairs(arguments.pairs, "--pairs", "NAME=FILE")
+        return {"train_dataset": {name: read_rows(file, "pairs", ("chosen",)) for name, file in files.items()}}
     texts = ("prompt", "text", "messages", "input_ids") if arguments.trainer == "distill" else ("prompt",)
     data: dict[str, Any] = {"train_dataset": read_rows(arguments.prompts, "prompts", texts)}
     if arguments.trainer == "distill":
@@ -106,15 +108,3 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     name = {"ppo": "reward_model", "grpo": "reward_funcs"}[arguments.trainer]
     data |= {"eval_dataset": None if held_out is None else read_rows(held_out, "prompts", ("prompt",))}
     return data | {name: parse_rewards(arguments.reward)}
-
-
-def _pairs(given: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for item in given:
-        name, separator, path = item.partition("=")
-        if not (name and separator and path):
-            raise HoEError(f"cannot read the pairs {item!r}; use NAME=FILE, with an objective's name")
-        if name in found:
-            raise HoEError(f"--pairs names {name!r} twice; put them into one file")
-        found[name] = read_rows(path, "pairs", ("chosen",))
-    return found

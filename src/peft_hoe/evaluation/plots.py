@@ -20,7 +20,7 @@ from .result import Sweep
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the first sweep's points have the colours of a map.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 sweeps look different
 _MAP = "viridis"
 _EDGE = "#444444"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import numpy as np
 
 from ..metrics import Interval
 from .judge import WinRates
-from .measures import shown
+from .measures import SweepComparison, shown
 from .plots import plot
 from .result import Sweep
-from .tables import header, rows, written
+from .tables import header, overview, rows, written
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -42,7 +42,14 @@ _SHOWN_PROMPTS = 10
 
 
 def write_report(
-    sweep: Sweep, path: Path, *, others: Sequence[Sweep] = (), judged: Sequence[WinRates] = (), level: float = 0.95
+    sweep: Sweep,
+    path: Path,
+    *,
+    others: Sequence[Sweep] = (),
+    judged: Sequence[WinRates] = (),
+    level: float = 0.95,
+    compared: Sequence[SweepComparison] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page.
 
@@ -52,6 +59,8 @@ def write_report(
         others: sweeps of the same prompts, such as baselines, to compare with.
         judged: what `win_rates` returned.
         level: of the intervals.
+        compared: with each of the others, where it has been computed already.
+        settings: of the experiment that the sweeps belong to, plain JSON to show.
 
     Returns:
         `path`.
@@ -59,17 +68,21 @@ def write_report(
     Raises:
         HoEError: a sweep cannot be measured, compared or drawn.
     """
+    if compared is None:
+        compared = [sweep.compare(other, level=level) for other in others] if sweep.has_scale else []
     parts = [
         f"<h1>Preference sweep: {escape(sweep.name)}</h1>",
         f"<p>{len(sweep.preferences)} preferences for {escape(', '.join(sweep.objectives))}, {len(sweep.prompts)} prompts.</p>",
+        *_overview(sweep, compared),
         *_metrics(sweep, level),
         "<h2>Front</h2>",
         picture(plot([sweep, *others], level=level), f"front of {sweep.name}"),
         *_points(sweep, level),
-        *(part for other in others if sweep.has_scale for part in _comparison(sweep, other, level)),
+        *(part for found in compared for part in _comparison(found)),
         *(part for rates in judged for part in _judged(rates)),
         *_texts(sweep),
         *_setup(sweep),
+        *_settings(settings),
     ]
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -124,11 +137,19 @@ def _points(sweep: Sweep, level: float) -> list[str]:
     return [html_table(header(sweep)[1:], moved), f'<p class="note">{note}</p>']
 
 
-def _comparison(sweep: Sweep, other: Sweep, level: float) -> list[str]:
-    found = sweep.compare(other, level=level)
+def _overview(sweep: Sweep, compared: Sequence[SweepComparison]) -> list[str]:
+    if not compared:
+        return []
+    head, *body = overview(sweep.name, compared)
+    note = f"{compared[0].note()}; prompts are drawn once for both of a row."
+    return ["<h2>Methods</h2>", html_table(head, body), f'<p class="note">{escape(note)}</p>']
+
+
+def _comparison(found: SweepComparison) -> list[str]:
+    a, b = found.names
     return [
-        f"<h2>Against {escape(other.name)}</h2>",
-        f"<p>A = {escape(sweep.name)}, B = {escape(other.name)}: {escape(found.verdict())}.</p>",
+        f"<h2>Against {escape(b)}</h2>",
+        f"<p>A = {escape(a)}, B = {escape(b)}: {escape(found.verdict())}.</p>",
         _intervals(found.values),
         f'<p class="note">{escape(found.note())}</p>',
     ]
@@ -173,6 +194,13 @@ def _setup(sweep: Sweep) -> list[str]:
     runs = json.dumps(sweep.runs, indent=1)
     parts.append(f"<details><summary>decoding, seeds and versions</summary><pre>{escape(runs)}</pre></details>")
     return parts
+
+
+def _settings(settings: Mapping[str, Any] | None) -> list[str]:
+    if settings is None:
+        return []
+    text = json.dumps(settings, indent=1)
+    return [f"<details><summary>settings of the experiment</summary><pre>{escape(text)}</pre></details>"]
 
 
 def _shortened(prompt: Any) -> str:

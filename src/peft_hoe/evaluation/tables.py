@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..metrics import Interval
+    from .measures import SweepComparison
     from .result import Sweep
 
 
@@ -44,6 +45,27 @@ def rows(sweep: Sweep, interval: Interval) -> list[list[str]]:
             zip(sweep.preferences, interval.estimate, interval.low, interval.high, strict=True)
         )
     ]
+
+
+def overview(name: str, comparisons: Sequence[SweepComparison]) -> list[list[str]]:
+    """Cells of a table of several fronts, each compared with the first: a header, and a row for each.
+
+    Args:
+        name: the first one's.
+        comparisons: at least one; A is the first.
+    """
+    against = {"hypervolume A - B": f"{name} has more by", "expected utility A - B": f"{name}'s utility is more by"}
+    head = ["method", "hypervolume", *against.values()]
+    first = [name, _interval(comparisons[0].values["hypervolume A"]), *("" for _ in against)]
+    others = [
+        [pair.names[1], *(_interval(pair.values[label]) for label in ("hypervolume B", *against))]
+        for pair in comparisons
+    ]
+    return [head, first, *others]
+
+
+def _interval(interval: Interval) -> str:
+    return f"{float(interval.estimate):.3f} [{float(interval.low):.3f}, {float(interval.high):.3f}]"
 
 
 def written(preference: Sequence[float]) -> str:

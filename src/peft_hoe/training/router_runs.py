@@ -46,6 +46,17 @@ def begin_run(output_dir: str | os.PathLike[str], resume: bool) -> str:
     return run
 
 
+def finished_routers(output_dir: str | os.PathLike[str]) -> list[str]:
+    """The names of the routers that the run in `output_dir` has finished.
+
+    Raises:
+        CheckpointError: there is no run, or a file cannot be read.
+    """
+    run = begin_run(output_dir, resume=True)
+    states = sorted(Path(output_dir).glob(f"*/{FINISHED_FILE}"))
+    return [path.parent.name for path in states if read_state(path.parent, path.name)["run"] == run]
+
+
 def last_checkpoint(trainer: Any) -> Path | None:
     """The last checkpoint that the trainer's run wrote for its router."""
     for folder in reversed(checkpoints(trainer.args.output_dir)):
