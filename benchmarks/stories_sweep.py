@@ -20,7 +20,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import peft_hoe
 from build_defaults import NEW_TOKENS, OBJECTIVES, score
@@ -47,11 +46,10 @@ def main() -> None:
     policies = {name: str(args.shared / f"models/policies/stories260k-{name}") for name in args.objectives}
     texts = json.loads((args.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    vader = SentimentIntensityAnalyzer()
     columns = [OBJECTIVES.index(name) for name in args.objectives]
 
     def rewards(prompts: Sequence[str], completions: Sequence[str]) -> list[list[float]]:
-        rows: list[list[float]] = score(completions, vader)[:, columns].tolist()
+        rows: list[list[float]] = score(completions)[:, columns].tolist()
         return rows
 
     def measure(name: str, experts: list[list[float]] | None, **options: Any) -> Sweep:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,16 @@ class Run:
     def _batches(self, rows: list[Row], done: Mapping[Any, str]) -> Iterator[tuple[int, list[Row]]]:
         """Numbered batches. Sampled ones are cut the same in every run, so that resuming changes no random number."""
         if self.sampled:
-            cut = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+            if not getattr(self.method, "mixes_rows", True):
+                rows = sorted(rows, key=lambda row: row["preference"])
+                groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["preference"])]
+            else:
+                groups = [rows]
+            cut = [
+                group[start : start + self.batch_size]
+                for group in groups
+                for start in range(0, len(group), self.batch_size)
+            ]
             yield from ((i, batch) for i, batch in enumerate(cut) if any(row_key(row) not in done for row in batch))
             return
         left, number = [row for row in rows if row_key(row) not in done], 0

@@ -1,0 +1,51 @@
+"""Other methods for the same sweep: `BASELINES[name].make(base, policies, ...)` is a method for `peft_hoe.sweep(generate=...)`.
+
+All take the same first arguments (see `Baseline`); docs/baselines.md says which methods of the paper's Table 1 are here, and
+which programs the others need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..methods import Generate
+from .logit_fusion import mod
+from .lora_moe import lora_moe
+from .merges import pcb, ta, ties
+from .morlhf import morlhf
+from .norm_soups import rs_norm
+from .prompting import prompting
+from .soups import rs
+
+__all__ = ["BASELINES", "Baseline"]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One method.
+
+    Attributes:
+        summary: in a line.
+        make: `make(base, policies, *, tokenizer, folder, max_new_tokens=64, do_sample=False, temperature=1.0,
+            model_options=None, **options)` returns a method. `base` and the values of `policies`, `{objective: policy}`, are
+            directories or Hub ids; `folder` is where adapters are built, and found again; `model_options` are for transformers'
+            `from_pretrained`.
+    """
+
+    summary: str
+    make: Callable[..., Generate | Any]
+
+
+BASELINES: dict[str, Baseline] = {
+    "rs": Baseline("rewarded soups: the policies' weights are interpolated", rs),
+    "rs_norm": Baseline("rewarded soups, with the length that averaging loses given back", rs_norm),
+    "ta": Baseline("task arithmetic: one merge for each preference", ta),
+    "ties": Baseline("TIES-Merging: one merge for each preference", ties),
+    "pcb": Baseline("PCB-Merging: one merge for each preference", pcb),
+    "mod": Baseline("multi-objective decoding: the policies' logits are interpolated", mod),
+    "prompting": Baseline("the base model, told the preference", prompting),
+    "morlhf": Baseline("one policy for each preference, trained for it", morlhf),
+    "lora_moe": Baseline("the policies' experts and one router that knows no preference", lora_moe),
+}

@@ -1,0 +1,88 @@
+"""Adapters that baselines build once in a folder and find again, and what tells one model from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from ...errors import HoEError
+from ...experts import build_adapter
+
+_EDGE = 1 << 16  # bytes of a file's start and end that are read
+
+Source = str | os.PathLike[str]
+
+
+def load_base(base: Source, model_options: Mapping[str, Any] | None = None) -> Any:
+    """A causal language model for inference."""
+    return AutoModelForCausalLM.from_pretrained(os.fspath(base), **(model_options or {})).eval()
+
+
+def load_adapted(base: Source, adapter: Path, model_options: Mapping[str, Any] | None = None) -> Any:
+    """The base with an adapter."""
+    return PeftModel.from_pretrained(load_base(base, model_options), str(adapter)).eval()
+
+
+def built_adapter(
+    folder: Source, base: Source, policies: Mapping[str, Source], *, experts: Sequence[Any] = (), **options: Any
+) -> Path:
+    """A HoE adapter of the policies' experts and `experts`, built unless `folder` has it.
+
+    Args:
+        folder: the adapter's own.
+        base: directory or Hub id.
+        policies: `{objective: directory or Hub id}`.
+        experts: multi-objective ones.
+        options: of `build_adapter`.
+
+    Raises:
+        HoEError: the folder holds another adapter.
+    """
+    path = Path(folder)
+    request = {
+        "base": source_digest(base), "policies": {name: source_digest(source) for name, source in policies.items()},
+        "experts": [list(point) for point in experts], "options": {name: str(options[name]) for name in sorted(options)},
+    }  # fmt: skip
+    record = path.with_name(f"{path.name}.json")  # written first: an adapter appears when it is complete
+    if path.exists() or record.exists():
+        found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        different = [name for name in request if found.get(name) != request[name]]
+        if different:
+            raise HoEError(
+                f"{path} was made with another {', '.join(different)} (as {record.name} beside it says); give another "
+                "folder=, or remove both yourself"
+            )
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(request) + "\n", encoding="utf-8")
+        build_adapter(os.fspath(base), policies, path, experts=list(experts), progress=False, **options)
+    return path
+
+
+def one_hot_adapter(folder: Source, base: Source, policies: Mapping[str, Source], **options: Any) -> Path:
+    """The policies' experts only: steering it interpolates their deltas exactly."""
+    return built_adapter(Path(folder) / "one_hot", base, policies, **options)
+
+
+def source_digest(source: Source) -> str:
+    """Tells models apart: of a directory names, sizes and edges of the files of weights; a Hub id as it is."""
+    path = Path(source)
+    if not path.is_dir():
+        return os.fspath(source)
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix not in (".safetensors", ".bin"):
+            continue
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_EDGE))
+            stream.seek(max(0, file.stat().st_size - _EDGE))
+            digest.update(stream.read())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""One merge for each preference: task arithmetic, TIES and PCB-Merging.
+
+For every λ the raw task vectors are merged anew and truncated to the rank of HoE's experts, their length restored as
+`build_adapter` restores it (`rescale`); a one-hot λ is that policy's expert. Nothing is shared between preferences: M of them
+need M merges, each as long as building an expert. Each λ has an adapter of its own, with the policies' experts beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...preference import FloatArray
+from ...routing import HULL
+from ...tuner.functional import use_preference
+from ..decoding import Decoder
+from .adapters import Source, built_adapter, load_adapted, load_base, one_hot_adapter
+from .per_preference import PerPreference, sources_identity
+
+# Name in tables: build_adapter's name of the merge
+_MERGES = {"TA": "linear", "TIES": "ties", "PCB-Merging": "pcb"}
+
+
+def _make(
+    name: str,
+    base: Source,
+    policies: Mapping[str, Source],
+    *,
+    tokenizer: Any,
+    folder: Source,
+    max_new_tokens: int = 64,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    model_options: Mapping[str, Any] | None = None,
+    **build: Any,
+) -> Merges:
+    decoder = Decoder(
+        load_base(base, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature
+    )  # fmt: skip
+    return Merges(name, base, policies, decoder, Path(folder), model_options, build)
+
+
+ta = partial(_make, "TA")
+ties = partial(_make, "TIES")
+pcb = partial(_make, "PCB-Merging")
+
+
+class Merges(PerPreference):
+    """The model of the last preference is kept."""
+
+    def __init__(
+        self,
+        name: str,
+        base: Source,
+        policies: Mapping[str, Source],
+        decoder: Decoder,
+        folder: Path,
+        model_options: Mapping[str, Any] | None,
+        build: Mapping[str, Any],
+    ) -> None:
+        options = {key: str(value) for key, value in build.items()}
+        super().__init__(name, list(policies), decoder, sources_identity(base, policies, **options))
+        self.base, self.policies, self.folder, self.build = base, policies, folder, dict(build)
+        self.model_options = model_options
+        self._last: tuple[bytes, Any] | None = None
+
+    @contextlib.contextmanager
+    def at(self, preference: FloatArray) -> Iterator[Any]:
+        """The model at a preference `(N,)`."""
+        key = preference.tobytes()
+        if self._last is None or self._last[0] != key:
+            self._last = None  # never two models at once
+            self._last = key, load_adapted(self.base, self.adapter(preference), self.model_options)
+        model = self._last[1]
+        with use_preference(model, {model.active_adapter: preference.tolist()}):
+            yield model
+
+    def adapter(self, preference: FloatArray) -> Path:
+        """The folder of a preference's adapter, built where it is missing."""
+        if preference.max() > 1 - HULL:
+            return one_hot_adapter(self.folder, self.base, self.policies, **self.build)
+        merge = _MERGES[self.name]
+        point = "_".join(f"{weight:.6g}" for weight in preference)
+        options = {**self.build, "merge": merge}
+        return built_adapter(
+            self.folder / merge / point, self.base, self.policies, experts=[preference.tolist()], **options
+        )

@@ -1,0 +1,72 @@
+"""Rewarded soups (Ramé et al. 2023): the weights of the policies are interpolated, θ(λ) = Σ_i λ_i θ_i.
+
+In LoRA form one adapter of the policies' experts is enough: B = [B_1 ... B_N] scaled by λ over the ranks makes Σ_i λ_i B_i A_i
+exactly, for every row of a batch. `dense=True` interpolates all weights of the full policies, embeddings and norms too, and
+holds all policies in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ...preference import FloatArray
+from ..decoding import Decoder
+from ..methods import HoEMethod
+from .adapters import Source, load_adapted, load_base, one_hot_adapter
+from .per_preference import PerPreference, sources_identity
+
+
+def rs(
+    base: Source,
+    policies: Mapping[str, Source],
+    *,
+    tokenizer: Any,
+    folder: Source,
+    dense: bool = False,
+    max_new_tokens: int = 64,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    model_options: Mapping[str, Any] | None = None,
+    **build: Any,
+) -> HoEMethod | PerPreference:
+    """Rewarded soups of LoRA experts (`build` are options of `build_adapter`, such as `r`), or of whole policies."""
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature}
+    if dense:
+        model = load_base(base, model_options)
+        return DenseSoup(base, policies, model, Decoder(model, tokenizer, **how), model_options)
+    path = one_hot_adapter(folder, base, policies, **build)
+    method = HoEMethod(load_adapted(base, path, model_options), tokenizer, **how)
+    method.name = "RS"
+    return method
+
+
+class DenseSoup(PerPreference):
+    """All weights of the policies, interpolated in float32."""
+
+    def __init__(
+        self,
+        base: Source,
+        policies: Mapping[str, Source],
+        model: Any,
+        decoder: Decoder,
+        model_options: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__("RS, dense", list(policies), decoder, sources_identity(base, policies))
+        self.model = model
+        self.states = [load_base(source, model_options).state_dict() for source in policies.values()]
+
+    @contextlib.contextmanager
+    def at(self, preference: FloatArray) -> Iterator[Any]:
+        """The model at a preference `(N,)`."""
+        mixed = {
+            name: torch.stack([weight * state[name].float() for weight, state in zip(preference, self.states, strict=True)])
+            .sum(0)
+            .to(tensor.dtype)
+            for name, tensor in self.states[0].items()
+        }  # fmt: skip
+        self.model.load_state_dict(mixed)
+        yield self.model
