@@ -1,0 +1,188 @@
+"""What the scripts of `docs/figures.md` share: the stories model, policies, rewards, one scale, adapters and sweeps.
+
+Adapters are built once and sweeps are kept under the output directory, so that a script that is run again goes on where it was,
+and scripts that are given the same directory share what they have in common. Every hypervolume is measured in rewards
+normalised by one payoff table: that of the one-hot experts of HoE at build defaults, greedy, on the validation prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+import peft_hoe
+from peft_hoe.evaluation import Sweep
+from peft_hoe.evaluation.baselines import BASELINES
+from peft_hoe.evaluation.decoding import Decoder
+from peft_hoe.evaluation.measures import SweepComparison
+from peft_hoe.metrics import Interval
+from peft_hoe.training.normalization import RewardNormalizer, payoff_table
+from stories_rewards import REWARDS
+
+NEW_TOKENS, BATCH = 48, 480
+
+
+class Setting:
+    """One set of objectives.
+
+    Args:
+        shared: folder with models/ and data/.
+        output: directory for everything that is kept.
+        objectives: names of rewards; each needs a policy.
+        policies: folder with further policies `stories260k-<objective>`, looked at after that in `shared`.
+        limit: use the first prompts only.
+    """
+
+    def __init__(
+        self,
+        shared: Path,
+        output: Path,
+        objectives: Sequence[str],
+        policies: Path | None = None,
+        limit: int | None = None,
+    ) -> None:
+        torch.set_num_threads(1)
+        disable_progress_bar()
+        set_verbosity_error()  # max_new_tokens beats the model's max_length, it would say at every call
+        self.objectives, self.folder = tuple(objectives), output / "-".join(objectives)
+        self.base = str(shared / "models/stories260k")
+        self.policies = {name: str(_policy(name, shared / "models/policies", policies)) for name in objectives}
+        self.prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
+        self.test, self.validation = self.prompts["test"][:limit], self.prompts["validation"][:limit]
+        self.rewards = {name: REWARDS[name] for name in objectives}
+        self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def model(self, path: str | None = None) -> Any:
+        """A model without adapter, by default the base."""
+        return AutoModelForCausalLM.from_pretrained(path or self.base).eval()
+
+    def adapter(self, name: str, **options: Any) -> Path:
+        """The folder of an adapter that is built once, with `build_adapter`'s options."""
+        path = self.folder / "adapters" / name
+        if not (path / "adapter_config.json").exists():
+            peft_hoe.build_adapter(self.base, self.policies, path, progress=False, **options)
+        return path
+
+    def steered(self, path: Path) -> Any:
+        """The base with an adapter."""
+        return PeftModel.from_pretrained(self.model(), path).eval()
+
+    def scale(self, sampled: bool = False) -> RewardNormalizer:
+        """The payoff table of HoE's one-hot experts on the validation prompts, measured once."""
+        path = self.folder / f"payoff-{'sampled' if sampled else 'greedy'}.json"
+        if not path.exists():
+            found = payoff_table(
+                self.steered(self.adapter("hoe")), self.validation * (5 if sampled else 1), self.rewards,
+                processing_class=self.tokenizer, max_new_tokens=NEW_TOKENS, do_sample=sampled, batch_size=240,
+            )  # fmt: skip
+            path.write_text(json.dumps({"payoff": found.payoff.tolist(), "decoding": found.decoding}), encoding="utf-8")
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return RewardNormalizer(kept["payoff"], self.objectives, kept["decoding"])
+
+    def whole(self, path: str | None = None) -> Any:
+        """A method that knows no preference: a model without adapter, by default the base."""
+        model = self.model(path)
+        decoder = Decoder(model, self.tokenizer, max_new_tokens=NEW_TOKENS)
+
+        def complete(prompts: Sequence[str], preferences: Any) -> list[str]:
+            return decoder.complete(model, prompts)
+
+        return complete
+
+    def baseline(self, name: str, **options: Any) -> Any:
+        """One of `BASELINES`, greedy, on these policies."""
+        return BASELINES[name].make(
+            self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
+            max_new_tokens=NEW_TOKENS, **options,
+        )  # fmt: skip
+
+    def sweep(
+        self,
+        name: str,
+        adapter: Path | None = None,
+        *,
+        preferences: Any = "grid",
+        prompts: Sequence[str] | None = None,
+        generate: Any = None,
+        folder: str | None = None,
+    ) -> Sweep:
+        """Greedy, at most `NEW_TOKENS` new tokens, by default the test prompts; of an adapter, or of any other method."""
+        return peft_hoe.sweep(
+            self.steered(adapter) if adapter is not None else None, self.tokenizer, prompts or self.test, self.rewards,
+            preferences, generate=generate, name=name, normalizer=self.scale(), max_new_tokens=NEW_TOKENS,
+            batch_size=BATCH, output_dir=self.folder / "sweeps" / (folder or _folder(name)), progress=False,
+        )  # fmt: skip
+
+
+def stored_parameters(adapter: Path) -> int:
+    """Numbers in an adapter's file."""
+    with safe_open(adapter / "adapter_model.safetensors", framework="np") as file:
+        return sum(_numel(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+
+
+def hypervolume(sweep: Sweep) -> Interval:
+    """Of a sweep, with its interval over prompts."""
+    return sweep.metrics().values["hypervolume"]
+
+
+def gain(sweep: Sweep, other: Sweep) -> Interval:
+    """Hypervolume of `sweep` minus that of `other`, paired over prompts."""
+    found: SweepComparison = sweep.compare(other)
+    return found.values["hypervolume A - B"]
+
+
+def cell(interval: Interval, signed: bool = False) -> str:
+    """A number with its interval."""
+    sign = "+" if signed else ""
+    low, high = float(interval.low), float(interval.high)
+    return f"{float(interval.estimate):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def plain(interval: Interval) -> list[float]:
+    """Estimate, low and high, for JSON."""
+    return [float(interval.estimate), float(interval.low), float(interval.high)]
+
+
+def means(row: NDArray[Any]) -> str:
+    """Mean rewards."""
+    return " / ".join(f"{value:.2f}" for value in row)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def write(path: Path, content: Any) -> None:
+    """JSON."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _policy(name: str, *folders: Path | None) -> Path:
+    paths = [folder / f"stories260k-{name}" for folder in folders if folder is not None]
+    for path in paths:
+        if path.exists():
+            return path
+    raise SystemExit(f"there is no policy {name!r} at {[str(path) for path in paths]}; give its folder with --policies")
+
+
+def _numel(shape: Sequence[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _folder(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())

@@ -1,0 +1,53 @@
+"""Methods of merging the middle expert (the paper's Table 4), at build defaults otherwise.
+
+    python benchmarks/table4_merges.py --shared DIR --output figures
+
+The expert at the centroid is merged by task arithmetic (`linear`), TIES and PCB-Merging, each with its default
+options. One more row is task arithmetic with the policies' length restored (`rescale="policy_norm"`, which leaves
+one-hot experts as they are); "none" has no merged expert. Test prompts, greedy, 48 new tokens; intervals are 95 %,
+over prompts; differences are paired over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from figures_setting import Setting, cell, gain, hypervolume, markdown, means, plain, write
+from peft_hoe.experts.merging import METHODS
+
+
+def main() -> None:
+    """Sweep one adapter for each method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--objectives", nargs="+", default=["positive", "rich"])
+    args = parser.parse_args()
+    setting = Setting(args.shared, args.output, args.objectives)
+    names = ["linear", *sorted(set(METHODS) - {"linear"})]
+    adapters = {name: setting.adapter("hoe" if name == "ties" else f"merge-{name}", merge=name) for name in names}
+    sweeps = {name: setting.sweep("HoE" if name == "ties" else f"merge {name}", adapters[name]) for name in names}
+    adapters["linear, policy_norm"] = setting.adapter("merge-linear-norm", merge="linear", rescale="policy_norm")
+    sweeps["linear, policy_norm"] = setting.sweep("merge linear norm", adapters["linear, policy_norm"])
+    soup = setting.sweep("no merged expert", setting.adapter("no-middle", experts=[]))
+    n = len(args.objectives)
+    middle = int(np.abs(soup.preferences - 1 / n).max(1).argmin())
+    result, rows = {}, []
+    for name, sweep in {"none": soup, **sweeps}.items():
+        volume = hypervolume(sweep)
+        difference = gain(sweep, sweeps["linear"]) if name != "linear" else None
+        result[name] = {
+            "hypervolume": plain(volume), "against linear": plain(difference) if difference else None,
+            "middle": sweep.points[middle].tolist(), "points": sweep.points.tolist(),
+        }  # fmt: skip
+        rows.append([name, cell(volume), cell(difference, True) if difference else "-", means(sweep.points[middle])])
+    content = {"objectives": args.objectives, "preferences": soup.preferences.tolist(), "methods": result}
+    write(setting.folder / "table4_merges.json", content)
+    print(markdown(["merge", "hypervolume", "against linear", "rewards in the middle"], rows))
+
+
+if __name__ == "__main__":
+    main()
