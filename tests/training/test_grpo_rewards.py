@@ -70,7 +70,7 @@ def test_a_reward_on_text_is_given_text(toys: ModuleType, monkeypatch: pytest.Mo
         sent.append(body)
         return b'{"rewards": [1, null]}'
 
-    monkeypatch.setattr(URLReward, "_send", answer)
+    monkeypatch.setattr(URLReward, "_post", answer)
     chats = [[{"role": "assistant", "content": "w5"}], [{"role": "assistant", "content": "w6"}]]
     own = ClassifierReward(classifier(2), toys.make_tokenizer(), output=1, template="{completion}")
     remote, local = reward_functions([URLReward("http://localhost:1"), own], NAMES)
