@@ -349,3 +349,31 @@ def dpo_updates(output: str, rows: int) -> dict[str, Any]:
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     logs = [{name: torch.tensor(float(value)) for name, value in entry.items()} for entry in trainer.state.log_history]
     return {"rank": trainer.accelerator.process_index, "trained": trained, "logs": logs}
+
+
+TEXTS = [{"text": " ".join(f"w{(i * j + i) % 28}" for j in range(8))} for i in range(24)]
+
+
+def make_distillation_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
+    """A HoEDistillationTrainer on the toy; no TRL and no rewards are involved."""
+    from peft_hoe.training import HoEDistillationConfig, HoEDistillationTrainer
+
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "router": "r0",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "learning_rate": 0.05,
+        "save_strategy": "no",
+        "max_new_tokens": 6,
+    }
+    arguments: dict[str, Any] = {
+        "model": make_policy() if model is None else model,
+        "args": HoEDistillationConfig(**{**settings, **changes}),
+        "train_dataset": TEXTS,
+        "processing_class": make_tokenizer(),
+    }
+    return HoEDistillationTrainer(**{**arguments, **constructor})

@@ -59,6 +59,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
     )  # fmt: skip
 
     weights: ObjectiveWeights
+    _buffered_inputs: Any
     _epochs_before = 0
 
     def __init__(
@@ -187,6 +188,8 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
     def _train(self, folder: Path | None, **others: Any) -> Any:
         if folder is None and self.normalizer is None:  # a checkpoint brings its own
             self.normalizer = self.measure_payoff()
+        self._step, self._buffered_inputs = 0, None  # a run that failed before its first update leaves some of a generation
+        self._use_weights()
         return super()._train(folder, **others)
 
     def evaluate(self, *args: Any, **others: Any) -> Any:
@@ -230,7 +233,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         self._use_weights()
         self._step, self._epochs_before = saved["micro_step"], saved["epochs"]
         rest = saved["generated"][self.accelerator.process_index]
-        self._buffered_inputs: Any = rest and moved(rest, self.accelerator.device)
+        self._buffered_inputs = rest and moved(rest, self.accelerator.device)
 
 
 @contextlib.contextmanager
