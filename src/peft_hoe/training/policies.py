@@ -69,16 +69,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def generation_settings_kept(policy: Any) -> Iterator[None]:
-    """Undo that TRL's constructor writes its stop token into the user's model."""
-    settings = getattr(policy.get_base_model(), "generation_config", None)
-    before = None if settings is None else settings.eos_token_id
-    try:
-        yield
-    finally:
-        if settings is not None:
-            settings.eos_token_id = before
+def without_dropout(policy: Any) -> None:
+    """Put a policy into evaluation mode, but for the modules that checkpoint: two forwards must give the same.
+
+    TRL switches off dropout modules; some models drop out by a function that goes by the mode.
+    """
+    policy.eval()
+    for module in policy.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def sampling(

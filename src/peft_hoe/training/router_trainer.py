@@ -86,7 +86,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             if value_model is None
             else ValueModel(value_model, len(self.objectives))
         )
-        with policies.generation_settings_kept(policy), frozen(policy):
+        with self.model_settings.applied(), frozen(policy):
             super().__init__(
                 args=args,
                 processing_class=processing_class,
