@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from peft_hoe import ExpertError, HoEError
+from peft_hoe import CheckpointError, ExpertError, HoEError
 
 Make = Callable[..., Any]
 TRAINERS = ["make_trainer", "make_grpo", "make_dpo_trainer", "make_distillation"]
@@ -76,6 +77,15 @@ def test_a_run_that_failed_in_its_first_step_begins_anew(
         assert torch.equal(x, y)
 
 
+def test_the_users_dropout_is_put_back(make: Make, toys: ModuleType) -> None:
+    model = toys.make_policy()
+    dropped = model.get_base_model().model.dropped = torch.nn.Dropout(0.25)
+    trainer = make(model=model)
+    assert dropped.p == 0.25
+    trainer.train()
+    assert dropped.p == 0.25
+
+
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     model.add_adapter("second", model.peft_config["default"])
@@ -84,3 +94,22 @@ def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) 
             torch.nn.init.ones_(parameter)
     with pytest.raises(ExpertError, match=r"'second' is not active.*set_adapter\('second'\)"):
         make(model=model, model_adapter_name="second")
+
+
+def test_a_finished_router_belongs_to_its_weights(toys: ModuleType, tmp_path: Path) -> None:
+    """How fast the weights forget has another name in GRPO's configuration; a resumed run compares it nevertheless."""
+    pytest.importorskip("trl")
+    from peft_hoe.training.train_routers import train_routers
+
+    def run(resume: bool, **changes: Any) -> None:
+        one = toys.make_grpo_trainer(None, tmp_path, {}, max_steps=1, **changes)
+        train_routers(
+            toys.make_policy(), one.args, trainer="grpo", routers=["r0"], train_dataset=toys.PROMPTS,
+            normalizer=one.normalizer, reward_funcs=toys.REWARDS, processing_class=toys.make_tokenizer(),
+            resume_from_checkpoint=resume,
+        )  # fmt: skip
+
+    run(False)
+    run(True)
+    with pytest.raises(CheckpointError, match=r"'beta': 0\.5"):
+        run(True, objective_beta=0.5)

@@ -70,7 +70,7 @@ class RouterRun:
         steering, adapter = Steering.of(self.policy), self.router.adapter
         if adapter not in steering.active:
             raise ExpertError(
-                f"adapter {adapter!r} is not active, so its router would not be asked; call model.set_adapter({adapter!r}) first"
+                f"adapter {adapter!r} is not active, so its router would not vote; call model.set_adapter({adapter!r}) first"
             )
         self.objectives = steering.adapters[adapter].objectives
         self._experts = steering.adapters[adapter].config.expert_names
