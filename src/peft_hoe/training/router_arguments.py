@@ -92,8 +92,8 @@ def _check_launch(deepspeed: Any, fsdp: Any) -> None:
     if fsdp or launched["FSDP"]:
         raise HoEError(
             "accelerate's FSDP is not supported: it would shard the router and the critic too, which are read and written "
-            "whole. Launch plain processes (distributed_type: MULTI_GPU); HoERouterConfig (no other one) has shard_policy=True, "
-            "which shards the frozen policy with torch's FSDP"
+            "whole. Launch plain processes (distributed_type: MULTI_GPU); HoERouterConfig alone has shard_policy=True, which "
+            "shards the frozen policy with torch's FSDP"
         )
     if deepspeed or launched["DEEPSPEED"]:
         raise HoEError(
