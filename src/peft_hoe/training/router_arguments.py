@@ -25,7 +25,7 @@ class RouterArguments:
         save_on_interrupt: whether SIGINT (Ctrl-C) ends the update under way, writes a checkpoint and stops; a second one
             interrupts at once.
 
-    Every update is logged; there is no gradient checkpointing and no bf16 unless asked for.
+    By default every update is logged, and there is no gradient checkpointing and no bf16.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the router."})
