@@ -26,52 +26,29 @@ def toys() -> ModuleType:
     return _load_toys()
 
 
-@pytest.fixture
-def make_trainer(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """A HoERouterTrainer on the toy; keywords beside the constructor's change the configuration."""
-    pytest.importorskip("trl.experimental.ppo")
+def _maker(name: str, doc: str, needs: str | None = None) -> Any:
+    """A fixture that makes trainers by a function of the toys; keywords beside the constructor's change the configuration."""
 
-    def make(
-        *,
-        model: Any = None,
-        output_dir: Path | None = None,
-        constructor: dict[str, Any] | None = None,
-        **changes: Any,
-    ) -> Any:
-        return toys.make_trainer(model, output_dir or tmp_path / "run", constructor or {}, **changes)
+    def fixture(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
+        if needs is not None:
+            pytest.importorskip(needs)
 
-    return make
+        def make(
+            *,
+            model: Any = None,
+            output_dir: Path | None = None,
+            constructor: dict[str, Any] | None = None,
+            **changes: Any,
+        ) -> Any:
+            return getattr(toys, name)(model, output_dir or tmp_path / "run", constructor or {}, **changes)
 
+        return make
 
-@pytest.fixture
-def make_grpo(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """A HoEGRPOTrainer on the toy; keywords beside the constructor's change the configuration."""
-    pytest.importorskip("trl")
-
-    def make(
-        *,
-        model: Any = None,
-        output_dir: Path | None = None,
-        constructor: dict[str, Any] | None = None,
-        **changes: Any,
-    ) -> Any:
-        return toys.make_grpo_trainer(model, output_dir or tmp_path / "run", constructor or {}, **changes)
-
-    return make
+    fixture.__doc__ = doc
+    return pytest.fixture(fixture)
 
 
-@pytest.fixture
-def make_dpo_trainer(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """A HoEDPOTrainer on the toy; keywords beside the constructor's change the configuration."""
-    pytest.importorskip("trl")
-
-    def make(
-        *,
-        model: Any = None,
-        output_dir: Path | None = None,
-        constructor: dict[str, Any] | None = None,
-        **changes: Any,
-    ) -> Any:
-        return toys.make_dpo_trainer(model, output_dir or tmp_path / "run", constructor or {}, **changes)
-
-    return make
+make_trainer = _maker("make_trainer", "A HoERouterTrainer on the toy.", "trl.experimental.ppo")
+make_grpo = _maker("make_grpo_trainer", "A HoEGRPOTrainer on the toy.", "trl")
+make_dpo_trainer = _maker("make_dpo_trainer", "A HoEDPOTrainer on the toy.", "trl")
+make_distillation = _maker("make_distillation_trainer", "A HoEDistillationTrainer on the toy.")

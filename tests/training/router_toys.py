@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +18,22 @@ from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 from peft_hoe import HoEConfig, HoELayer
 from peft_hoe.errors import RewardError
 
+_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
+# transformers 5.23 renamed it.
+CHECKPOINTING = [name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _FIELDS]
+
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(28))]
+
+
+def checkpointing(*, reentrant: bool = False) -> dict[str, Any]:
+    """The settings of gradient checkpointing."""
+    settings: dict[str, Any] = dict.fromkeys(CHECKPOINTING, True)
+    return settings | {f"{name}_kwargs": {"use_reentrant": reentrant} for name in CHECKPOINTING}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -284,7 +300,12 @@ def two_grpo_updates(output: str, rows: int) -> dict[str, Any]:
         weights = torch.tensor(trainer.weights.log_w)
     rank = trainer.accelerator.process_index
     given = torch.tensor(_read_log_w(f"{output}-False"))
-    return {"rank": rank, "given": states[0], "trained": states[1], "weights": weights, "given_weights": given}
+    rewards = {"low": lambda completions, **columns: [share + rank for share in low([], completions)], "high": high}
+    changes = {"normalizer": None, "reward_funcs": rewards}
+    measured = make_grpo_trainer(None, output, changes, payoff_prompts=12, max_completion_length=16).measure_payoff()
+    payoff = torch.from_numpy(measured.payoff)
+    found = {"rank": rank, "given": states[0], "trained": states[1], "weights": weights, "given_weights": given}
+    return found | {"payoff": payoff}
 
 
 def _read_log_w(folder: str) -> list[float]:
@@ -349,3 +370,89 @@ def dpo_updates(output: str, rows: int) -> dict[str, Any]:
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     logs = [{name: torch.tensor(float(value)) for name, value in entry.items()} for entry in trainer.state.log_history]
     return {"rank": trainer.accelerator.process_index, "trained": trained, "logs": logs}
+
+
+TEXTS = [{"text": " ".join(f"w{(i * j + i) % 28}" for j in range(8))} for i in range(24)]
+
+
+def make_distillation_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
+    """A HoEDistillationTrainer on the toy; no TRL and no rewards are involved."""
+    from peft_hoe.training import HoEDistillationConfig, HoEDistillationTrainer
+
+    settings: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "router": "r0",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "learning_rate": 0.05,
+        "save_strategy": "no",
+        "max_new_tokens": 6,
+    }
+    arguments: dict[str, Any] = {
+        "model": make_policy() if model is None else model,
+        "args": HoEDistillationConfig(**{**settings, **changes}),
+        "train_dataset": TEXTS,
+        "processing_class": make_tokenizer(),
+    }
+    return HoEDistillationTrainer(**{**arguments, **constructor})
+
+
+def distillation_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
+    """The router after two updates on a global batch of 8 texts of 2 to 9 words, and the losses."""
+    texts = [{"text": " ".join(f"w{(i * j + i) % 28}" for j in range(2 + (5 * i) % 8))} for i in range(24)]
+    trainer = make_distillation_trainer(
+        None, output, {"train_dataset": texts}, per_device_train_batch_size=rows, max_steps=2, optim="sgd",
+        learning_rate=10.0, logging_steps=1, **changes,
+    )  # fmt: skip
+    trainer.train()
+    trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    losses = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    return {"rank": trainer.accelerator.process_index, "trained": trained, "losses": losses}
+
+
+def two_updates_and_rewards(output: str, rows: int) -> dict[str, Any]:
+    return two_updates(output, rows) | rewards_that_differ(output)
+
+
+# -- several processes ---
+
+_WORKER = """
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {folder!r})
+import router_toys
+output = sys.argv[1]
+state = router_toys.{updates}(output, {rows}, **{changes!r})
+torch.save(state, output + "-" + str(state["rank"]) + ".pt")
+"""
+
+
+def launch(folder: Path, updates: str, rows: int, processes: int = 2, **changes: Any) -> list[dict[str, Any]]:
+    """What a function of this module, given the rows of each process, returns on processes on the CPU (gloo)."""
+    script, output = folder / "worker.py", folder / f"run{processes}"
+    worker = _WORKER.format(folder=str(Path(__file__).parent), updates=updates, rows=rows, changes=changes)
+    script.write_text(worker, encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), str(output)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    try:
+        printed = [child.communicate(timeout=120)[0] for child in children]
+    finally:
+        for child in children:  # one that waits for the other's collective would wait on
+            child.kill()
+    assert [child.returncode for child in children] == [0] * processes, "\n".join(text[-3000:] for text in printed)
+    return [torch.load(f"{output}-{rank}.pt") for rank in range(processes)]

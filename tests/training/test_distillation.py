@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,47 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from peft_hoe import CheckpointError, ExpertError, HoEError
-from peft_hoe.training.distillation_config import HoEDistillationConfig
 from peft_hoe.training.distillation_trainer import HoEDistillationTrainer
 from peft_hoe.training.fusion import divergence, fusion_logprobs
 
 Make = Callable[..., HoEDistillationTrainer]
-_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
-# transformers 5.23 renamed it.
-CHECKPOINTING = {name: True for name in ("activation_checkpointing", "gradient_checkpointing") if name in _NAMES}
-TEXTS = [{"text": " ".join(f"w{(i * j + i) % 28}" for j in range(8))} for i in range(24)]
 
 
 @pytest.fixture
-def make(toys: ModuleType, tmp_path: Path) -> Make:
-    """A trainer on the toy; keywords beside the constructor's change the configuration."""
-
-    def trainer(
-        *, model: Any = None, constructor: dict[str, Any] | None = None, output_dir: Path | None = None, **changes: Any
-    ) -> HoEDistillationTrainer:
-        settings: dict[str, Any] = {
-            "output_dir": str(output_dir or tmp_path / "run"), "router": "r0", "use_cpu": True, "report_to": [],
-            "disable_tqdm": True, "per_device_train_batch_size": 8, "max_steps": 4, "learning_rate": 0.05,
-            "save_strategy": "no", "max_new_tokens": 6,
-        }  # fmt: skip
-        arguments: dict[str, Any] = {
-            "model": toys.make_policy() if model is None else model,
-            "args": HoEDistillationConfig(**{**settings, **changes}),
-            "train_dataset": TEXTS,
-            "processing_class": toys.make_tokenizer(),
-        }
-        return HoEDistillationTrainer(**{**arguments, **(constructor or {})})
-
-    return trainer
-
-
-def rows_of(model: Any, router: str) -> list[torch.Tensor]:
-    names = ["r0", "r1"]
-    rows = slice(2 * names.index(router), 2 * names.index(router) + 2)
-    return [p.detach()[rows].clone() for name, p in model.named_parameters() if "hoe_router" in name]
+def make(make_distillation: Make) -> Make:
+    return make_distillation
 
 
 def test_the_loss_is_the_mean_divergence_per_token(make: Make, toys: ModuleType) -> None:
@@ -69,9 +39,9 @@ def test_the_loss_is_the_mean_divergence_per_token(make: Make, toys: ModuleType)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-def test_the_divergence_falls(make: Make, beta: float) -> None:
+def test_the_divergence_falls(make: Make, toys: ModuleType, beta: float) -> None:
     """Measured by evaluate, before and after, on text that is not sampled."""
-    trainer = make(beta=beta, max_steps=40, constructor={"eval_dataset": TEXTS[:8]})
+    trainer = make(beta=beta, max_steps=40, constructor={"eval_dataset": toys.TEXTS[:8]})
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
@@ -102,13 +72,13 @@ def test_only_the_router_moves(make: Make, toys: ModuleType) -> None:
     model.set_preference([0.6, 0.4])
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    own, other = rows_of(model, "r0"), rows_of(model, "r1")
+    own, other = toys.rows_of(model, "r0"), toys.rows_of(model, "r1")
     make(model=model, weight_decay=0.1, constructor={"optimizers": (optimizer, None)}).train()
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before if "hoe_router" not in name)
-    assert all(torch.equal(x, y) for x, y in zip(other, rows_of(model, "r1"), strict=True))
-    assert not any(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(other, toys.rows_of(model, "r1"), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True))
     assert dict(model.preference) == {"low": 0.6, "high": 0.4}
     assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert not model.training
@@ -153,8 +123,8 @@ def test_interrupted_and_run_twice(make: Make, tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_gradient_checkpointing_gives_the_same_parameters(make: Make) -> None:
-    plain, saving = make(), make(**CHECKPOINTING)
+def test_gradient_checkpointing_gives_the_same_parameters(make: Make, toys: ModuleType) -> None:
+    plain, saving = make(), make(**toys.checkpointing())
     plain.train()
     saving.train()
     for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):
@@ -176,3 +146,44 @@ def test_bad_input_raises_before_the_first_step(make: Make, toys: ModuleType) ->
     ):
         with pytest.raises((HoEError, ExpertError), match=said):
             make(**changes)
+
+
+def test_accumulated_gradients_are_the_large_batch_s(toys: ModuleType, tmp_path: Path) -> None:
+    """Texts of 2 to 9 words in micro-batches of 2: each token counts the same."""
+    large = toys.distillation_updates(str(tmp_path / "large"), 8)
+    small = toys.distillation_updates(str(tmp_path / "small"), 2, gradient_accumulation_steps=4)
+    for x, y in zip(large["trained"], small["trained"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    torch.testing.assert_close(large["losses"], small["losses"], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_nothing_drops_out(make: Make, toys: ModuleType, saving: bool) -> None:
+    """Llama's attention drops out by the mode: neither the teacher's nor the student's does."""
+    model = toys.make_policy()
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    changed, plain = make(model=model, **(toys.checkpointing() if saving else {})), make()
+    changed.train()
+    plain.train()
+    for x, y in zip(changed.router.parameters(), plain.router.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+
+
+def test_rows_without_a_completion_count_for_nothing(make: Make, toys: ModuleType) -> None:
+    """Texts of one word: a batch of nothing else leaves the router as it is, and does not make it NaN."""
+    trainer = make(
+        constructor={"train_dataset": [{"text": "w1"}] * 4}, per_device_train_batch_size=2, max_steps=1, optim="sgd"
+    )
+    before = [parameter.detach().clone() for parameter in trainer.router.parameters()]
+    trainer.train()
+    assert all(torch.equal(x, y) for x, y in zip(before, trainer.router.parameters(), strict=True))
+    assert trainer.state.log_history[0]["loss"] == 0
+    assert "router/entropy" not in trainer.state.log_history[0]
+
+
+def test_prompts_alone_cannot_be_evaluated_on(make: Make, toys: ModuleType) -> None:
+    with pytest.raises(HoEError, match="evaluation dataset holds prompts only"):
+        make(constructor={"eval_dataset": toys.PROMPTS})
+    with pytest.raises(HoEError, match="evaluation dataset holds prompts only"):
+        make().evaluate(toys.PROMPTS)

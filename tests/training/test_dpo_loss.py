@@ -178,3 +178,17 @@ def test_log_probabilities_of_answers() -> None:
     mask = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])
     assert answer_logprobs(tokens, mask).tolist() == [-7.0, -8.0]
     assert answer_logprobs(tokens, mask, ld_alpha=0.5).tolist() == [-4.0, -8.0]
+
+
+def test_reference_and_margin_do_not_drop_out(make_dpo_trainer: Make, policy: Any) -> None:
+    """Llama's attention drops out by the mode."""
+    for layer in policy.get_base_model().model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trainer = make_dpo_trainer(model=policy)
+    batch = batch_of(trainer)
+    found = []
+    for training in (True, False):
+        policy.train(training)
+        reference = trainer._reference_logprobs(batch)
+        found.append(torch.stack([reference, trainer._others(batch, reference)]))
+    assert torch.equal(*found)

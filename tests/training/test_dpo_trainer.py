@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Callable
 from types import ModuleType
@@ -11,7 +10,6 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-import peft_hoe
 from peft_hoe import CheckpointError, ExpertError, HoEError, PreferenceError
 
 pytest.importorskip("trl")
@@ -20,25 +18,11 @@ from peft_hoe.training.checkpoints import read_state
 
 Make = Callable[..., Any]
 
-_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
-CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _NAMES)
-
 
 @pytest.fixture(autouse=True)
 def own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers leaves the precision of a run in the environment, for the next one."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-
-
-def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def rows_of(model: Any, router: int) -> list[torch.Tensor]:
-    """The two rows of a router in every module, with their biases."""
-    rows = slice(2 * router, 2 * router + 2)
-    linears = [module.hoe_router["default"] for module in model.modules() if isinstance(module, peft_hoe.HoELayer)]
-    return [tensor[rows].detach().clone() for linear in linears for tensor in (linear.weight, linear.bias)]
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
@@ -87,27 +71,26 @@ def test_only_the_router_moves(make_dpo_trainer: Make, toys: ModuleType) -> None
     optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1)
     sum((parameter**2).sum() for parameter in parameters).backward()
     optimizer.step()  # both routers now have momentum
-    before, own, other = snapshot(model), rows_of(model, 0), rows_of(model, 1)
+    before, own, other = toys.snapshot(model), toys.rows_of(model, "r0"), toys.rows_of(model, "r1")
     make_dpo_trainer(model=model, constructor={"optimizers": (optimizer, None)}, weight_decay=0.1).train()
-    after = snapshot(model)
+    after = toys.snapshot(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before if "hoe_router" not in name)
-    assert same(other, rows_of(model, 1))
-    assert not any(torch.equal(x, y) for x, y in zip(own, rows_of(model, 0), strict=True))
+    assert same(other, toys.rows_of(model, "r1"))
+    assert not any(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True))
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("changes", [{}, {CHECKPOINTING: True, "bf16": True}])
-def test_everything_else_is_as_it_was(
-    make_dpo_trainer: Make, toys: ModuleType, fails: bool, changes: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("saving", [False, True])
+def test_everything_else_is_as_it_was(make_dpo_trainer: Make, toys: ModuleType, fails: bool, saving: bool) -> None:
+    changes = {**toys.checkpointing(), "bf16": True} if saving else {}
     model = toys.make_policy()
     base = model.get_base_model()
     base.model.dropped = torch.nn.Dropout(0.25)
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = 7, 8
     base.config.pad_token_id = 9
     model.set_preference([0.6, 0.4])
-    before, own = state_of(model), rows_of(model, 0)
+    before, own = state_of(model), toys.rows_of(model, "r0")
     seen = []
 
     def act() -> None:
@@ -124,7 +107,7 @@ def test_everything_else_is_as_it_was(
         trainer.train()
     assert state_of(model) == before
     assert seen == [({"low": 0.25, "high": 0.75}, 0)]
-    assert not same(own, rows_of(model, 0))
+    assert not same(own, toys.rows_of(model, "r0"))
     assert [spec.trained for spec in model.peft_config["default"].routers] == [True, False]
     trainer.evaluate(trainer_pairs(toys))
     assert state_of(model) == before
@@ -241,13 +224,13 @@ def test_resuming_gives_the_same_parameters(make_dpo_trainer: Make, toys: Module
     assert resumed.state.global_step == 4
     for x, y in zip(whole.router.parameters(), resumed.router.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
-    for x, y in zip(rows_of(whole.policy, 0), rows_of(model, 0), strict=True):
+    for x, y in zip(toys.rows_of(whole.policy, "r0"), toys.rows_of(model, "r0"), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
     other = make_dpo_trainer(**settings, output_dir=tmp_path / "other", margin="none")
     with pytest.raises(CheckpointError, match="margin"):
         other.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     loaded = peft_hoe_loaded(toys, tmp_path / "whole/checkpoint-4")
-    assert same(rows_of(loaded, 0), rows_of(whole.policy, 0))
+    assert same(toys.rows_of(loaded, "r0"), toys.rows_of(whole.policy, "r0"))
 
 
 def peft_hoe_loaded(toys: ModuleType, folder: Any) -> Any:
@@ -265,7 +248,7 @@ def test_average_routers(make_dpo_trainer: Make, toys: ModuleType, tmp_path: Any
     trainer.train()
     saved = [read_state(tmp_path / f"run/checkpoint-{i}")["router"] for i in (1, 2)]
     mean = (saved[0]["linears.0.weight"] + saved[1]["linears.0.weight"]) / 2
-    torch.testing.assert_close(rows_of(model, 0)[0], mean)
+    torch.testing.assert_close(toys.rows_of(model, "r0")[0], mean)
     assert not torch.equal(saved[0]["linears.0.weight"], saved[1]["linears.0.weight"])
 
 
@@ -284,9 +267,10 @@ def test_save_on_interrupt(make_dpo_trainer: Make, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_parameters(make_dpo_trainer: Make, reentrant: bool) -> None:
-    settings = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}}
-    plain, saving = make_dpo_trainer(), make_dpo_trainer(**settings)
+def test_gradient_checkpointing_gives_the_same_parameters(
+    make_dpo_trainer: Make, toys: ModuleType, reentrant: bool
+) -> None:
+    plain, saving = make_dpo_trainer(), make_dpo_trainer(**toys.checkpointing(reentrant=reentrant))
     plain.train()
     saving.train()
     for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -70,7 +71,7 @@ def test_a_reward_on_text_is_given_text(toys: ModuleType, monkeypatch: pytest.Mo
         sent.append(body)
         return b'{"rewards": [1, null]}'
 
-    monkeypatch.setattr(URLReward, "_send", answer)
+    monkeypatch.setattr(URLReward, "_post", answer)
     chats = [[{"role": "assistant", "content": "w5"}], [{"role": "assistant", "content": "w6"}]]
     own = ClassifierReward(classifier(2), toys.make_tokenizer(), output=1, template="{completion}")
     remote, local = reward_functions([URLReward("http://localhost:1"), own], NAMES)
@@ -153,3 +154,20 @@ def test_an_objective_that_is_missing_everywhere_stops_the_payoff_table(make_grp
     rewards = {"low": length, "high": lambda prompts, completions: [None] * len(completions)}
     with pytest.raises(HoEError, match=r"objectives \['high'\]"):
         make_grpo(constructor={"normalizer": None, "reward_funcs": rewards}).train()
+
+
+def test_a_reward_that_hangs_is_left_behind(make_grpo: Callable[..., Any], toys: ModuleType) -> None:
+    """A function, and a coroutine in TRL's event loop."""
+    pytest.importorskip("trl")
+
+    async def sleeps(completions: Any, **columns: Any) -> list[float]:
+        await asyncio.sleep(1)
+        return toys.low([], completions)
+
+    for low in (toys.hangs, sleeps):
+        trainer = make_grpo(constructor={"reward_funcs": {"low": low, "high": toys.high}}, reward_timeout=0.05)
+        with pytest.raises(RewardError, match=r"'low' did not return within 0\.05 s"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    with pytest.raises(HoEError, match="reward_timeout is 0"):
+        make_grpo(reward_timeout=0.0)

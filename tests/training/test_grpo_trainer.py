@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import signal
 from collections.abc import Callable
@@ -19,10 +18,6 @@ from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceErr
 trl = pytest.importorskip("trl")
 
 Make = Callable[..., Any]
-
-_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
-# transformers 5.23 renamed it.
-CHECKPOINTING = {name: True for name in ("activation_checkpointing", "gradient_checkpointing") if name in _NAMES}
 
 
 class Raise(TrainerCallback):
@@ -134,7 +129,7 @@ def test_the_users_model_is_as_it_was(make_grpo: Make, toys: ModuleType, after: 
     rewards = {"low": broken if after == 0 else toys.low, "high": toys.high}
     callbacks = [Look(), *([Raise(1)] if after else [])]
     changes = {"callbacks": callbacks, "reward_funcs": rewards, "eval_dataset": toys.PROMPTS[:2]}
-    trainer = make_grpo(model=model, constructor=changes, beta=0.1, **CHECKPOINTING)
+    trainer = make_grpo(model=model, constructor=changes, beta=0.1, **toys.checkpointing())
     assert user_state(model) == before
     if after is None:
         trainer.train()
@@ -253,7 +248,7 @@ def test_the_payoff_table_is_measured_first(make_grpo: Make, toys: ModuleType, c
         return toys.high([], [each[0]["content"] if chat else each for each in completions])
 
     trainer = make_grpo(
-        payoff_prompts=12, max_steps=1, seed=0,
+        payoff_prompts=12, max_steps=1, seed=0, top_k=3,
         constructor={
             "normalizer": None, "reward_funcs": [low, high], "eval_dataset": rows, "train_dataset": rows,
             "processing_class": tokenizer,
@@ -262,8 +257,10 @@ def test_the_payoff_table_is_measured_first(make_grpo: Make, toys: ModuleType, c
     trainer.train()
     prompts = [row["prompt"] for row in rows[:12]]
     expected = peft_hoe.payoff_table(
-        toys.make_policy(), prompts, toys.REWARDS, processing_class=tokenizer, max_new_tokens=6, batch_size=8
-    )
+        toys.make_policy(), prompts, toys.REWARDS, processing_class=tokenizer, batch_size=8,
+        generation_config=trainer.generation_config,
+    )  # fmt: skip
+    assert (expected.decoding["top_k"], expected.decoding["max_new_tokens"]) == (3, 6)
     assert trainer.normalizer.payoff == pytest.approx(expected.payoff, abs=1e-6)  # TRL's rewards are float32
     assert trainer.normalizer.decoding == expected.decoding
     assert kinds == {list if chat else str}
@@ -435,9 +432,8 @@ def test_bf16_autocast_trains(make_grpo: Make, toys: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_parameters(make_grpo: Make, reentrant: bool) -> None:
-    settings = {f"{name}_kwargs": {"use_reentrant": reentrant} for name in CHECKPOINTING}
-    plain, saving = make_grpo(beta=0.1), make_grpo(beta=0.1, **CHECKPOINTING, **settings)
+def test_gradient_checkpointing_gives_the_same_parameters(make_grpo: Make, toys: ModuleType, reentrant: bool) -> None:
+    plain, saving = make_grpo(beta=0.1), make_grpo(beta=0.1, **toys.checkpointing(reentrant=reentrant))
     for trainer in (plain, saving):
         torch.manual_seed(5)
         trainer.train()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import inspect
 import re
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, TrainerCallback
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
@@ -27,27 +26,6 @@ from peft_hoe.training.policies import steered
 from peft_hoe.training.rewards import ClassifierReward, Rewards
 
 Make = Callable[..., Any]
-
-_NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
-# transformers 5.23 renamed it.
-CHECKPOINTING = {name: True for name in ("activation_checkpointing", "gradient_checkpointing") if name in _NAMES}
-
-
-def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def rows_of(model: Any, router: str) -> list[torch.Tensor]:
-    """The rows of a router in every module, with their biases."""
-    config = model.peft_config["default"]
-    start = sum(len(votes) for votes in config.votes()[: config.router_names.index(router)])
-    stop = start + len(config.votes()[config.router_names.index(router)])
-    linears = [module.hoe_router["default"] for module in model.modules() if isinstance(module, peft_hoe.HoELayer)]
-    return [tensor[start:stop].detach().clone() for linear in linears for tensor in (linear.weight, linear.bias)]
-
-
-def is_trained(model: Any, router: str = "r0") -> bool:
-    return next(spec.trained for spec in model.peft_config["default"].routers if spec.name == router)
 
 
 class Raise(TrainerCallback):
@@ -73,15 +51,15 @@ def test_only_the_router_and_the_critic_move(make_trainer: Make, toys: ModuleTyp
     optimizer = torch.optim.AdamW(router_parameters, lr=0.05, weight_decay=0.1)
     sum((parameter**2).sum() for parameter in router_parameters).backward()
     optimizer.step()  # both routers now have momentum
-    before, other, own = snapshot(model), rows_of(model, "r1"), rows_of(model, "r0")
+    before, other, own = toys.snapshot(model), toys.rows_of(model, "r1"), toys.rows_of(model, "r0")
     trainer = make_trainer(model=model, constructor={"optimizers": (optimizer, None)}, weight_decay=0.1)
-    critic = snapshot(trainer._critic)
+    critic = toys.snapshot(trainer._critic)
     trainer.train()
-    after = snapshot(model)
+    after = toys.snapshot(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before if "hoe_router" not in name)
-    assert all(torch.equal(x, y) for x, y in zip(other, rows_of(model, "r1"), strict=True))
-    assert not any(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(other, toys.rows_of(model, "r1"), strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True))
     assert not torch.equal(critic["heads.weight"], trainer._critic.heads.weight)
 
 
@@ -117,7 +95,9 @@ def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: M
 
     class Look(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seen.append((dict(model.preference), is_trained(model), any(p.requires_grad for p in model.parameters())))
+            seen.append(
+                (dict(model.preference), toys.is_trained(model), any(p.requires_grad for p in model.parameters()))
+            )
 
     trainer = make_trainer(model=model, constructor={"callbacks": [Look()]})
     assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -125,8 +105,8 @@ def test_preference_marks_and_gradients_are_restored(make_trainer: Make, toys: M
     assert seen == [({"low": 0.25, "high": 0.75}, True, False)] * 2
     assert dict(model.preference) == {"low": 0.6, "high": 0.4}
     assert model.peft_config["default"].default_preference == [0.6, 0.4]
-    assert is_trained(model)
-    assert not is_trained(model, "r1")
+    assert toys.is_trained(model)
+    assert not toys.is_trained(model, "r1")
     assert not model.training
     assert model.get_base_model().generation_config.eos_token_id == 2
     assert trains == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -148,7 +128,7 @@ def test_an_exception_restores_and_keeps_whole_updates(
     make_trainer: Make, toys: ModuleType, after: int, trained: bool
 ) -> None:
     model = toys.make_policy()
-    own = rows_of(model, "r0")
+    own = toys.rows_of(model, "r0")
 
     def broken(prompts: Any, completions: Any) -> list[float]:
         raise RuntimeError("no reward")
@@ -158,8 +138,8 @@ def test_an_exception_restores_and_keeps_whole_updates(
     with pytest.raises((RuntimeError, HoEError), match=r"stop here|no reward"):
         trainer.train()
     assert dict(model.preference) == {"low": 0.5, "high": 0.5}
-    assert is_trained(model) is trained
-    assert all(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True)) is not trained
+    assert toys.is_trained(model) is trained
+    assert all(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True)) is not trained
 
 
 def test_training_starts_from_the_static_votes(make_trainer: Make) -> None:
@@ -448,11 +428,11 @@ def test_experts_without_weights_are_refused(make_trainer: Make, toys: ModuleTyp
 
 def test_constant_objective_raises_before_the_first_step(make_trainer: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
-    own = rows_of(model, "r0")
+    own = toys.rows_of(model, "r0")
     rewards = {"low": toys.low, "high": lambda prompts, completions: [1.0] * len(completions)}
     with pytest.raises(HoEError, match="'high' is constant"):
         make_trainer(model=model, constructor={"normalizer": None, "reward_model": rewards}).train()
-    assert all(torch.equal(x, y) for x, y in zip(own, rows_of(model, "r0"), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True))
 
 
 def test_right_padding_is_refused(make_trainer: Make, toys: ModuleType) -> None:
@@ -521,8 +501,8 @@ def exact_and_mixed_logits(exact: Any, mixed: Any, prompts: Any) -> Iterator[tup
         yield exact.model(ids, mask, 2)[0], mixed.model(ids, mask, 2)[0]
 
 
-def test_gradient_checkpointing_gives_the_same_parameters(make_trainer: Make) -> None:
-    plain, saving = make_trainer(max_steps=2), make_trainer(max_steps=2, **CHECKPOINTING)
+def test_gradient_checkpointing_gives_the_same_parameters(make_trainer: Make, toys: ModuleType) -> None:
+    plain, saving = make_trainer(max_steps=2), make_trainer(max_steps=2, **toys.checkpointing())
     plain.train()
     torch.manual_seed(plain.local_seed)
     saving.train()
@@ -545,4 +525,4 @@ def test_save_on_interrupt(make_trainer: Make, toys: ModuleType, tmp_path: Any) 
     assert trainer.state.global_step == 2
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
     assert signal.getsignal(signal.SIGINT) is before
-    assert is_trained(model)
+    assert toys.is_trained(model)

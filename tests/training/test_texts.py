@@ -67,3 +67,10 @@ def test_rows_without_text_are_refused(toys: ModuleType) -> None:
         True,
         True,
     ]
+
+
+def test_a_tokenizer_without_an_end_token(toys: ModuleType) -> None:
+    tokenizer = toys.make_tokenizer()
+    tokenizer.eos_token = None
+    batch = TextCollator(tokenizer)([{"prompt": "w1", "completion": "w2 w3"}])
+    assert tokenizer.batch_decode(batch["completion_ids"]) == ["w2 w3"]

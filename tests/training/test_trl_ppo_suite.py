@@ -262,13 +262,13 @@ def test_value_heads(make_trainer: Make) -> None:
 def test_dropout_is_off(make_trainer: Make) -> None:
     """Also in train mode: the log-probabilities of a rollout and of its update would differ otherwise."""
     trainer = make_trainer(model=tiny("gpt2"), constructor={"peft_config": HoEConfig(**HOE)})
-    trainer.model.train()
     dropouts = [module for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert all(module.p for module in dropouts)  # GPT-2 has them by default; outside of the run they are the user's
-    ids = torch.arange(3, 13).repeat(2, 1)
-    with trainer.model_settings.applied():  # as in train
+    assert all(dropout.p == 0.1 for dropout in dropouts)  # the user's: GPT-2 has them by default
+    with trainer.model_settings.applied():
+        trainer.model.train()
         assert dropouts
-        assert not any(module.p for module in dropouts)
+        assert not any(dropout.p for dropout in dropouts)
+        ids = torch.arange(3, 13).repeat(2, 1)
         first, second = (trainer.model(ids, torch.ones_like(ids), 4)[0] for _ in range(2))
     assert torch.equal(first, second)
 

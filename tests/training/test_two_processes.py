@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,57 +13,13 @@ from peft import PeftModel
 
 from peft_hoe.training.trained_router import TrainedRouter
 
-WORKER = """
-import sys
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {folder!r})
-import router_toys
-output = sys.argv[1]
-state = router_toys.{updates}(output, 4, **{changes!r})
-if "{updates}" == "two_updates" and not {changes!r}:
-    state |= router_toys.rewards_that_differ(output)
-torch.save(state, output + "-" + str(state["rank"]) + ".pt")
-"""
-
-
-def launch(tmp_path: Path, processes: int, updates: str = "two_updates", **changes: Any) -> list[dict[str, Any]]:
-    script = tmp_path / "worker.py"
-    worker = WORKER.format(folder=str(Path(__file__).parent), updates=updates, changes=changes)
-    script.write_text(worker, encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    output = tmp_path / f"run{processes}"
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": "1",
-    }
-    shared |= {"ACCELERATE_USE_CPU": "true"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(output)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    try:
-        printed = [child.communicate(timeout=120)[0] for child in children]
-    finally:
-        for child in children:  # one that waits for the other's collective would wait on
-            child.kill()
-    assert [child.returncode for child in children] == [0] * processes, "\n".join(text[-3000:] for text in printed)
-    return [torch.load(f"{output}-{rank}.pt") for rank in range(processes)]
-
 
 @pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def replicated(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> list[dict[str, Any]]:
     """What two processes have, each with the whole policy."""
     pytest.importorskip("trl.experimental.ppo")
-    return launch(tmp_path_factory.mktemp("replicated"), 2)
+    states: list[dict[str, Any]] = toys.launch(tmp_path_factory.mktemp("replicated"), "two_updates_and_rewards", 4)
+    return states
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +65,7 @@ def test_a_sharded_policy_makes_the_same_update(
     tmp_path: Path, toys: ModuleType, replicated: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     """Each process holds half of the base; the router is what it is without shards, and the saved adapter has it."""
-    first, second = launch(tmp_path, 2, shard_policy=True)
+    first, second = toys.launch(tmp_path, "two_updates", 4, shard_policy=True)
     check_against_one_process(first, second, alone)
     for x, y in zip(first["trained"], replicated[0]["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
@@ -128,12 +80,37 @@ def test_a_sharded_policy_makes_the_same_update(
 def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
     """The same for GRPO, where the completions are given; with its own samples both ranks hold the same."""
     pytest.importorskip("trl")
-    first, second = launch(tmp_path, 2, "two_grpo_updates")
+    first, second = toys.launch(tmp_path, "two_grpo_updates", 4)
     alone = toys.two_grpo_updates(str(tmp_path / "alone"), 8)
     for name in ("given", "trained"):
         assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
     assert torch.equal(first["weights"], second["weights"])
+    assert torch.equal(first["payoff"], second["payoff"])  # the rewards of the two differ
+    torch.testing.assert_close(first["payoff"], alone["payoff"])
     torch.testing.assert_close(first["given_weights"], alone["given_weights"], rtol=0, atol=1e-6)
     for x, y in zip(first["given"], alone["given"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
+
+
+def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+    """Both ranks hold the same router, that of one process on the whole batch, and log what that one logs."""
+    pytest.importorskip("trl")
+    first, second = toys.launch(tmp_path, "dpo_updates", 2)
+    alone = toys.dpo_updates(str(tmp_path / "alone"), 4)
+    assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
+    for x, y in zip(first["trained"], alone["trained"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    for name in ("loss/low", "loss/high", "accuracy/low", "margin/high", "router/usage/high"):
+        assert float(first["logs"][0][name]) == pytest.approx(float(alone["logs"][0][name]), rel=1e-4), name
+
+
+def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+    """Texts of different lengths: the mean is over the tokens of all processes, no mean of their means."""
+    first, second = toys.launch(tmp_path, "distillation_updates", 2, gradient_accumulation_steps=2)
+    alone = toys.distillation_updates(str(tmp_path / "alone"), 8)
+    assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
+    for x, y in zip(first["trained"], alone["trained"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=0)
+    assert all(float(x.abs().max()) > 0.01 for x in alone["trained"] if x.ndim == 2)  # they start at 0

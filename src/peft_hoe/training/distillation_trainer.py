@@ -43,6 +43,11 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         HoEError: router, dataset or model do not fit together.
     """
 
+    _same = (*RouterLoop._same, "lmbda", "beta", "temperature", "max_new_tokens", "max_length")
+
+    _waiting: Sequence[dict[str, Any]] = ()  # micro-batches of the step that begins
+    _tokens: torch.Tensor | None = None  # completion tokens of the step, on all processes
+
     def __init__(
         self,
         model: Any,
@@ -60,6 +65,8 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         if train_dataset is None or processing_class is None:
             raise HoEError("train_dataset and processing_class are required")
         check_texts(train_dataset)
+        for each in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
+            _check_evaluation(each)
         self.lmbda = args.lmbda if args.lmbda is not None else float(not has_completions(train_dataset[0]))
         if self.lmbda < 1 and not has_completions(train_dataset[0]):
             raise HoEError(
@@ -77,19 +84,31 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over this batch's tokens
-
-    _same = (*RouterLoop._same, "lmbda", "beta", "temperature", "max_new_tokens", "max_length", "train_batch_size")
+        self.model_accepts_loss_kwargs = True  # `_loss` is given the tokens of the step, and is no mean of means
 
     def _token_mask(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         return torch.cat([torch.zeros_like(inputs["prompt_mask"]), inputs["completion_mask"]], dim=1)
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
-        """A step on the dataset's completions, or on the student's own."""
-        inputs = self._prepare_inputs(inputs)
-        if self.lmbda == 1 or (self.lmbda > 0 and float(torch.rand(())) < self.lmbda):
-            inputs = self._sampled(inputs)
-        return super().training_step(model, inputs, *args, **others)
+    def get_batch_samples(self, *args: Any, **others: Any) -> Any:
+        """The micro-batches of a step; what is counted of them depends on what the student samples."""
+        self._waiting, count = super().get_batch_samples(*args, **others)
+        return self._waiting, count
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """A micro-batch of the dataset's completions, or of the student's own."""
+        if self._waiting:  # not when they are collected: a resumed run sets its random state after that
+            self._complete(self._waiting)
+            self._waiting = ()
+        return super().training_step(model, inputs, self._tokens)
+
+    def _complete(self, batches: Sequence[dict[str, Any]]) -> None:
+        """Sample where it is to be, in place, and count the step's completion tokens."""
+        for batch in batches:
+            if self.lmbda == 1 or (self.lmbda > 0 and float(torch.rand(())) < self.lmbda):
+                batch.update(self._sampled(self._prepare_inputs(batch)))
+        mine = sum(int(batch["completion_mask"].sum()) for batch in batches)
+        tokens = torch.tensor(float(mine), device=self.accelerator.device)
+        self._tokens = self.accelerator.reduce(tokens, reduction="sum").clamp(min=1)
 
     def _sampled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The prompts with completions by the student."""
@@ -102,7 +121,13 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         return {**inputs, "completion_ids": responses.ids, "completion_mask": responses.mask.long()}
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Mean divergence per completion token, in nats; the student answers at the router's preference."""
+        """Divergence per completion token, in nats; the student answers at the router's preference.
+
+        The mean over this batch, or its share of the mean over `num_items_in_batch` tokens of all processes.
+        """
+        if self.policy.training:
+            policies.without_dropout(self.policy)  # teacher and student are one model
+            self.policy.training = True
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         length, counted = inputs["completion_ids"].shape[1], inputs["completion_mask"].bool()
@@ -111,8 +136,18 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         with use_preference(self.policy, {adapter: preference.tolist()}):
             logits, _ = response_logits(model, sequence_inputs(ids, mask), length)
         student = logits[counted].float().log_softmax(-1)
-        loss = divergence(student, teacher[counted], self.args.beta).mean()
+        total = divergence(student, teacher[counted], self.args.beta).sum()
+        if num_items_in_batch is None:
+            loss = total / counted.sum().clamp(min=1)
+        else:  # DistributedDataParallel divides by the processes
+            loss = total / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **others: Any) -> Any:
+        """The divergence on the text of the evaluation dataset; the mean over batches, which count by their rows."""
+        if not isinstance(eval_dataset, (str, dict)):
+            _check_evaluation(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **others)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Sequence[str] | None = None
@@ -120,3 +155,14 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         """The divergence on the dataset's text."""
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+def _check_evaluation(dataset: Any) -> None:
+    """See that a dataset, where there is one, has text to measure the divergence on; its first row is looked at."""
+    if dataset is None:
+        return
+    check_texts(dataset)
+    if not has_completions(dataset[0]):
+        raise HoEError(
+            "the evaluation dataset holds prompts only, and evaluation samples nothing; give rows with completions or text"
+        )

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from trl import DPOTrainer  # type: ignore[attr-defined]
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import selective_log_softmax
 
 from ..errors import HoEError
 from ..tuner.functional import use_preference
+from . import policies
 from .dpo_config import HoEDPOConfig
 from .dpo_margins import answer_logprobs, check_experts, other_experts
 from .metrics import over_processes
@@ -64,7 +64,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
 
     _same = (
         *RouterLoop._same, "beta", "margin", "margin_beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha",
-        "max_length", "train_batch_size",
+        "max_length",
     )  # fmt: skip
 
     def __init__(
@@ -187,7 +187,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         """Log π_ref `(2B,)` of the answers, chosen first."""
         if self.precompute_ref_logps:
             return torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), policies.evaluating(self.policy):
             return torch.cat(self.compute_ref_log_probs(self.ref_model or self.model, inputs))
 
     @torch.no_grad()
@@ -196,8 +196,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         if self._margin == "column":
             margin = inputs[MARGIN].to(reference)
             return torch.cat([margin, torch.zeros_like(margin)])
-        checkpointing = disable_gradient_checkpointing(self.policy, self.args.gradient_checkpointing_kwargs)
-        with self.accelerator.autocast(), checkpointing:
+        with self.accelerator.autocast(), policies.evaluating(self.policy):
             ratios = other_experts(
                 self.policy, self.router.adapter, self.router.preference, inputs, base=None if self.ref_model else reference,
                 ld_alpha=self.ld_alpha,

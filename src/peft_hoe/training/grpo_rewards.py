@@ -5,6 +5,8 @@ Shapes: B samples in groups of G completions of one prompt, N objectives.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +16,7 @@ from torch import nn
 
 from ..errors import RewardError
 from ..preference import FloatArray
-from .reward_calls import Part, bind, read_rewards, run_call
+from .reward_calls import Part, bind, read_rewards, run_call, took_too_long
 from .reward_models import ClassifierReward, ModuleReward
 from .rewards import match_sources
 from .url_reward import URLReward
@@ -22,7 +24,7 @@ from .url_reward import URLReward
 _NOT_COLUMNS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 
-def reward_functions(sources: Any, objectives: Sequence[str]) -> list[Any]:
+def reward_functions(sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> list[Any]:
     """What TRL takes as `reward_funcs`, in the objectives' order.
 
     Args:
@@ -30,6 +32,7 @@ def reward_functions(sources: Any, objectives: Sequence[str]) -> list[Any]:
             TRL takes (the name of a classifier, a classifier, a function, also an asynchronous one), ClassifierReward or
             URLReward.
         objectives: the N names.
+        timeout: seconds that a call may take; default for ever. Classifiers that TRL runs are not bounded.
 
     Raises:
         RewardError: sources and objectives do not match, or a source is of no known kind.
@@ -41,7 +44,7 @@ def reward_functions(sources: Any, objectives: Sequence[str]) -> list[Any]:
                 f"one reward is given for the objectives {list(names)}; GRPO takes one for each, as {{objective: function}} or "
                 "in their order"
             )
-        found[names[0]] = _function(source, names[0])
+        found[names[0]] = _function(source, names[0], timeout)
     return [found[name] for name in objectives]
 
 
@@ -61,7 +64,7 @@ def processing_classes(given: Any, objectives: Sequence[str]) -> Any:
     return [given.get(name) for name in objectives]
 
 
-def _function(source: Any, objective: str) -> Any:
+def _function(source: Any, objective: str, timeout: float | None) -> Any:
     label = f"the reward of {objective!r}"
     width = 1
     if isinstance(source, nn.Module):
@@ -78,14 +81,29 @@ def _function(source: Any, objective: str) -> Any:
             f"{label} is a ModuleReward, which reads the policy's tokens, but GRPO's rewards read text; use "
             "ClassifierReward(model, tokenizer)"
         )
-    if isinstance(source, (str, nn.Module)) or inspect.iscoroutinefunction(source):
+    if isinstance(source, (str, nn.Module)):
         return source
+    if inspect.iscoroutinefunction(source):
+        return source if timeout is None else _bounded(source, label, timeout)
     if not callable(source):
         raise RewardError(
             f"{label} is {source!r}; give a function (prompts, completions, **columns), a sequence classifier or its name, "
             "ClassifierReward(model, tokenizer) or URLReward(url)"
         )
-    return RewardFunction(source, objective)
+    return RewardFunction(source, objective, timeout)
+
+
+def _bounded(source: Any, label: str, timeout: float) -> Any:
+    """An asynchronous function that may take so long."""
+
+    @functools.wraps(source)
+    async def bounded(*args: Any, **columns: Any) -> Any:
+        try:
+            return await asyncio.wait_for(source(*args, **columns), timeout)
+        except asyncio.TimeoutError:
+            raise took_too_long(label, timeout) from None
+
+    return bounded
 
 
 class RewardFunction:
@@ -95,8 +113,8 @@ class RewardFunction:
     URLReward are always given text.
     """
 
-    def __init__(self, source: Any, objective: str) -> None:
-        self.source = source
+    def __init__(self, source: Any, objective: str, timeout: float | None = None) -> None:
+        self.source, self.timeout = source, timeout
         self.__name__ = objective  # what TRL calls it
         self._part = Part(source, (objective,), [0])
         self._reads_text = isinstance(source, (ClassifierReward, URLReward))
@@ -111,7 +129,7 @@ class RewardFunction:
             completions = [as_text(completion) for completion in completions]
             columns = {name: column for name, column in columns.items() if name not in _NOT_COLUMNS}
         call = bind(self.source, self._part.label, list(prompts), list(completions), columns)
-        returned = run_call(call, self._part.label, None)
+        returned = run_call(call, self._part.label, self.timeout)
         rewards: list[float] = read_rewards(returned, self._part, len(completions))[:, 0].tolist()
         return rewards
 

@@ -59,6 +59,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
     )  # fmt: skip
 
     weights: ObjectiveWeights
+    _buffered_inputs: Any
     _epochs_before = 0
 
     def __init__(
@@ -81,7 +82,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         if train_dataset is None or reward_funcs is None:
             raise HoEError("train_dataset and reward_funcs are required")
         policy = self._choose_router(model, args, peft_config)
-        functions = reward_functions(reward_funcs, self.objectives)
+        functions = reward_functions(reward_funcs, self.objectives, timeout=args.reward_timeout)
         tokenizers = processing_classes(reward_processing_classes, self.objectives)
         if normalizer is not None and normalizer.objectives != tuple(self.objectives):
             raise RewardError(
@@ -148,7 +149,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         self.reward_weights = torch.tensor(self.weights.u, dtype=torch.float32)
 
     def measure_payoff(self) -> RewardNormalizer:
-        """The payoff table at this run's sampling, on evaluation prompts where there are any, else on training prompts."""
+        """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
         args: Any = self.args
         source: Any = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         if isinstance(source, Mapping):
@@ -160,14 +161,13 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
             Rewards(self._raw_rewards, self.objectives),
             processing_class=self.processing_class,
             columns={name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name != "prompt"},
-            max_new_tokens=args.max_completion_length,
-            temperature=args.temperature,
+            generation_config=self.generation_config,
             batch_size=args.per_device_train_batch_size * args.steps_per_generation,
             seed=args.seed,
         )
 
     def _raw_rewards(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> Any:
-        """This process's rewards `(B, N)` of texts, as TRL calls for them in training."""
+        """Rewards `(B, N)` of texts that all processes have, as TRL calls for them in training: those of the first process."""
         inputs = [
             {"prompt": prompt, **{name: column[row] for name, column in columns.items()}}
             for row, prompt in enumerate(prompts)
@@ -179,14 +179,18 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
             for prompt, text in zip(prompts, completions, strict=True)
         ]
         gathered = super()._calculate_rewards(inputs, list(prompts), answers, ids)
-        start = self.accelerator.process_index * len(inputs)
-        return gathered[start : start + len(inputs)].tolist()
+        return gathered[: len(inputs)].tolist()
 
     # -- the loop ---
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
         if folder is None and self.normalizer is None:  # a checkpoint brings its own
             self.normalizer = self.measure_payoff()
+        self._step, self._buffered_inputs = (
+            0,
+            None,
+        )  # a run that failed before its first update leaves some of a generation
+        self._use_weights()
         return super()._train(folder, **others)
 
     def evaluate(self, *args: Any, **others: Any) -> Any:
@@ -230,7 +234,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         self._use_weights()
         self._step, self._epochs_before = saved["micro_step"], saved["epochs"]
         rest = saved["generated"][self.accelerator.process_index]
-        self._buffered_inputs: Any = rest and moved(rest, self.accelerator.device)
+        self._buffered_inputs = rest and moved(rest, self.accelerator.device)
 
 
 @contextlib.contextmanager

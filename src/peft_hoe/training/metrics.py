@@ -47,18 +47,31 @@ def rollout_metrics(
         "completion/ended": rollout.responses.ended.float().mean(),
     }
     means = over_processes(accelerator, [float(item) for item in sums.values()]) / accelerator.num_processes
-    votes = vote_metrics(rollout.usage, rollout.router_entropy, experts, voting, accelerator)
+    votes = vote_metrics(rollout.votes, experts, voting, accelerator)
     return dict(zip(sums, means.tolist(), strict=True)) | votes
 
 
 def vote_metrics(
-    usage: torch.Tensor, entropy: float, experts: Sequence[str], voting: Sequence[str], accelerator: Any
+    found: tuple[torch.Tensor, float] | None, experts: Sequence[str], voting: Sequence[str], accelerator: Any
 ) -> dict[str, float]:
-    """How the router voted: entropy in nats, mean votes `(L,)` of the experts that it votes for; means over processes."""
-    mine = dict(zip(experts, usage.tolist(), strict=True))
-    found = {"router/entropy": entropy} | {f"router/usage/{name}": mine[name] for name in voting}
-    means = over_processes(accelerator, list(found.values())) / accelerator.num_processes
-    return dict(zip(found, means.tolist(), strict=True))
+    """How the router voted: entropy in nats, mean votes of the experts that it votes for.
+
+    Args:
+        found: of `vote_statistics`, on this process; None counts in no mean, but all processes must call.
+        experts: L names.
+        voting: the names of those that the router votes for.
+        accelerator: accelerate's.
+
+    Returns:
+        means over the processes that have some; nothing where none has.
+    """
+    names = ["router/entropy", *(f"router/usage/{name}" for name in voting)]
+    mine = [0.0] * (1 + len(names))
+    if found is not None:
+        usage = dict(zip(experts, found[0].tolist(), strict=True))
+        mine = [1.0, found[1], *(usage[name] for name in voting)]
+    count, *sums = over_processes(accelerator, mine).tolist()
+    return {name: value / count for name, value in zip(names, sums, strict=True)} if count else {}
 
 
 def weighing_metrics(

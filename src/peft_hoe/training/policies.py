@@ -69,6 +69,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def without_dropout(policy: Any) -> None:
+    """Put a policy into evaluation mode, but for the modules that checkpoint: two forwards must give the same.
+
+    TRL switches off dropout modules; some models drop out by a function that goes by the mode.
+    """
+    policy.eval()
+    for module in policy.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
 def sampling(
     tokenizer: Any, stop: int | None, max_new_tokens: int, temperature: float, *, do_sample: bool = True
 ) -> GenerationConfig:

@@ -79,12 +79,17 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     try:
         returned, error = outcome.get(timeout=timeout)
     except queue.Empty:
-        raise RewardError(f"{label} did not return within {timeout:g} s; raise timeout=, or make it faster") from None
+        raise took_too_long(label, timeout or 0.0) from None
     if isinstance(error, RewardError):
         raise RewardError(f"{label}: {error}") from error
     if error is not None:
         raise RewardError(f"{label} raised {type(error).__name__}: {error}") from error
     return returned
+
+
+def took_too_long(label: str, timeout: float) -> RewardError:
+    """The error of a call that is waited for no longer."""
+    return RewardError(f"{label} did not return within {timeout:g} s; raise timeout=, or make it faster")
 
 
 def read_rewards(returned: Any, part: Part, count: int) -> FloatArray:

@@ -46,8 +46,8 @@ class Rollout:
         reference: `(B, T)` log-probabilities of the KL reference.
         entropy: `(B, T)`.
         values: `(B, T, N)`.
-        usage: `(L,)` mean votes of the experts over modules and response tokens.
-        router_entropy: of the votes, in nats, averaged likewise.
+        votes: `(L,)`, the mean votes of the experts over modules and response tokens, and their entropy in nats, averaged
+            likewise; None where there are none.
     """
 
     prompts: PromptBatch
@@ -56,8 +56,7 @@ class Rollout:
     reference: torch.Tensor
     entropy: torch.Tensor
     values: torch.Tensor
-    usage: torch.Tensor
-    router_entropy: float
+    votes: tuple[torch.Tensor, float] | None
 
     def sequences(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask `(rows, P + T)` of prompts and responses."""
@@ -124,7 +123,7 @@ def evaluate_rollout(
     """
     length, adapter = responses.ids.shape[1], actor_critic.router.adapter
     empty = torch.empty(0)
-    rollout = Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0)
+    rollout = Rollout(prompts, responses, empty, empty, empty, empty, None)
     columns: list[list[torch.Tensor]] = [[], [], [], []]
     for start in range(0, len(prompts.ids), chunk):
         rows = slice(start, start + chunk)
@@ -132,7 +131,7 @@ def evaluate_rollout(
         with record_votes(actor_critic.policy, adapter) if start == 0 else contextlib.nullcontext() as votes:
             logits, values = actor_critic(ids, mask, length)
         if votes is not None:  # one chunk tells enough about the experts' use
-            rollout.usage, rollout.router_entropy = vote_statistics(votes, responses.mask[rows], ids.shape[1])
+            rollout.votes = vote_statistics(votes, responses.mask[rows], ids.shape[1])
         logprobs, entropy = token_logprobs(logits, responses.ids[rows], temperature)
         likely, _ = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
         for column, part in zip(columns, (logprobs, likely, entropy, values.float()), strict=True):
@@ -141,7 +140,9 @@ def evaluate_rollout(
     return rollout
 
 
-def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor, positions: int) -> tuple[torch.Tensor, float]:
+def vote_statistics(
+    votes: dict[str, torch.Tensor], mask: torch.Tensor, positions: int
+) -> tuple[torch.Tensor, float] | None:
     """How the experts were used, averaged over modules and response tokens.
 
     Args:
@@ -151,7 +152,7 @@ def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor, position
         positions: S, of prompt and response.
 
     Returns:
-        mean votes `(L,)`, and the mean of the votes' entropy.
+        mean votes `(L,)`, and the mean of the votes' entropy; None where no module saw a token.
     """
     usage, entropy = [], []
     for vote in votes.values():
@@ -162,7 +163,7 @@ def vote_statistics(votes: dict[str, torch.Tensor], mask: torch.Tensor, position
             continue
         usage.append(vote.mean(0))
         entropy.append(-torch.xlogy(vote, vote).sum(-1).mean())
-    return torch.stack(usage).mean(0), float(torch.stack(entropy).mean())
+    return (torch.stack(usage).mean(0), float(torch.stack(entropy).mean())) if usage else None
 
 
 # -- references ---

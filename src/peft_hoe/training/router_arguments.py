@@ -25,7 +25,7 @@ class RouterArguments:
         save_on_interrupt: whether SIGINT (Ctrl-C) ends the update under way, writes a checkpoint and stops; a second one
             interrupts at once.
 
-    Every update is logged; there is no gradient checkpointing and no bf16 unless asked for.
+    By default every update is logged, and there is no gradient checkpointing and no bf16.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the router."})
@@ -56,6 +56,7 @@ class ObjectiveArguments:
         weighting: "saddle" or "paper".
         reference_point: z*, in normalised rewards.
         payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
+        reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
     """
 
     mu: float = field(default=0.1, metadata={"help": "Temperature of the weights of objectives."})
@@ -63,12 +64,17 @@ class ObjectiveArguments:
     weighting: str = field(default="saddle", metadata={"help": "saddle or paper."})
     reference_point: float = field(default=1.05, metadata={"help": "Reference point z* in normalised rewards."})
     payoff_prompts: int = field(default=128, metadata={"help": "Prompts that the payoff table is measured on."})
+    reward_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds that one source of rewards may take for a batch; default for ever."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
         check_choice("weighting", self.weighting, ("saddle", "paper"))
         if self.payoff_prompts < 1:
             raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
+        if self.reward_timeout is not None and not self.reward_timeout > 0:
+            raise HoEError(f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -86,12 +92,12 @@ def _check_launch(deepspeed: Any, fsdp: Any) -> None:
     if fsdp or launched["FSDP"]:
         raise HoEError(
             "accelerate's FSDP is not supported: it would shard the router and the critic too, which are read and written "
-            "whole. Launch plain processes (distributed_type: MULTI_GPU) with HoERouterConfig(shard_policy=True), which "
+            "whole. Launch plain processes (distributed_type: MULTI_GPU); HoERouterConfig alone has shard_policy=True, which "
             "shards the frozen policy with torch's FSDP"
         )
     if deepspeed or launched["DEEPSPEED"]:
         raise HoEError(
             "DeepSpeed is not supported: it takes over the optimizer step, and ZeRO-3 shards the router's weights, which are "
             "read and written whole. Launch plain processes (distributed_type: MULTI_GPU); for a policy that does not fit one "
-            "GPU add HoERouterConfig(shard_policy=True)"
+            "GPU there is HoERouterConfig(shard_policy=True), with HoERouterTrainer only"
         )

@@ -19,7 +19,6 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         beta: β, how fast the weights of objectives forget.
         advantage_scaling: "joint", "objective" or "none", see `mix_advantages`.
         kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives).
-        reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
         value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
             `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
         shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
@@ -33,9 +32,6 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
     beta: float = field(default=0.1, metadata={"help": "How fast the weights of objectives forget."})
     advantage_scaling: str = field(default="joint", metadata={"help": "joint, objective or none."})
     kl_reference: str = field(default="base", metadata={"help": "base (adapter off) or static (untrained router)."})
-    reward_timeout: float | None = field(
-        default=None, metadata={"help": "Seconds that one source of rewards may take for a batch; default for ever."}
-    )
     value_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
@@ -56,7 +52,5 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
             )
         if self.fp16:
             raise HoEError("fp16=True is not supported: there is no loss scaling here; use bf16=True")
-        if self.reward_timeout is not None and not self.reward_timeout > 0:
-            raise HoEError(f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever")
         if not self.temperature > 0:
             raise HoEError(f"temperature is {self.temperature}; it must be above 0")

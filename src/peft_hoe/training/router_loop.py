@@ -26,6 +26,8 @@ class RouterLoop(RouterRun):
     while it trains. Checkpoints are the Trainer's, with `router_training.pt` beside them.
     """
 
+    _same = (*RouterRun._same, "train_batch_size", "gradient_accumulation_steps")
+
     _votes: tuple[dict[str, torch.Tensor], torch.Tensor] | None = None
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
@@ -67,8 +69,8 @@ class RouterLoop(RouterRun):
         """Log, with the votes of the last batch."""
         if self._votes is not None and self.policy.training:
             votes, mask = self._votes
-            usage, entropy = vote_statistics(votes, mask[:, 1:], mask.shape[1])
-            logs |= vote_metrics(usage, entropy, self._experts, self.router.voting_experts, self.accelerator)
+            found = vote_statistics(votes, mask[:, 1:], mask.shape[1])
+            logs |= vote_metrics(found, self._experts, self.router.voting_experts, self.accelerator)
         super().log(logs, *args, **others)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any, **others: Any) -> None:

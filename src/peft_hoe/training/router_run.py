@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, HoEError
+from ..errors import CheckpointError, ExpertError, HoEError
 from ..tuner.functional import mark_trained
 from ..tuner.steering import Steering
 from . import policies
@@ -67,8 +67,13 @@ class RouterRun:
         self.policy = policies.steerable(model, peft_config)
         self.model_settings = RunSettings(self.policy)
         self.router = TrainedRouter(self.policy, args.router, args.model_adapter_name)
-        self.objectives = Steering.of(self.policy).adapters[self.router.adapter].objectives
-        self._experts = Steering.of(self.policy).adapters[self.router.adapter].config.expert_names
+        steering, adapter = Steering.of(self.policy), self.router.adapter
+        if adapter not in steering.active:
+            raise ExpertError(
+                f"adapter {adapter!r} is not active, so its router would not vote; call model.set_adapter({adapter!r}) first"
+            )
+        self.objectives = steering.adapters[adapter].objectives
+        self._experts = steering.adapters[adapter].config.expert_names
         self.average = RunningMean() if args.average_routers else None
         return self.policy
 
@@ -91,6 +96,7 @@ class RouterRun:
                 "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
             )
         folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
+        weights = None if self.weights is None else self.weights.state_dict()
         try:
             with (
                 self.model_settings.applied(),
@@ -102,7 +108,10 @@ class RouterRun:
                 return self._train(folder, **others)
         finally:
             if self.state.global_step > 0:  # also after an exception: what was trained so far is the router
+                self._has_run = True
                 self.put_router()
+            elif self.weights is not None and weights is not None:  # it may be tried again, from where it began
+                self.weights.load_state_dict(weights)
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
         """The loop, from a checkpoint's folder where there is one; the policy is steered."""
@@ -124,7 +133,6 @@ class RouterRun:
 
     def _step_ended(self) -> None:
         """After every step of the optimizer, on all processes."""
-        self._has_run = True
         if self.average is not None:
             self.average.add(self.router.state_dict())
         if over_processes(self.accelerator, float(self._interrupt.requested)) > 0:

@@ -22,7 +22,6 @@ RUN_FILE = "routers_run.json"
 FINISHED_FILE = "router_finished.pt"
 # Beside the settings that a checkpoint compares: a finished router is not trained again with others.
 _SCHEDULE = ("max_steps", "num_train_epochs", "num_total_batches")
-_WEIGHTS = ("mu", "beta", "step", "weighting", "reference_point")
 
 
 def begin_run(output_dir: str | os.PathLike[str], resume: bool) -> str:
@@ -115,4 +114,5 @@ def _critic(trainer: Any) -> Any:
 
 def _settings(trainer: Any) -> dict[str, Any]:
     settings: dict[str, Any] = trainer._settings()
-    return settings | {name: getattr(trainer.args, name, None) for name in (*_SCHEDULE, *_WEIGHTS)}
+    weights = None if trainer.weights is None else trainer.weights.state_dict()["settings"]
+    return settings | {name: getattr(trainer.args, name, None) for name in _SCHEDULE} | {"weights": weights}

@@ -166,7 +166,7 @@ class RouterStages:
         """PPO epochs over the rollout."""
         args = self.args
         self.model.train()
-        _without_dropout(self.policy_model)
+        policies.without_dropout(self.policy_model)
         return update(
             self.model,
             self.accelerator,
@@ -217,16 +217,5 @@ class RouterStages:
         if not main:
             return
         empty = torch.empty(0)
-        scored = self._score(Rollout(prompts, responses, empty, empty, empty, empty, empty, 0.0))
+        scored = self._score(Rollout(prompts, responses, empty, empty, empty, empty, None))
         sample_table(prompts, responses, scored, self.objectives)
-
-
-def _without_dropout(policy: Any) -> None:
-    """Put a policy into eval mode, but for the modules that checkpoint: the ratio of an unchanged policy must be 1.
-
-    TRL switches off dropout modules; some models drop out by a function that goes by the mode.
-    """
-    policy.eval()
-    for module in policy.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True

@@ -161,6 +161,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         state.num_train_epochs = math.ceil(args.num_total_batches * args.batch_size / self.train_dataset_len)
         state.compute_steps(args, state.max_steps)
         self.control.should_training_stop = False
+        self.optimizer.zero_grad()  # of a run that failed in its first update
         if folder is not None:
             self._resume(folder)
         if self.normalizer is None:

@@ -41,7 +41,7 @@ class TextCollator:
     """Prompts padded on the left, completions on the right.
 
     A row with `text`, `messages` or `input_ids` is completion from its second token on. A completion of a prompt ends with the
-    end-of-text token, unless it is cut at `max_length`.
+    end-of-text token, if the tokenizer has one and it is not cut at `max_length`.
 
     Args:
         processing_class: the tokenizer.
@@ -91,7 +91,8 @@ class TextCollator:
 
     def _completion(self, row: Mapping[str, Any]) -> list[int]:
         if isinstance(row["completion"], str):
-            return [*self._plain(row["completion"]), self.tokenizer.eos_token_id]
+            end = self.tokenizer.eos_token_id
+            return [*self._plain(row["completion"]), *([] if end is None else [end])]
         whole = self.tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
         prompt = self.tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
         if not whole.startswith(prompt):
