@@ -87,12 +87,14 @@ def morlhf_policies(problem: Problem, seed: int, folder: Path | None) -> dict[tu
     return {point: str(path) for point, path in found.items()}
 
 
-def swept(problem: Problem, name: str, seed: int, sampled: bool, arguments: argparse.Namespace) -> Sweep | None:
+def swept(
+    problem: Problem, name: str, seed: int, sampled: bool, asked: bool, arguments: argparse.Namespace
+) -> Sweep | None:
     """A sweep from its folder, or a new one; None where its policies are not there, or it is not asked for."""
     folder = problem.folder / "sweeps" / f"{name}-seed{seed}-{'sampled' if sampled else 'greedy'}"
     if (folder / "sweep.json").exists():
         return Sweep.load(folder)
-    if name not in arguments.only:
+    if not asked:
         return None
     try:
         method, preferences = make(problem, name, seed, sampled, arguments.policies)
@@ -110,38 +112,37 @@ def swept(problem: Problem, name: str, seed: int, sampled: bool, arguments: argp
 
 
 def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Front | None:
-    """Everything that there is for one set of objectives at one decoding."""
+    """Everything that there is for one set of objectives at one decoding; None without HoE and soups."""
     sweeps: dict[str, Sweep] = {}
     for name, seeds in METHODS.items():
-        runs = []
-        for seed in range(min(seeds, arguments.seeds)):
-            found = swept(problem, name, seed, sampled, arguments)
-            runs += [] if found is None else [found]
-        if runs:
-            sweeps[name] = Sweep.stack(runs)
+        runs = [swept(problem, name, seed, sampled, False, arguments) for seed in range(min(seeds, arguments.seeds))]
+        found = [run for run in runs if run is not None]
+        if found:
+            sweeps[name] = Sweep.stack(found)
     if not {"hoe", "rs"} <= set(sweeps):
         return None
     n = len(problem.names)
     preferences = len(MORLHF) if "morlhf" in sweeps else len(sweeps["rs"].preferences)
     counts = stored(STORIES, n, RANK, len(sweeps["rs"].preferences), routers=2 if n == 2 else 3, votes=n)
     counts["morlhf"] = preferences * STORIES.parameters
-    return Front(sweeps, counts, cpu_times(problem, sweeps, arguments))
-
-
-def cpu_times(problem: Problem, sweeps: dict[str, Sweep], arguments: argparse.Namespace) -> dict[str, float]:
-    """CPU seconds for a token, by method; measured once with `--times`."""
     path = problem.folder / "cpu_times.json"
-    if arguments.times and not path.exists():
-        names = [name for name in sweeps if name != "morlhf"]
-        methods = {name: make(problem, name, 0, False, arguments.policies)[0] for name in names}
-        middle = [1 / len(problem.names)] * len(problem.names)
-        if len(middle) == 2 and "hoe_trained" in methods:
-            middle = [0.3, 0.7]  # between a LoRA expert and a router
-        found = seconds_per_token(
-            problem.base, problem.tokenizer, problem.test[:64], methods, middle, NEW_TOKENS
-        )  # fmt: skip
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return Front(sweeps, counts, times)
+
+
+def measure_times(problem: Problem, arguments: argparse.Namespace) -> None:
+    """CPU seconds for a token, by method; those that need a training that is not done are left out."""
+    path = problem.folder / "cpu_times.json"
+    if path.exists():
+        return
+    done = {name: problem.folder / "sweeps" / f"{name}-seed0-greedy/sweep.json" for name in METHODS}
+    names = [name for name in METHODS if name not in ("hoe_trained", "lora_moe") or done[name].exists()]
+    names.remove("morlhf")  # a model of its own, without any adapter
+    methods = {name: make(problem, name, 0, False, arguments.policies)[0] for name in names}
+    # Between a LoRA expert and a router.
+    middle = [0.3, 0.7] if len(problem.names) == 2 else [1 / len(problem.names)] * len(problem.names)
+    found = seconds_per_token(problem.base, problem.tokenizer, problem.test[:64], methods, middle, NEW_TOKENS)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -161,18 +162,30 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--times", action="store_true", help="measure CPU times too")
     arguments = parser.parse_args(given)
     quiet()
+    for key, decoding in itertools.product(arguments.pairs, arguments.decodings):
+        problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key], arguments.limit)
+        for name in arguments.only:
+            for seed in range(min(METHODS[name], arguments.seeds)):
+                swept(problem, name, seed, decoding == "sampled", True, arguments)
+        if arguments.times:
+            measure_times(problem, arguments)
+    write_tables(arguments)
+
+
+def write_tables(arguments: argparse.Namespace) -> None:
+    """Of all sweeps that there are."""
     result: dict[str, Any] = {"peft_hoe": peft_hoe.__version__, "fronts": {}}
     parts = []
-    for key, decoding in itertools.product(arguments.pairs, arguments.decodings):
+    for key, decoding in itertools.product(SETS, ("greedy", "sampled")):
         problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key], arguments.limit)
         found = front(problem, decoding == "sampled", arguments)
         if found is not None:
             result["fronts"][f"{key}, {decoding}"] = found.to_dict()
             parts.append(f"### {' × '.join(problem.names)}, {decoding}\n\n{found.tables()}")
-        text = "\n\n".join([*parts, f"### Llama-2-7B, from shapes\n\n{storage_table()}"])
-        (arguments.output / "fronts.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (arguments.output / "fronts.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    parts.append(f"### Llama-2-7B, from shapes\n\n{storage_table()}")
+    (arguments.output / "fronts.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (arguments.output / "fronts.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print("\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 Every number has the interval of one bootstrap over prompts (shared by all methods) and seeds of training. Ratios and
 differences are taken within a replicate.
 
-Shapes: K preferences, N objectives.
+Shapes: K preferences, N objectives, R replicates.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from peft_hoe import HoEWarning, metrics
 from peft_hoe.evaluation import REFERENCE_POINT, Sweep
-from peft_hoe.metrics import Interval
 
 FloatArray = NDArray[np.float64]
 REPLICATES = 1000
@@ -50,60 +49,63 @@ class Front:
                     at = [int(np.abs(sweeps[name].preferences - point).sum(axis=1).argmin()) for point in own]
                     values[f"{name}, own"] = values[name][:, at]
         self.drawn = metrics.bootstrap(values, replicates=REPLICATES)
+        self.points = {name: self._with_estimate(name) for name in values}
+        self.volumes = {
+            name: np.asarray([hypervolume(front) for front in fronts])
+            for name, fronts in self.points.items()
+            if "interior" not in name
+        }
+        self.igd_plus = self._igd_plus()
         self.rows = {name: self._row(name) for name in sweeps}
         pairs = [(a, b) for a in sweeps for b in sweeps if a.startswith("hoe") and b != a and b != "hoe_trained"]
         self.pairs = {(a, b): self._pair(a, b) for a, b in pairs}
 
-    def _interval(self, statistic: Callable[..., Any], *names: str) -> Interval:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", HoEWarning)  # constant rewards of a method that knows no preference
-            return self.drawn.interval(statistic, *names)
+    def _with_estimate(self, name: str) -> FloatArray:
+        """Mean points `(1 + R, K, N)`: of everything that was measured, then of the replicates."""
+        return np.concatenate([self.drawn.estimates[name][None], self.drawn.points[name]])
+
+    def _igd_plus(self) -> dict[str, FloatArray]:
+        """IGD+ `(1 + R,)` of each method to the front of all of them."""
+        found: dict[str, list[float]] = {name: [] for name in self.sweeps}
+        for fronts in zip(*(self.points[name] for name in self.sweeps), strict=True):
+            union = np.concatenate(fronts)
+            union = union[metrics.non_dominated_mask(union)]
+            for name, front in zip(self.sweeps, fronts, strict=True):
+                found[name].append(metrics.igd_plus(front, union))
+        return {name: np.asarray(values) for name, values in found.items()}
 
     def _row(self, name: str) -> dict[str, Any]:
         wanted = self.sweeps[name].preferences
-
-        def followed(points: FloatArray) -> FloatArray:
-            found = metrics.steerability(points, wanted)
-            return np.asarray([found.control_regret, *found.spearman])
-
-        names = list(self.sweeps)
-
-        def igd_plus(*fronts: FloatArray) -> float:
-            union = np.concatenate(fronts)
-            return metrics.igd_plus(fronts[names.index(name)], union[metrics.non_dominated_mask(union)])
-
-        steer = self._interval(followed, name)
+        regret = np.asarray([metrics.control_regret(front, wanted) for front in self.points[name]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HoEWarning)  # constant rewards of a method that knows no preference
+            ranks = metrics.spearman(self.points[name][0], wanted)
         return {
             "seeds": len(self.sweeps[name].rewards),
             "preferences": len(wanted),
-            "hypervolume": _numbers(self._interval(hypervolume, name)),
-            "igd_plus": _numbers(self._interval(igd_plus, *names)),
-            "control_regret": [float(x[0]) for x in (steer.estimate, steer.low, steer.high)],
-            "spearman": [None if np.isnan(x) else float(x) for x in steer.estimate[1:]],
-            "points": self.drawn.estimates[name].tolist(),
+            "hypervolume": _interval(self.volumes[name]),
+            "igd_plus": _interval(self.igd_plus[name]),
+            "control_regret": _interval(regret),
+            "spearman": [None if np.isnan(x) else float(x) for x in ranks],
+            "points": self.points[name][0].tolist(),
             "stored": self.stored[name],
             "relative_time": self.times[name] / self.times["one LoRA"] if name in self.times else None,
         }
 
     def _pair(self, a: str, b: str) -> dict[str, Any]:
         left, right = (f"{a}, own", b) if b == "morlhf" else (a, b)
-        inner = [f"{name}, interior" if f"{name}, interior" in self.drawn.points else name for name in (left, right)]
-
-        def ratio(x: FloatArray, y: FloatArray) -> float:
-            whole = hypervolume(y)
-            return hypervolume(x) / whole if whole > 0 else np.nan
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", HoEWarning)
-            much = self.drawn.share(lambda x, y: metrics.coverage(x, y) >= 0.9, *inner)
-            little = self.drawn.share(lambda x, y: metrics.coverage(y, x) <= 0.1, *inner)
+        mine, other = self.volumes[left], self.volumes[right]
+        inner = [name if ", own" in name else f"{name}, interior" for name in (left, right)]
+        fronts = list(zip(*(self.points[name] for name in inner), strict=True))
+        forward = np.asarray([metrics.coverage(x, y) for x, y in fronts])
+        back = np.asarray([metrics.coverage(y, x) for x, y in fronts])
         return {
-            "ratio": _numbers(self._interval(ratio, left, right)),
-            "difference": _numbers(self._interval(lambda x, y: hypervolume(x) - hypervolume(y), left, right)),
-            "coverage": _numbers(self._interval(metrics.coverage, *inner)),
-            "coverage_back": _numbers(self._interval(lambda x, y: metrics.coverage(y, x), *inner)),
-            "share_coverage_at_least_0.9": much,
-            "share_coverage_back_at_most_0.1": little,
+            "ratio": _interval(np.divide(mine, other, out=np.full_like(mine, np.nan), where=other > 0)),
+            "difference": _interval(mine - other),
+            "coverage": _interval(forward),
+            "coverage_back": _interval(back),
+            "share_coverage_at_least_0.9": float((forward[1:] >= 0.9).mean()),
+            "share_coverage_back_at_most_0.1": float((back[1:] <= 0.1).mean()),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,8 +152,10 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
-def _numbers(interval: Interval) -> list[float]:
-    return [float(interval.estimate), float(interval.low), float(interval.high)]
+def _interval(values: FloatArray) -> list[float]:
+    """Estimate, low and high from values `(1 + R,)`; replicates without a value are left out."""
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return [float(values[0]), float(low), float(high)]
 
 
 def _shown(numbers: Sequence[float]) -> str:
