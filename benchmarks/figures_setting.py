@@ -7,6 +7,7 @@ normalised by one payoff table: that of the one-hot experts of HoE at build defa
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,12 @@ class Setting:
             peft_hoe.build_adapter(self.base, self.policies, path, progress=False, **options)
         return path
 
+    def pairs_merged(self) -> Path:
+        """HoE with a merged expert in the middle of each pair, besides the one at the centroid."""
+        n = len(self.objectives)
+        middles = [[0.5 if i in pair else 0.0 for i in range(n)] for pair in itertools.combinations(range(n), 2)]
+        return self.adapter("hoe-pairs", experts=[*middles, [1 / n] * n])
+
     def steered(self, path: Path) -> Any:
         """The base with an adapter."""
         return PeftModel.from_pretrained(self.model(), path).eval()
@@ -120,7 +127,7 @@ class Setting:
         return peft_hoe.sweep(
             self.steered(adapter) if adapter is not None else None, self.tokenizer, prompts or self.test, self.rewards,
             preferences, generate=generate, name=name, normalizer=self.scale(), max_new_tokens=NEW_TOKENS,
-            batch_size=BATCH, output_dir=self.folder / "sweeps" / (folder or _folder(name)), progress=False,
+            batch_size=BATCH, output_dir=self.folder / "sweeps" / _folder(folder or name), progress=False,
         )  # fmt: skip
 
 

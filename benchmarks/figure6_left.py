@@ -1,0 +1,137 @@
+"""Which experts besides the single-objective ones (the paper's Figure 6, left), for two objectives.
+
+    python benchmarks/figure6_left.py --shared DIR --output figures --seeds 2 --plot figure6_left.png
+
+| configuration | besides the two single-objective LoRA experts |
+|---|---|
+| none | nothing: the plain soup of the two experts |
+| 1 router | a router at [.5, .5] |
+| 1 LoRA | a merged expert at [.5, .5], the build's default |
+| 1 LoRA + 1 router | that, and a router at [.25, .75] |
+| 2 LoRA | merged experts at [1/3, 2/3] and [2/3, 1/3] |
+
+Routers are trained with the settings of `router_training.py`; an interrupted run goes on where it was. Test prompts,
+greedy, 48 new tokens. Intervals are 95 %, over prompts and, where there are routers, seeds of training; differences
+are paired over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from figures_setting import NEW_TOKENS, Setting, cell, gain, hypervolume, markdown, plain, stored_parameters, write
+from peft_hoe.evaluation import Sweep
+from peft_hoe.training import HoERouterConfig
+from peft_hoe.training.train_routers import train_routers
+from router_training import SETTINGS, UPDATES
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "none": {"experts": []},
+    "1 router": {"experts": [], "routers": [[0.5, 0.5]]},
+    "1 LoRA": {},
+    "1 LoRA + 1 router": {"routers": [[0.25, 0.75]]},
+    "2 LoRA": {"experts": [[1 / 3, 2 / 3], [2 / 3, 1 / 3]]},
+}
+FOLDERS = {"none": "no-middle", "1 LoRA": "hoe"}  # as other scripts call the same adapters
+
+
+def folder_of(name: str) -> str:
+    """Where a configuration's adapter is kept."""
+    return FOLDERS.get(name, name.replace(" + ", "-").replace(" ", "-").lower())
+
+
+def trained(setting: Setting, untrained: Path, name: str, seed: int, updates: int) -> Path:
+    """The adapter with its routers trained; the folder, which tells the CPU time in `training.json`."""
+    output = setting.folder / "trained" / f"{name}-seed{seed}"
+    if (output / "training.json").exists():
+        return output
+    args = HoERouterConfig(
+        output_dir=str(output), max_steps=updates, seed=seed, stop_token="eos", response_length=NEW_TOKENS,
+        local_rollout_forward_batch_size=128, save_strategy="no", num_sample_generations=0, report_to=[],
+        logging_steps=updates, disable_tqdm=True, use_cpu=True, **SETTINGS,
+    )  # fmt: skip
+    started = time.process_time()
+    train_routers(
+        setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
+        train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
+        resume_from_checkpoint=(output / "routers_run.json").exists(),
+    )  # fmt: skip
+    record = {"cpu_seconds": round(time.process_time() - started), "updates": updates, "seed": seed}
+    (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    return output
+
+
+def sweep_configuration(setting: Setting, name: str, seeds: int, updates: int) -> Sweep:
+    """Of a configuration; with routers, of all seeds of training."""
+    folder = folder_of(name)
+    adapter = setting.adapter(folder, **CONFIGURATIONS[name])
+    if "routers" not in CONFIGURATIONS[name]:
+        kept = {"none": "no merged expert", "1 LoRA": "HoE"}.get(name, name)
+        return setting.sweep(kept, adapter)
+    runs = []
+    for seed in range(seeds):
+        ready = trained(setting, adapter, folder, seed, updates)
+        runs.append(setting.sweep(name, ready, folder=f"{folder}-seed{seed}"))
+        print(f"{name}, seed {seed}: {float(hypervolume(runs[-1]).estimate):.3f}", flush=True)
+    return Sweep.stack(runs)
+
+
+def draw(sweeps: dict[str, Sweep], path: Path) -> None:
+    """The fronts, one line for each configuration."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(7.2, 5.6), layout="constrained")
+    colours = ("#888888", "#E69F00", "#0072B2", "#D55E00", "#009E73")
+    for (name, sweep), colour, marker in zip(sweeps.items(), colours, "os^Dv", strict=True):
+        label = f"{name} ({float(hypervolume(sweep).estimate):.3f})"
+        panel.plot(*sweep.points.T, marker=marker, color=colour, label=label, alpha=0.85, linewidth=1.4, markersize=5.5)
+    first, second = next(iter(sweeps.values())).objectives
+    panel.set(xlabel=f"mean reward: {first}", ylabel=f"mean reward: {second}")
+    panel.set_title("Experts besides the two single-objective ones")
+    panel.legend(title="configuration (hypervolume)")
+    panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Train, sweep, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--objectives", nargs=2, default=["positive", "rich"])
+    parser.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
+    parser.add_argument("--updates", type=int, default=UPDATES, help=f"of each router (default {UPDATES})")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    args = parser.parse_args()
+    setting = Setting(args.shared, args.output, args.objectives)
+    sweeps = {name: sweep_configuration(setting, name, args.seeds, args.updates) for name in CONFIGURATIONS}
+    result, rows = {}, []
+    for name, sweep in sweeps.items():
+        volume, runs = hypervolume(sweep), len(sweep.rewards)
+        difference = gain(sweep, sweeps["1 LoRA"]) if name != "1 LoRA" else None
+        parameters = stored_parameters(setting.folder / "adapters" / folder_of(name))
+        result[name] = {
+            "hypervolume": plain(volume), "against 1 LoRA": plain(difference) if difference else None, "runs": runs,
+            "parameters": parameters, "points": sweep.points.tolist(),
+        }  # fmt: skip
+        against = cell(difference, True) if difference else "-"
+        rows.append([name, str(runs), cell(volume), against, f"{parameters:,}"])
+    content = {
+        "objectives": args.objectives, "updates": args.updates,
+        "preferences": next(iter(sweeps.values())).preferences.tolist(), "configurations": result,
+    }  # fmt: skip
+    write(setting.folder / "figure6_left.json", content)
+    print(markdown(["configuration", "runs", "hypervolume", "against 1 LoRA", "stored parameters"], rows))
+    if args.plot:
+        draw(sweeps, args.plot)
+
+
+if __name__ == "__main__":
+    main()
