@@ -189,6 +189,7 @@ def test_reference_and_margin_do_not_drop_out(make_dpo_trainer: Make, policy: An
     found = []
     for training in (True, False):
         policy.train(training)
-        reference = trainer._reference_logprobs(batch)
-        found.append(torch.stack([reference, trainer._others(batch, reference)]))
+        with trainer.model_settings.applied():
+            reference = trainer._reference_logprobs(batch)
+            found.append(torch.stack([reference, trainer._others(batch, reference)]))
     assert torch.equal(*found)

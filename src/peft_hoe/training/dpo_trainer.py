@@ -180,7 +180,8 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """TRL's reference log-probabilities, `(B,)` of the chosen and of the rejected."""
-        return super().compute_ref_log_probs(model, _without_ours(inputs))
+        with self.model_settings.applied():
+            return super().compute_ref_log_probs(model, _without_ours(inputs))
 
     @torch.no_grad()
     def _reference_logprobs(self, inputs: Mapping[str, Any]) -> Tensor:

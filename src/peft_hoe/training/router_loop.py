@@ -54,7 +54,7 @@ class RouterLoop(RouterRun):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
         """The loss; how the router voted in its last forward is kept for the log."""
-        with record_votes(self.policy, self.router.adapter) as votes:
+        with self.model_settings.applied(), record_votes(self.policy, self.router.adapter) as votes:
             loss = self._loss(model, inputs, *args, **others)
         if self.policy.training:
             kept = {name: vote.detach() for name, vote in votes.items()}
