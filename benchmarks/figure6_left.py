@@ -18,7 +18,9 @@ are paired over prompts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -55,11 +57,12 @@ def trained(setting: Setting, untrained: Path, name: str, seed: int, updates: in
         logging_steps=updates, disable_tqdm=True, use_cpu=True, **SETTINGS,
     )  # fmt: skip
     started = time.process_time()
-    train_routers(
-        setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
-        train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
-        resume_from_checkpoint=(output / "routers_run.json").exists(),
-    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
+        train_routers(
+            setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
+            train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
+            resume_from_checkpoint=(output / "routers_run.json").exists(),
+        )  # fmt: skip
     record = {"cpu_seconds": round(time.process_time() - started), "updates": updates, "seed": seed}
     (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
     return output
