@@ -79,7 +79,7 @@ class Front:
         regret = np.asarray([metrics.control_regret(front, wanted) for front in self.points[name]])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HoEWarning)  # constant rewards of a method that knows no preference
-            ranks = metrics.spearman(self.points[name][0], wanted)
+            ranks = metrics.spearman(self.points[name][0].round(9), wanted)  # rounding errors have no order
         return {
             "seeds": len(self.sweeps[name].rewards),
             "preferences": len(wanted),
