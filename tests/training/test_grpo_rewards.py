@@ -80,6 +80,15 @@ def test_a_reward_on_text_is_given_text(toys: ModuleType, monkeypatch: pytest.Mo
     assert local(["", ""], chats, **EXTRAS) == own(["", ""], ["w5", "w6"])[:, 0].tolist()
 
 
+def test_a_classifier_moves_to_the_device_of_the_trainer(
+    toys: ModuleType, make_grpo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, moved = ClassifierReward(classifier(1), toys.make_tokenizer()), []
+    monkeypatch.setattr(own.model, "to", moved.append)
+    trainer = make_grpo(constructor={"reward_funcs": [length, own]})
+    assert moved == [trainer.accelerator.device]
+
+
 def test_errors_name_the_objective() -> None:
     def broken(completions: Any, **columns: Any) -> list[float]:
         raise RuntimeError("no")

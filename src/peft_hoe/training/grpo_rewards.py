@@ -119,6 +119,11 @@ class RewardFunction:
         self._part = Part(source, (objective,), [0])
         self._reads_text = isinstance(source, (ClassifierReward, URLReward))
 
+    def to(self, device: Any) -> None:
+        """Move the source's model, if it has one."""
+        if isinstance(self.source, ClassifierReward):
+            self.source.model.to(device)
+
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """B rewards, NaN where there is none.
 

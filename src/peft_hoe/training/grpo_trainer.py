@@ -24,7 +24,7 @@ from ..preference import FloatArray
 from . import policies
 from .grpo_config import HoEGRPOConfig
 from .grpo_data import as_dataset, moved, with_prompts
-from .grpo_rewards import fill_missing, known_means, processing_classes, reward_functions
+from .grpo_rewards import RewardFunction, fill_missing, known_means, processing_classes, reward_functions
 from .metrics import weighing_metrics
 from .normalization import RewardNormalizer, payoff_table
 from .objective_weights import ObjectiveWeights
@@ -101,6 +101,9 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
+        for function in functions:  # TRL moves the classifiers that it knows
+            if isinstance(function, RewardFunction):
+                function.to(self.accelerator.device)
         self.beta = args.beta  # with no model for it, TRL's reference is the policy with its adapter off
         self.reward_func_names = list(self.objectives)
         self.normalizer = normalizer
