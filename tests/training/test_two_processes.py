@@ -81,7 +81,7 @@ def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleT
     """The same for GRPO, where the completions are given; with its own samples both ranks hold the same."""
     pytest.importorskip("trl")
     first, second = toys.launch(tmp_path, "two_grpo_updates", 4)
-    alone = toys.two_grpo_updates(str(tmp_path / "alone"), 8)
+    alone = toys.launch(tmp_path, "two_grpo_updates", 8, processes=1)[0]
     for name in ("given", "trained"):
         assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
     assert torch.equal(first["weights"], second["weights"])
@@ -97,7 +97,7 @@ def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleTy
     """Both ranks hold the same router, that of one process on the whole batch, and log what that one logs."""
     pytest.importorskip("trl")
     first, second = toys.launch(tmp_path, "dpo_updates", 2)
-    alone = toys.dpo_updates(str(tmp_path / "alone"), 4)
+    alone = toys.launch(tmp_path, "dpo_updates", 4, processes=1)[0]
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
     for x, y in zip(first["trained"], alone["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
@@ -108,7 +108,7 @@ def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleTy
 def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
     """Texts of different lengths: the mean is over the tokens of all processes, no mean of their means."""
     first, second = toys.launch(tmp_path, "distillation_updates", 2, gradient_accumulation_steps=2)
-    alone = toys.distillation_updates(str(tmp_path / "alone"), 8)
+    alone = toys.launch(tmp_path, "distillation_updates", 8, processes=1)[0]
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
     for x, y in zip(first["trained"], alone["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
