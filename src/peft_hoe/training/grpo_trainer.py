@@ -84,10 +84,8 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         policy = self._choose_router(model, args, peft_config)
         functions = reward_functions(reward_funcs, self.objectives, timeout=args.reward_timeout)
         tokenizers = processing_classes(reward_processing_classes, self.objectives)
-        if normalizer is not None and normalizer.objectives != tuple(self.objectives):
-            raise RewardError(
-                f"the normalizer is for {list(normalizer.objectives)}, but the objectives are {list(self.objectives)}"
-            )
+        if normalizer is not None:
+            normalizer.check_objectives(self.objectives)
         train_dataset = with_prompts(train_dataset, processing_class)
         with self.model_settings.applied(), frozen(policy), _without_reference(args):
             super().__init__(
@@ -107,15 +105,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         self.beta = args.beta  # with no model for it, TRL's reference is the policy with its adapter off
         self.reward_func_names = list(self.objectives)
         self.normalizer = normalizer
-        self.weights = ObjectiveWeights(
-            self.router.preference,
-            mu=args.mu,
-            beta=args.objective_beta,
-            step=args.step,
-            reference_point=args.reference_point,
-            weighting=args.weighting,
-            objectives=self.objectives,
-        )
+        self.weights = self._objective_weights(args, args.objective_beta)
         self._use_weights()
 
     # -- rewards ---

@@ -70,6 +70,17 @@ class RewardNormalizer:
         """The worst mean reward of any expert, `(N,)`."""
         return np.asarray(self.payoff.min(axis=0))
 
+    def check_objectives(self, objectives: Sequence[str]) -> None:
+        """See that the table is for these objectives, in this order.
+
+        Raises:
+            RewardError: it is for others.
+        """
+        if self.objectives != tuple(objectives):
+            raise RewardError(
+                f"the normalizer is for {list(self.objectives)}, but the objectives are {list(objectives)}"
+            )
+
     def normalize(self, rewards: Any) -> FloatArray:
         """(R − nadir) / (ideal − nadir) of `rewards` `(..., N)`, float64; NaN stays NaN, and nothing is clipped."""
         raw = np.asarray(rewards, dtype=np.float64)

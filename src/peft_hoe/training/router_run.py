@@ -77,6 +77,18 @@ class RouterRun:
         self.average = RunningMean() if args.average_routers else None
         return self.policy
 
+    def _objective_weights(self, args: Any, beta: float) -> ObjectiveWeights:
+        """The weights of the objectives as `ObjectiveArguments` say, at the router's preference; β by its own name."""
+        return ObjectiveWeights(
+            self.router.preference,
+            mu=args.mu,
+            beta=beta,
+            step=args.step,
+            reference_point=args.reference_point,
+            weighting=args.weighting,
+            objectives=self.objectives,
+        )
+
     # -- training ---
 
     def train(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **others: Any) -> Any:

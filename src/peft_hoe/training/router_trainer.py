@@ -15,11 +15,10 @@ from torch import nn
 from trl.experimental.ppo import PPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
-from ..errors import HoEError, RewardError
+from ..errors import HoEError
 from . import policies, rollouts
 from .actor_critic import ActorCritic
 from .normalization import RewardNormalizer
-from .objective_weights import ObjectiveWeights
 from .optimization import critic_group, frozen
 from .prompts import PromptCollator, check_prompts
 from .rewards import Rewards
@@ -103,15 +102,7 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         self.value_model: Any = None if value_model is None else self._critic
         disable_dropout_in_model(self._critic)  # TRL does so for the stand-in that it was given
         self.normalizer = normalizer
-        self.weights = ObjectiveWeights(
-            self.router.preference,
-            mu=args.mu,
-            beta=args.beta,
-            step=args.step,
-            reference_point=args.reference_point,
-            weighting=args.weighting,
-            objectives=self.objectives,
-        )
+        self.weights = self._objective_weights(args, args.beta)
         self._reference = self._make_reference(ref_model)
 
     # -- what TRL's constructor calls ---
@@ -166,10 +157,8 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
             self._resume(folder)
         if self.normalizer is None:
             self.normalizer = self.measure_payoff()
-        elif self.normalizer.objectives != tuple(self.objectives):
-            raise RewardError(
-                f"the normalizer is for {list(self.normalizer.objectives)}, but the objectives are {list(self.objectives)}"
-            )
+        else:
+            self.normalizer.check_objectives(self.objectives)
 
     def _finish_step(self, metrics: dict[str, float]) -> None:
         """Count, log, save, and stop where someone asked for it."""

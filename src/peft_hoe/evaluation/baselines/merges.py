@@ -61,8 +61,7 @@ class Merges(PerPreference):
         model_options: Mapping[str, Any] | None,
         build: Mapping[str, Any],
     ) -> None:
-        options = {key: str(value) for key, value in build.items()}
-        super().__init__(name, list(policies), decoder, sources_identity(base, policies, **options))
+        super().__init__(name, list(policies), decoder, sources_identity(base, policies, **build))
         self.base, self.policies, self.folder, self.build = base, policies, folder, dict(build)
         self.model_options = model_options
         self._last: tuple[bytes, Any] | None = None

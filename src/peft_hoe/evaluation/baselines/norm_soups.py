@@ -44,8 +44,7 @@ def rs_norm(
     """Rewarded soups of LoRA experts with their length restored; `build` are options of `build_adapter`."""
     model = load_adapted(base, one_hot_adapter(folder, base, policies, **build), model_options)
     decoder = Decoder(model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature)
-    options = {name: str(value) for name, value in build.items()}
-    return NormSoup(model, list(policies), decoder, sources_identity(base, policies, **options))
+    return NormSoup(model, list(policies), decoder, sources_identity(base, policies, **build))
 
 
 class NormSoup(PerPreference):

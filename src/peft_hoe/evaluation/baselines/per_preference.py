@@ -67,7 +67,8 @@ class PerPreference(ABC):
 def sources_identity(base: Source, policies: Mapping[Any, Source], **options: Any) -> dict[str, Any]:
     """What tells a method on these models from the same one on others."""
     found = {str(key): source_digest(source) for key, source in policies.items()}
-    return {"base": source_digest(base), "policies": found, "options": options}
+    given = {name: str(value) for name, value in options.items()}
+    return {"base": source_digest(base), "policies": found, "options": given}
 
 
 @contextlib.contextmanager
