@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
 from peft_hoe import HoEConfig, HoELayer
 from peft_hoe.errors import RewardError
@@ -122,25 +123,51 @@ REWARDS = {"low": low, "high": high}
 PROMPTS = [{"prompt": f"w{i} w{(7 * i) % 28} w{(3 * i) % 28}"[: None if i % 2 else -3].strip()} for i in range(24)]
 
 
+class Raise(TrainerCallback):
+    """Fails after some updates."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.after:
+            raise RuntimeError("stop here")
+
+
+class Press(TrainerCallback):
+    """Ctrl-C in the second update."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _settings(output_dir: Any) -> dict[str, Any]:
+    """What the configurations of all toys have in common."""
+    return {
+        "output_dir": str(output_dir),
+        "router": "r0",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "learning_rate": 0.05,
+        "save_strategy": "no",
+    }
+
+
 def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
     """A trainer on the toy."""
     from peft_hoe.training import HoERouterConfig, HoERouterTrainer
     from peft_hoe.training.normalization import RewardNormalizer
 
     settings: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "router": "r0",
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
+        **_settings(output_dir),
         "num_sample_generations": 0,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "max_steps": 2,
         "response_length": 6,
         "temperature": 1.0,
-        "learning_rate": 0.05,
-        "save_strategy": "no",
         "logging_strategy": "steps",
     }
     arguments: dict[str, Any] = {
@@ -160,18 +187,12 @@ def make_grpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], 
     from peft_hoe.training.normalization import RewardNormalizer
 
     settings: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "router": "r0",
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
+        **_settings(output_dir),
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "num_generations": 4,
         "max_steps": 2,
         "max_completion_length": 6,
-        "learning_rate": 0.05,
-        "save_strategy": "no",
         "logging_strategy": "steps",
     }
     arguments: dict[str, Any] = {
@@ -343,15 +364,9 @@ def make_dpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], *
     from peft_hoe.training import HoEDPOConfig, HoEDPOTrainer
 
     settings: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "router": "r0",
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
+        **_settings(output_dir),
         "per_device_train_batch_size": 4,
         "max_steps": 2,
-        "learning_rate": 0.05,
-        "save_strategy": "no",
         "beta": 0.5,
     }
     arguments: dict[str, Any] = {
@@ -380,15 +395,9 @@ def make_distillation_trainer(model: Any, output_dir: Any, constructor: dict[str
     from peft_hoe.training import HoEDistillationConfig, HoEDistillationTrainer
 
     settings: dict[str, Any] = {
-        "output_dir": str(output_dir),
-        "router": "r0",
-        "use_cpu": True,
-        "report_to": [],
-        "disable_tqdm": True,
+        **_settings(output_dir),
         "per_device_train_batch_size": 8,
         "max_steps": 4,
-        "learning_rate": 0.05,
-        "save_strategy": "no",
         "max_new_tokens": 6,
     }
     arguments: dict[str, Any] = {

@@ -20,17 +20,6 @@ trl = pytest.importorskip("trl")
 Make = Callable[..., Any]
 
 
-class Raise(TrainerCallback):
-    """Fails after some updates."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.after:
-            raise RuntimeError("stop here")
-
-
 def user_state(model: Any) -> dict[str, Any]:
     """What a user may have set on a model, and a trainer may write to."""
     base = model.get_base_model()
@@ -127,7 +116,7 @@ def test_the_users_model_is_as_it_was(make_grpo: Make, toys: ModuleType, after: 
         raise RuntimeError("no reward")
 
     rewards = {"low": broken if after == 0 else toys.low, "high": toys.high}
-    callbacks = [Look(), *([Raise(1)] if after else [])]
+    callbacks = [Look(), *([toys.Raise(1)] if after else [])]
     changes = {"callbacks": callbacks, "reward_funcs": rewards, "eval_dataset": toys.PROMPTS[:2]}
     trainer = make_grpo(model=model, constructor=changes, beta=0.1, **toys.checkpointing())
     assert user_state(model) == before
@@ -442,13 +431,8 @@ def test_gradient_checkpointing_gives_the_same_parameters(make_grpo: Make, toys:
 
 
 def test_save_on_interrupt(make_grpo: Make, toys: ModuleType, tmp_path: Any) -> None:
-    class Press(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 1:
-                signal.raise_signal(signal.SIGINT)
-
     model = toys.make_policy()
-    trainer = make_grpo(model=model, max_steps=6, constructor={"callbacks": [Press()]})
+    trainer = make_grpo(model=model, max_steps=6, constructor={"callbacks": [toys.Press()]})
     before = signal.getsignal(signal.SIGINT)
     trainer.train()
     assert trainer.state.global_step == 2

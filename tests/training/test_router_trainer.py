@@ -28,17 +28,6 @@ from peft_hoe.training.rewards import ClassifierReward, Rewards
 Make = Callable[..., Any]
 
 
-class Raise(TrainerCallback):
-    """Fails after some updates."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.after:
-            raise RuntimeError("stop here")
-
-
 # -- what trains ---
 
 
@@ -134,7 +123,7 @@ def test_an_exception_restores_and_keeps_whole_updates(
         raise RuntimeError("no reward")
 
     rewards = toys.REWARDS if after else {"low": broken, "high": toys.high}
-    trainer = make_trainer(model=model, constructor={"callbacks": [Raise(after)], "reward_model": rewards})
+    trainer = make_trainer(model=model, constructor={"callbacks": [toys.Raise(after)], "reward_model": rewards})
     with pytest.raises((RuntimeError, HoEError), match=r"stop here|no reward"):
         trainer.train()
     assert dict(model.preference) == {"low": 0.5, "high": 0.5}
@@ -513,13 +502,8 @@ def test_gradient_checkpointing_gives_the_same_parameters(make_trainer: Make, to
 
 
 def test_save_on_interrupt(make_trainer: Make, toys: ModuleType, tmp_path: Any) -> None:
-    class Press(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 1:
-                signal.raise_signal(signal.SIGINT)
-
     model = toys.make_policy()
-    trainer = make_trainer(model=model, max_steps=6, constructor={"callbacks": [Press()]})
+    trainer = make_trainer(model=model, max_steps=6, constructor={"callbacks": [toys.Press()]})
     before = signal.getsignal(signal.SIGINT)
     trainer.train()
     assert trainer.state.global_step == 2
