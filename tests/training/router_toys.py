@@ -429,7 +429,7 @@ def two_updates_and_rewards(output: str, rows: int) -> dict[str, Any]:
 # -- several processes ---
 
 _WORKER = """
-import sys
+import os, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
@@ -437,6 +437,10 @@ import router_toys
 output = sys.argv[1]
 state = router_toys.{updates}(output, {rows}, **{changes!r})
 torch.save(state, output + "-" + str(state["rank"]) + ".pt")
+torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
+sys.stdout.flush()
+# DTensor's caches keep gloo's threads alive after that, and C++ may abort where it tears them down at exit
+os._exit(0)
 """
 
 
