@@ -58,7 +58,7 @@ class Run:
 
 def runs() -> list[Run]:
     """What is trained, in this order."""
-    first = [Run(f"stories260k-{name}", {name: 1.0}, 0, False) for name in ("positive", "past", "pronouns")]
+    first = [Run(f"stories260k-{name}", {name: 1.0}, 0, False) for name in ("positive", "rich", "past", "pronouns")]
     return first + [
         Run(f"morlhf-{weight}-seed{seed}", dict(zip(OBJECTIVES, (weight, round(1 - weight, 1)), strict=True)), seed, True)
         for seed in SEEDS

@@ -2,8 +2,8 @@
 
     python benchmarks/router_trainers.py --shared DIR --output router_trainers.json --seeds 3
 
-One adapter (policies positive and rich, build defaults) with two routers, at [.25, .75] and [.75, .25]. Each arm trains
-both, each for `--seconds` of CPU time on one thread, which is its wall time on an idle core: the number of updates
+One adapter (policies positive and rich, build defaults but for linear interpolation) with two routers, at [.25, .75] and
+[.75, .25]. Each arm trains both, each for `--seconds` of CPU time on one thread, which is its wall time on an idle core: the number of updates
 follows from the time of a few updates that are thrown away. An arm and seed is a process of its own. Measured on the
 prompts of `--split`: the worst λ-weighted gap of `router_training.py` at the routers' preferences (mean of the two,
 sampled and greedy), the hypervolume of the greedy sweep over λ₁ = 0, 0.1 ... 1 (rewards normalised by the greedy payoff
@@ -70,7 +70,9 @@ class TwoRouters(Bench):
         path = self.folder / "adapter"
         if not path.exists():
             routers = [{"preference": preference, "name": name} for name, preference in ROUTERS.items()]
-            peft_hoe.build_adapter(str(self.base), self.policies, path, routers=routers, progress=False)
+            peft_hoe.build_adapter(
+                str(self.base), self.policies, path, routers=routers, interpolation="linear", progress=False
+            )
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path).eval()
 
     def at(self, preference: Sequence[float]) -> TwoRouters:

@@ -2,8 +2,8 @@
 
     python benchmarks/router_training.py --shared DIR --output router_training.json --seeds 5
 
-One adapter with build defaults (policies positive and rich, and the expert between them), one router. For each seed and arm
-the router is trained on the training prompts; then trained and untrained are compared on the test prompts (`--split`; the
+One adapter (policies positive and rich, and the expert between them; build defaults, but the paper's linear interpolation),
+one router. For each seed and arm the router is trained on the training prompts; then trained and untrained are compared on the test prompts (`--split`; the
 settings below were chosen with `--split validation`). The measure is the worst gap max_i λ_i (1.05 − R̂_i), R̂ normalised
 by the payoff table of the validation prompts at the same decoding; lower is better. Sampled rewards: temperature 1, five
 texts per prompt, drawn alike for both. 48 new tokens. Intervals: paired over seeds, Student's t, 95 %.
@@ -78,7 +78,9 @@ class Bench:
         path = self.folder / f"adapter-{votes_for}"
         if not path.exists():
             router = {"preference": self.preference, "name": "router", "votes_for": votes_for}
-            peft_hoe.build_adapter(str(self.base), self.policies, path, routers=[router], progress=False)
+            peft_hoe.build_adapter(
+                str(self.base), self.policies, path, routers=[router], interpolation="linear", progress=False
+            )
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path).eval()
 
     def _scale(self, prompts: Sequence[str], sampled: bool) -> RewardNormalizer:

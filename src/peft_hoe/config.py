@@ -18,6 +18,8 @@ from .preference import FloatArray, one_hot, parse_preference, uniform
 from .routing import HULL, PreferenceRouter, check_apart, coarse_weights, in_hull, voting_set
 from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_rank, checked_temperature
 
+INTERPOLATIONS = ("linear", "norm")
+
 
 @dataclass
 class HoEConfig(PeftConfig):
@@ -40,6 +42,8 @@ class HoEConfig(PeftConfig):
         default_preference: the preference in effect when none is given; default uniform.
         train_experts: whether the experts' own weights train. Off, only routers and `modules_to_save` do.
         router_temperature: T of the routers' softmax; not trained.
+        interpolation: "linear" averages the experts (paper eq. 12); "norm" gives each module's average the mean length of what
+            it averages (`tuner/lengths.py`).
 
     Raises:
         ExpertError: experts or routers that contradict each other or the objectives.
@@ -61,6 +65,7 @@ class HoEConfig(PeftConfig):
     default_preference: Any = None
     train_experts: bool = False
     router_temperature: float = 1.0
+    interpolation: str = "linear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +85,13 @@ class HoEConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
         self.r = checked_rank(self.r, "r")
         self.router_temperature = checked_temperature(self.router_temperature)
+        if self.interpolation not in INTERPOLATIONS:
+            raise ExpertError(f"interpolation is {self.interpolation!r}; allowed are {list(INTERPOLATIONS)}")
+        if self.interpolation == "norm" and self.train_experts:
+            raise ExpertError(
+                'interpolation="norm" needs experts whose lengths stay as they are, but train_experts=True changes them; use '
+                'interpolation="linear" while experts train'
+            )
         if self.objectives is not None:
             self._resolve()
 

@@ -96,18 +96,16 @@ def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies):
     method = make("rs_norm", **EXACT)
     start, states = load_base(base).state_dict(), [load_base(path).state_dict() for path in policies.values()]
     layers = {name: module for name, module in method.model.named_modules() if hasattr(module, "hoe_layouts")}
-    assert len(layers) == len(method.weights) == 14
-    with method.at(MIDDLE):
+    assert len(layers) == 14
+    with use_preference(method.model, MIDDLE):
         for name, layer in layers.items():
             key = name.removeprefix("base_model.model.") + ".weight"
             taus = [state[key] - start[key] for state in states]
             plain = 0.3 * taus[0] + 0.7 * taus[1]
             wanted = plain * (0.3 * taus[0].norm() + 0.7 * taus[1].norm()) / plain.norm()
             torch.testing.assert_close(layer.get_delta_weight("default"), wanted, rtol=0, atol=1e-5)
-    before = logits(method.model)
-    with method.at(np.array([1.0, 0.0])) as model:  # nothing to restore
-        torch.testing.assert_close(logits(model), interpolated(base, policies, [1, 0]), rtol=0, atol=1e-4)
-    assert torch.equal(logits(method.model), before)  # the weights are as they were
+    with use_preference(method.model, [1.0, 0.0]):  # nothing to restore
+        torch.testing.assert_close(logits(method.model), interpolated(base, policies, [1, 0]), rtol=0, atol=1e-4)
 
 
 def test_orthogonal_task_vectors_of_one_length_get_the_root_of_two(toys, base, tokenizer, tmp_path):
@@ -118,8 +116,9 @@ def test_orthogonal_task_vectors_of_one_length_get_the_root_of_two(toys, base, t
         paths[name] = str(tmp_path / name)
         model.save_pretrained(paths[name])
     method = BASELINES["rs_norm"].make(base, paths, tokenizer=tokenizer, folder=tmp_path / "adapters", **EXACT)
-    np.testing.assert_allclose(method.factors(np.array([0.5, 0.5])), [np.sqrt(2)], rtol=1e-6)
-    np.testing.assert_allclose(method.factors(np.array([1.0, 0.0])), [1.0], rtol=1e-6)
+    lengths = method.model.model.model.layers[0].self_attn.q_proj.hoe_length["default"]
+    votes = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    torch.testing.assert_close(lengths(votes), torch.tensor([[2**0.5], [1.0]]), rtol=0, atol=1e-6)
 
 
 # -- merges ---

@@ -95,10 +95,15 @@ def test_layout_of_the_adapter(llama, policies, tmp_path, tiny):
     assert config["inference_mode"] is True
     assert config["task_type"] == "CAUSAL_LM"
     assert len(config["target_modules"]) == 7
-    assert len(tensors) == 7 * 4
+    assert len(tensors) == 7 * 5
     stem = f"base_model.model.{UP}"
     assert tensors[f"{stem}.hoe_A.weight"].shape == (9, 16)
     assert tensors[f"{stem}.hoe_B.weight"].shape == (24, 9)
+    deltas = [
+        tensors[f"{stem}.hoe_B.weight"][:, i : i + 3] @ tensors[f"{stem}.hoe_A.weight"][i : i + 3] for i in (0, 3, 6)
+    ]
+    products = torch.stack([torch.stack([(one * other).sum() for other in deltas]) for one in deltas])
+    torch.testing.assert_close(tensors[f"{stem}.hoe_length.gram"], products, rtol=1e-4, atol=1e-6)
     assert torch.equal(tensors[f"{stem}.hoe_router.weight"], torch.zeros(2, 16))
     # The router votes for brief and the centroid, half and half.
     torch.testing.assert_close(tensors[f"{stem}.hoe_router.bias"].softmax(0), torch.tensor([0.5, 0.5]))
@@ -147,7 +152,9 @@ def test_dtype_follows_the_base_unless_told(llama, policies, tmp_path, tiny):
     half = tiny.rewrite(llama, tmp_path / "half", lambda _, t: t.bfloat16())
     build_adapter(half, policies, tmp_path / "a", r=2, **QUIET)
     build_adapter(half, policies, tmp_path / "b", r=2, dtype="float32", **QUIET)
-    assert {t.dtype for t in tiny.tensors(tmp_path / "a").values()} == {torch.bfloat16}
+    written = tiny.tensors(tmp_path / "a")
+    assert {t.dtype for name, t in written.items() if "hoe_length" not in name} == {torch.bfloat16}
+    assert {t.dtype for name, t in written.items() if "hoe_length" in name} == {torch.float32}
     assert {t.dtype for t in tiny.tensors(tmp_path / "b").values()} == {torch.float32}
 
 

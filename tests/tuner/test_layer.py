@@ -34,12 +34,13 @@ def make(kind, randomise, **changes):
     }
     model = get_peft_model(OneLayer(kind).double(), HoEConfig(**{**settings, **changes}), autocast_adapter_dtype=False)
     randomise(model)
+    model.base_model.model.lin.measure_lengths("default")
     return model.eval()
 
 
 @torch.no_grad()
 def naive(model, x, preferences):
-    """y = W x + sum_j w_j B_j A_j x, one token and one expert at a time; x (rows, tokens, d_in)."""
+    """y = W x + c sum_j w_j B_j A_j x, one token at a time; x (rows, tokens, d_in)."""
     layer = model.base_model.model.lin
     config = model.peft_config["default"]
     ranks = config.ranks("lin")
@@ -57,12 +58,16 @@ def naive(model, x, preferences):
                 slot += len(spec.votes_for)
                 for name, vote in zip(spec.votes_for, choice, strict=True):
                     votes[config.expert_names.index(name)] += route.get(spec.name, 0.0) * vote
+            deltas = []
             for j, name in enumerate(config.expert_names):
                 votes[j] += route.get(name, 0.0)
                 span = slice(starts[j], starts[j + 1])
-                delta = layer.hoe_B["default"].weight[:, span] @ layer.hoe_A["default"].weight[span]
-                y[row, t] += votes[j] * (delta @ token)
+                deltas.append(layer.hoe_B["default"].weight[:, span] @ layer.hoe_A["default"].weight[span])
             assert votes.sum() == pytest.approx(1)
+            mixed = sum(vote * delta for vote, delta in zip(votes, deltas, strict=True))
+            if config.interpolation == "norm":
+                mixed = mixed * sum(v * delta.norm() for v, delta in zip(votes, deltas, strict=True)) / mixed.norm()
+            y[row, t] += mixed @ token
     return y
 
 
@@ -71,8 +76,9 @@ PREFERENCES = [[0.5, 0.5, 0.0], [0.1, 0.5, 0.4], [0.2, 0.2, 0.6], [1.0, 0.0, 0.0
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @pytest.mark.parametrize("path", ["fused", "modules"])
-def test_one_preference_equals_the_naive_sum(kind, path, randomise):
-    model = make(kind, randomise)
+@pytest.mark.parametrize("interpolation", ["linear", "norm"])
+def test_one_preference_equals_the_naive_sum(kind, path, interpolation, randomise):
+    model = make(kind, randomise, interpolation=interpolation)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
     with torch.set_grad_enabled(path == "modules"):
         for preference in PREFERENCES:
@@ -83,8 +89,9 @@ def test_one_preference_equals_the_naive_sum(kind, path, randomise):
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @pytest.mark.parametrize("path", ["fused", "modules"])
-def test_per_row_preferences_equal_the_naive_sum(kind, path, randomise):
-    model = make(kind, randomise)
+@pytest.mark.parametrize("interpolation", ["linear", "norm"])
+def test_per_row_preferences_equal_the_naive_sum(kind, path, interpolation, randomise):
+    model = make(kind, randomise, interpolation=interpolation)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
     with torch.set_grad_enabled(path == "modules"):
         torch.testing.assert_close(model(x, preference=PREFERENCES), naive(model, x, PREFERENCES), rtol=0, atol=1e-10)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..experts import build_adapter
 from ..experts.merging import METHODS
-from ..experts.options import DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
+from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
 from .arguments import read_pairs
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=str(DEFAULT_RESCALE),
         help=f"norm, policy_norm, a number or none (default {DEFAULT_RESCALE})",
     )
+    add("--interpolation", default=DEFAULT_INTERPOLATION, help=f"norm or linear (default {DEFAULT_INTERPOLATION})")
     add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
     add("--seed", type=int, default=0, help="seed of the randomized SVD")
     add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             for name, value in read_pairs(arguments.merge_option, "--merge-option", "NAME=NUMBER").items()
         },
         rescale=_number(arguments.rescale, float),
+        interpolation=arguments.interpolation,
         svd=arguments.svd,
         seed=arguments.seed,
         target_modules=_names(arguments.target_modules) or "all-linear",

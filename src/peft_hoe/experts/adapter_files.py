@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import HoEConfig
 from ..errors import CheckpointError
+from ..tuner.lengths import gram
 from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .scope import LinearModule
 
@@ -76,7 +77,11 @@ def _replace(building: Path, output: Path) -> None:
 
 
 def module_tensors(
-    target: LinearModule, factors: list[tuple[Tensor, Tensor]], votes: Tensor, dtype: torch.dtype
+    target: LinearModule,
+    factors: list[tuple[Tensor, Tensor]],
+    votes: Tensor,
+    dtype: torch.dtype,
+    interpolation: str,
 ) -> dict[str, Tensor]:
     """The tensors of one module, experts one after the other along the rank.
 
@@ -85,6 +90,7 @@ def module_tensors(
         factors: B `(d_out, r_j)` and A `(r_j, d_in)` of each expert, in the config's order.
         votes: initial biases of the routers, `(V,)`; V may be 0.
         dtype: what is written.
+        interpolation: "norm" adds the inner products of the experts, in float32.
 
     Raises:
         CheckpointError: a value that the dtype cannot hold.
@@ -101,6 +107,10 @@ def module_tensors(
     for name, tensor in cast.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name} does not fit {dtype}; build with dtype=torch.float32 (--dtype float32)")
+    if interpolation == "norm":
+        ranks = tuple(b.shape[1] for b, _ in factors)
+        products = gram(cast[f"{stem}.hoe_A.weight"], cast[f"{stem}.hoe_B.weight"], ranks)
+        cast[f"{stem}.hoe_length.gram"] = products.float()
     return cast
 
 

@@ -25,7 +25,7 @@ from ..specs import ExpertSpec, as_spec
 from .adapter_files import check_output, complete_directory, module_tensors, write_adapter
 from .factors import ModuleBuilder
 from .lora_policy import LoraPolicy
-from .options import DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, BuildOptions
+from .options import DEFAULT_INTERPOLATION, DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, BuildOptions
 from .report import REPORT_FILE, BuildReport, ModuleReport
 from .scan import Scan, scan_policies
 from .sources import Source, Sources, open_sources
@@ -47,6 +47,7 @@ def build_adapter(
     merge: str = "ties",
     merge_options: Mapping[str, float] | None = None,
     rescale: str | float | None = DEFAULT_RESCALE,
+    interpolation: str = DEFAULT_INTERPOLATION,
     svd: str = "randomized",
     seed: int = 0,
     target_modules: str | Sequence[str] = "all-linear",
@@ -79,6 +80,7 @@ def build_adapter(
         merge: "linear", "ties" or "pcb".
         merge_options: such as `{"density": 0.6}`.
         rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`.
+        interpolation: "norm" keeps the length of experts between them too, "linear" is the paper's; see `HoEConfig`.
         svd: "randomized" or "exact".
         seed: of the randomised solver; a build is deterministic.
         target_modules: "all-linear", names or a regular expression, as in PEFT.
@@ -101,8 +103,8 @@ def build_adapter(
         PreferenceError: a preference is not a point of the simplex.
     """
     options = BuildOptions.checked(
-        r=r, prune=prune, prune_scope=prune_scope, merge=merge, merge_options=merge_options, rescale=rescale, svd=svd,
-        seed=seed, dtype=dtype,
+        r=r, prune=prune, prune_scope=prune_scope, merge=merge, merge_options=merge_options, rescale=rescale,
+        interpolation=interpolation, svd=svd, seed=seed, dtype=dtype,
     )  # fmt: skip
     output = Path(output_dir)
     check_output(output, overwrite)
@@ -121,6 +123,7 @@ def build_adapter(
         revision=revision,
         inference_mode=True,
         default_preference=default_preference,
+        interpolation=options.interpolation,
     )
     with complete_directory(output) as directory:
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
@@ -191,7 +194,8 @@ def _build_modules(
             scan.notes.append(f"{target.name} gets no expert: {why}")
             continue
         adapted.append(target.name)
-        tensors.update(module_tensors(target, [(factor.b, factor.a) for factor in factors], votes, dtype))
+        pairs = [(factor.b, factor.a) for factor in factors]
+        tensors.update(module_tensors(target, pairs, votes, dtype, options.interpolation))
         ranks = [factor.rank for factor in factors]
         if ranks != requested:
             rank_pattern[target.name] = ranks

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..config import INTERPOLATIONS
 from ..errors import ExpertError
 from .merging import check_merge
 from .rescale import check_rescale
@@ -19,6 +20,7 @@ from .svd import SOLVERS
 DEFAULT_RANK = 16
 DEFAULT_PRUNE = 0.4
 DEFAULT_RESCALE = "norm"
+DEFAULT_INTERPOLATION = "norm"
 PRUNE_SCOPES = ("global", "module")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +37,7 @@ class BuildOptions:
         merge: method that makes multi-objective experts.
         merge_options: its options, defaults filled in.
         rescale: "norm", "policy_norm", a number or None.
+        interpolation: "norm" or "linear".
         svd: "randomized" or "exact".
         seed: of the randomised solver.
         dtype: what is written, or None for the base's.
@@ -46,6 +49,7 @@ class BuildOptions:
     merge: str
     merge_options: dict[str, float]
     rescale: str | float | None
+    interpolation: str
     svd: str
     seed: int
     dtype: torch.dtype | None
@@ -60,6 +64,7 @@ class BuildOptions:
         merge: str,
         merge_options: Mapping[str, Any] | None,
         rescale: Any,
+        interpolation: str,
         svd: str,
         seed: int,
         dtype: Any,
@@ -70,6 +75,7 @@ class BuildOptions:
             ExpertError: names the value and what is allowed.
         """
         _check_choice("prune_scope", prune_scope, PRUNE_SCOPES)
+        _check_choice("interpolation", interpolation, INTERPOLATIONS)
         _check_choice("svd", svd, SOLVERS)
         return cls(
             r=_check_rank(r),
@@ -78,6 +84,7 @@ class BuildOptions:
             merge=merge,
             merge_options=check_merge(merge, merge_options),
             rescale=check_rescale(rescale),
+            interpolation=interpolation,
             svd=svd,
             seed=seed,
             dtype=_check_dtype(dtype),

@@ -4,10 +4,11 @@ Shapes: x `(..., d_in)`; L experts of ranks r_1 ... r_L with sum r; A `(r, d_in)
 after the other, every scale folded into B; V voting slots; votes w `(..., L)`, at least 0 and summing to 1 per token.
 
     w(x) = static + sum over live routers of weight * scatter softmax((W x + b) / T)        (paper eq. 11)
-    y    = base(x) + B (w(x) expanded over the ranks * A x)                                  (paper eq. 12)
+    y    = base(x) + c(w) B (w(x) expanded over the ranks * A x)                             (paper eq. 12)
 
 The paper prints raw logits in eq. 11; those cannot be mixed with the one-hot votes of LoRA experts, so each router votes
-with its softmax. Nothing of shape (tokens, experts, d_out) is ever made.
+with its softmax. c is 1, or gives back the length that averaging takes (`lengths.py`). Nothing of shape (tokens, experts,
+d_out) is ever made.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 from ..config import HoEConfig
 from ..errors import PreferenceError
 from .frames import ACTIVE, ForwardMemory, Frame
+from .lengths import ExpertLengths
 from .plan import AdapterPlan, Plan, over_ranks
 from .steering import Steering
 
@@ -50,7 +52,7 @@ class ExpertLayout:
 class HoELayer(BaseTunerLayer):
     """What makes a module a HoE layer: adapter tensors, trainability, votes and the plan in effect."""
 
-    adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router")
+    adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length")
     other_param_names: tuple[str, ...] = ()
 
     base_layer: nn.Module
@@ -63,6 +65,7 @@ class HoELayer(BaseTunerLayer):
         self.hoe_A = nn.ModuleDict()
         self.hoe_B = nn.ModuleDict()
         self.hoe_router = nn.ModuleDict()
+        self.hoe_length = nn.ModuleDict()
         self.hoe_steering = steering
         self.hoe_layouts: dict[str, ExpertLayout] = {}
         self.module_name = name
@@ -92,8 +95,11 @@ class HoELayer(BaseTunerLayer):
         self.hoe_B[adapter_name] = nn.Linear(rank, self.out_features, bias=False)
         if layout.slots:
             self.hoe_router[adapter_name] = nn.Linear(self.in_features, sum(layout.slots))
+        if config.interpolation == "norm":
+            self.hoe_length[adapter_name] = ExpertLengths(len(layout.ranks))
         if config.init_weights:
             self.reset_parameters(adapter_name, config)
+        self.measure_lengths(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -107,6 +113,12 @@ class HoELayer(BaseTunerLayer):
             nn.init.zeros_(router.weight)
             with torch.no_grad():
                 router.bias.copy_(torch.from_numpy(config.initial_router_bias()))
+
+    def measure_lengths(self, adapter: str) -> None:
+        """Take what `interpolation="norm"` needs from the experts' weights; only for those who change these by hand."""
+        if adapter in self.hoe_length:
+            lengths: Any = self.hoe_length[adapter]
+            lengths.measure(*self.factors(adapter), self.hoe_layouts[adapter].ranks)
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A `(r, d_in)` and B `(d_out, r)` of an adapter."""
@@ -153,6 +165,7 @@ class HoELayer(BaseTunerLayer):
             self._trained_before = {}
 
     def _freeze_experts(self) -> None:
+        self.hoe_length.requires_grad_(False)
         for name, layout in self.hoe_layouts.items():
             if not layout.train_experts and name in self.hoe_B:
                 self.hoe_A[name].requires_grad_(False)
@@ -210,15 +223,33 @@ class HoELayer(BaseTunerLayer):
         weight_a, weight_b = self.factors(adapter)
         x = self._cast_input_dtype(x, weight_a.dtype)
         if self._calls_modules(adapter):
-            return self._delta_by_modules(x, adapter, self._votes(x, adapter, plan, repeat))
+            votes = self._votes(x, adapter, plan, repeat)
+            if adapter in self.hoe_length:
+                votes = votes * self.hoe_length[adapter](votes)
+            return self._delta_by_modules(x, adapter, votes)
         selection = plan.selection(self.hoe_layouts[adapter].ranks)
         if plan.is_shared and not self._records(adapter):
+            votes = plan.placed("static", x)[0]
             scale = plan.shared_scale(self.hoe_layouts[adapter].ranks, x)
         else:
-            votes = selection.votes(self._votes(x, adapter, plan, repeat))
-            scale = over_ranks(votes, selection.ranks)
+            votes = self._votes(x, adapter, plan, repeat)
+            scale = over_ranks(selection.votes(votes), selection.ranks)
+        if adapter in self.hoe_length:
+            scale = scale * self._length_factor(x, adapter, plan, repeat, votes)
         inner = F.linear(x, selection.rows(weight_a))
         return F.linear(inner * scale.to(inner.dtype), selection.columns(weight_b))
+
+    def _length_factor(
+        self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int, votes: torch.Tensor
+    ) -> torch.Tensor:
+        """C of the votes, to be broadcast over them; kept with the plan where it does not depend on the input."""
+        lengths: Any = self.hoe_length[adapter]
+        if plan.is_live:
+            factor: torch.Tensor = lengths(votes)
+            return factor
+        version = -1 if lengths.gram.is_inference() else lengths.gram._version
+        key = (self.module_name, version, x.device, x.dtype)
+        return _per_row(plan.remembered(key, lambda: lengths(plan.placed("static", x))), repeat, x.ndim)
 
     def _delta_by_modules(self, x: torch.Tensor, adapter: str, votes: torch.Tensor) -> torch.Tensor:
         """The same over all experts, which keeps shapes constant, through A's and B's own forwards."""

@@ -61,7 +61,7 @@ class HoELinear(nn.Module, HoELayer):
     # -- merging ---
 
     def get_delta_weight(self, adapter: str, votes: torch.Tensor | None = None) -> torch.Tensor:
-        """Sum of w_j B_j A_j at the current preference, in the base weight's orientation, float32 or better.
+        """c(w) times the sum of w_j B_j A_j at the current preference, in the base weight's orientation, float32 or better.
 
         Raises:
             StaticMergeError: the votes depend on the input, or the rows differ.
@@ -69,7 +69,10 @@ class HoELinear(nn.Module, HoELayer):
         votes = self.hoe_steering.merge_weights(adapter) if votes is None else votes
         weight_a, weight_b = self.factors(adapter)
         dtype = torch.promote_types(weight_b.dtype, torch.float32)
-        expanded = over_ranks(votes.to(dtype).to(weight_b.device), self.hoe_layouts[adapter].ranks)
+        votes = votes.to(dtype).to(weight_b.device)
+        if adapter in self.hoe_length:
+            votes = votes * self.hoe_length[adapter](votes)
+        expanded = over_ranks(votes, self.hoe_layouts[adapter].ranks)
         delta = (weight_b.to(dtype) * expanded) @ weight_a.to(dtype)
         return delta.T if self.fan_in_fan_out else delta
 

@@ -60,9 +60,10 @@ class AdapterPlan:
         if torch.compiler.is_compiling():
             return source.to(dtype).to(like.device)
         key = (name, like.device, dtype)
-        return self._remembered(key, lambda: source.to(dtype).to(like.device))
+        return self.remembered(key, lambda: source.to(dtype).to(like.device))
 
-    def _remembered(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def remembered(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` returns, made once for a key."""
         placed = self._placed.get(key)
         if placed is None:
             with torch.inference_mode(False):  # a later training step may use it
@@ -80,7 +81,7 @@ class AdapterPlan:
     def shared_scale(self, ranks: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """The votes of the selected experts over their ranks, `(r,)`, where all tokens share them."""
         selection = self.selection(ranks)
-        return self._remembered(
+        return self.remembered(
             (ranks, like.device, like.dtype),
             lambda: over_ranks(selection.votes(self.placed("static", like)[0]), selection.ranks),
         )

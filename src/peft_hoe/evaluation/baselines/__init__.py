@@ -15,9 +15,8 @@ from .logit_fusion import mod
 from .lora_moe import lora_moe
 from .merges import pcb, ta, ties
 from .morlhf import morlhf
-from .norm_soups import rs_norm
 from .prompting import prompting
-from .soups import rs
+from .soups import rs, rs_norm
 
 __all__ = ["BASELINES", "Baseline"]
 

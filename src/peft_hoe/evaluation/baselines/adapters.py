@@ -66,9 +66,12 @@ def built_adapter(
     return path
 
 
-def one_hot_adapter(folder: Source, base: Source, policies: Mapping[str, Source], **options: Any) -> Path:
-    """The policies' experts only: steering it interpolates their deltas exactly."""
-    return built_adapter(Path(folder) / "one_hot", base, policies, **options)
+def one_hot_adapter(
+    folder: Source, base: Source, policies: Mapping[str, Source], *, interpolation: str = "linear", **options: Any
+) -> Path:
+    """The policies' experts only: steering it interpolates their deltas exactly, or with their length kept ("norm")."""
+    path = Path(folder) / ("one_hot" if interpolation == "linear" else f"one_hot_{interpolation}")
+    return built_adapter(path, base, policies, interpolation=interpolation, **options)
 
 
 def source_digest(source: Source) -> str:

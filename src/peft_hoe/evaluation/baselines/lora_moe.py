@@ -64,6 +64,7 @@ def lora_moe(
                 f"there is no trained mixture in {trained}; give rewards= and train_dataset= to train one there"
             )
         router = {"preference": uniform(len(policies)).tolist(), "name": "mixture", "votes_for": "all"}
+        build = {"interpolation": "linear", **build}
         untrained = built_adapter(trained.with_name("untrained"), base, policies, routers=[router], **build)
         model = load_adapted(base, untrained, model_options)
         _train(model, tokenizer, rewards, train_dataset, normalizer, dict(training or {}), trained)

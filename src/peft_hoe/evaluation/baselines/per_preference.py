@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,16 +69,3 @@ def sources_identity(base: Source, policies: Mapping[Any, Source], **options: An
     found = {str(key): source_digest(source) for key, source in policies.items()}
     given = {name: str(value) for name, value in options.items()}
     return {"base": source_digest(base), "policies": found, "options": given}
-
-
-@contextlib.contextmanager
-def weights_scaled(weights: Sequence[Any], factors: Sequence[float]) -> Iterator[None]:
-    """Parameters times a factor each, while the block lasts; then the very same tensors again."""
-    before = [weight.data for weight in weights]
-    try:
-        for weight, factor in zip(weights, factors, strict=True):
-            weight.data = weight.data * factor
-        yield
-    finally:
-        for weight, own in zip(weights, before, strict=True):
-            weight.data = own
