@@ -2,14 +2,15 @@
 
     python benchmarks/router_trainers.py --shared DIR --output router_trainers.json --seeds 3
 
-One adapter (policies positive and rich, build defaults but for linear interpolation) with two routers, at [.25, .75] and
-[.75, .25]. Each arm trains both, each for `--seconds` of CPU time on one thread, which is its wall time on an idle core: the number of updates
-follows from the time of a few updates that are thrown away. An arm and seed is a process of its own. Measured on the
-prompts of `--split`: the worst λ-weighted gap of `router_training.py` at the routers' preferences (mean of the two,
-sampled and greedy), the hypervolume of the greedy sweep over λ₁ = 0, 0.1 ... 1 (rewards normalised by the greedy payoff
-table of the validation prompts, reference point −0.1), time, and the growth of the peak resident memory during
-training. DPO's pairs: four samples of each training prompt at the router's preference, for each objective the best
-against the worst by its reward; the time to make them is given beside. Intervals: Student's t over seeds, 95 %.
+One adapter (policies positive and rich, build defaults but for linear interpolation) with two routers, at [.25, .75]
+and [.75, .25]. Each arm trains both, each for `--seconds` of CPU time on one thread, which is its wall time on an idle
+core: the number of updates follows from the time of a few updates that are thrown away. An arm and seed is a process of
+its own. Measured on the prompts of `--split`: the worst λ-weighted gap of `router_training.py` at the routers'
+preferences (mean of the two, sampled and greedy), the hypervolume of the greedy sweep over λ₁ = 0, 0.1 ... 1 (rewards
+normalised by the greedy payoff table of the validation prompts, reference point −0.1), time, and the growth of the peak
+resident memory during training. DPO's pairs: four samples of each training prompt at the router's preference, for each
+objective the best against the worst by its reward; the time to make them is given beside. Intervals: Student's t over
+seeds, 95 %.
 """
 
 from __future__ import annotations

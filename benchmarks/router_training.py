@@ -2,11 +2,12 @@
 
     python benchmarks/router_training.py --shared DIR --output router_training.json --seeds 5
 
-One adapter (policies positive and rich, and the expert between them; build defaults, but the paper's linear interpolation),
-one router. For each seed and arm the router is trained on the training prompts; then trained and untrained are compared on the test prompts (`--split`; the
-settings below were chosen with `--split validation`). The measure is the worst gap max_i λ_i (1.05 − R̂_i), R̂ normalised
-by the payoff table of the validation prompts at the same decoding; lower is better. Sampled rewards: temperature 1, five
-texts per prompt, drawn alike for both. 48 new tokens. Intervals: paired over seeds, Student's t, 95 %.
+One adapter (policies positive and rich, and the expert between them; build defaults, but the paper's linear
+interpolation), one router. For each seed and arm the router is trained on the training prompts; then trained and
+untrained are compared on the test prompts (`--split`; the settings below were chosen with `--split validation`). The
+measure is the worst gap max_i λ_i (1.05 − R̂_i), R̂ normalised by the payoff table of the validation prompts at the
+same decoding; lower is better. Sampled rewards: temperature 1, five texts per prompt, drawn alike for both. 48 new
+tokens. Intervals: paired over seeds, Student's t, 95 %.
 """
 
 from __future__ import annotations
