@@ -5,9 +5,11 @@
 Every method has the same policies, rank and build defaults, answers the same 120 test prompts at the same preferences, and is
 scored on one scale: the payoff table of the one-hot experts on the validation prompts at the same decoding, reference point
 −0.1. Greedy, and sampled at temperature 1; 48 new tokens. Routers of HoE and of the LoRAMoE-like mixture are trained with
-the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid; `hoe_more` has experts also
-where `hoe_trained` has routers. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them (`morlhf-<λ of the first
-objective>-seed<k>`), for positive × rich; seeds that lack a preference are left out.
+the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid; `hoe_linear` is the same
+without its length between experts, `hoe_pairs` (three objectives) has merged experts in the middle of each pair in place of
+the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them (`morlhf-<λ of the first objective>-seed<k>`),
+for positive × rich; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-objective
+policies, so that both come from the same recipe.
 
 Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run parts.
 Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import peft_hoe
-from fronts_adapters import OBJECTIVES, SETS, Problem, quiet, router_preferences
+from fronts_adapters import OBJECTIVES, SETS, Problem, quiet
 from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
 from fronts_tables import Front
 from peft_hoe.evaluation import HoEMethod, Sweep
@@ -34,8 +36,8 @@ from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
 
 # Method: seeds of training
 METHODS = {
-    "hoe": 1, "hoe_more": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1, "ties": 1, "pcb": 1,
-    "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5,
+    "hoe": 1, "hoe_linear": 1, "hoe_pairs": 1, "hoe_same": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1,
+    "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5,
 }  # fmt: skip
 MORLHF = (0.1, 0.3, 0.5, 0.7, 0.9)
 RANK = 16
@@ -50,12 +52,8 @@ def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path |
     """A method, and the preferences that it answers."""
     how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": sampled, "temperature": 1.0}
     grid = peft_hoe.preference_grid(len(problem.names))
-    if name in ("hoe", "hoe_trained"):
-        adapter = problem.trained_hoe(seed) if name == "hoe_trained" else None
-        return HoEMethod(problem.model("hoe", adapter), problem.tokenizer, **how), grid
-    if name == "hoe_more":
-        between = [[1 / len(grid[0])] * len(grid[0]), *router_preferences(len(grid[0]))]
-        return HoEMethod(problem.model(name, experts=between), problem.tokenizer, **how), grid
+    if name.startswith("hoe"):
+        return HoEMethod(hoe(problem, name, seed, policies), problem.tokenizer, **how), grid
     where = {"tokenizer": problem.tokenizer, "folder": problem.folder / "adapters" / "baselines", **how}
     if name == "morlhf":
         own = morlhf_policies(problem, seed, policies)
@@ -76,11 +74,43 @@ def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path |
     return method, grid
 
 
+def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Any:
+    """One of the variants of HoE."""
+    if name == "hoe_trained":
+        return problem.model("hoe", problem.trained_hoe(seed))
+    if name == "hoe_linear":
+        return problem.model(name, interpolation="linear")
+    if name == "hoe_pairs":
+        if len(problem.names) < 3:
+            raise Missing("the middle of the only pair is the centroid")
+        return problem.model(name, experts=middles(len(problem.names)))
+    if name == "hoe_same":
+        own = {objective: folder_of(policies) / f"stories260k-{objective}" for objective in problem.names}
+        absent = [path.name for path in own.values() if not (path / "model.safetensors").exists()]
+        if absent:
+            raise Missing(f"not there: {', '.join(absent)}")
+        return problem.model(name, policies={objective: str(path) for objective, path in own.items()})
+    return problem.model(name)
+
+
+def middles(n: int) -> list[list[float]]:
+    """The middle of each pair of N objectives."""
+    pairs = itertools.combinations(range(n), 2)
+    return [[0.5 if i in pair else 0.0 for i in range(n)] for pair in pairs]
+
+
+def folder_of(policies: Path | None) -> Path:
+    """The folder --policies."""
+    if policies is None:
+        raise Missing("its policies are in the folder --policies")
+    return policies
+
+
 def morlhf_policies(problem: Problem, seed: int, folder: Path | None) -> dict[tuple[float, ...], str]:
     """`{λ: directory}` of one seed."""
-    if folder is None or problem.names != OBJECTIVES[:2]:
-        raise Missing("MORLHF policies are for positive x rich, in the folder --policies")
-    found = {(point, round(1 - point, 9)): folder / f"morlhf-{point}-seed{seed}" for point in MORLHF}
+    if problem.names != OBJECTIVES[:2]:
+        raise Missing("MORLHF policies are for positive x rich")
+    found = {(point, round(1 - point, 9)): folder_of(folder) / f"morlhf-{point}-seed{seed}" for point in MORLHF}
     absent = [path.name for path in found.values() if not (path / "model.safetensors").exists()]
     if absent:
         raise Missing(f"not there: {', '.join(absent)}")
@@ -131,13 +161,14 @@ def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Fro
 
 
 def measure_times(problem: Problem, arguments: argparse.Namespace) -> None:
-    """CPU seconds for a token, by method; those that need a training that is not done are left out."""
+    """CPU seconds for a token, by method; of those that were swept."""
     path = problem.folder / "cpu_times.json"
     if path.exists():
         return
     done = {name: problem.folder / "sweeps" / f"{name}-seed0-greedy/sweep.json" for name in METHODS}
-    names = [name for name in METHODS if name not in ("hoe_trained", "lora_moe") or done[name].exists()]
-    names.remove("morlhf")  # a model of its own, without any adapter
+    names = [
+        name for name in METHODS if done[name].exists() and name != "morlhf"
+    ]  # a model of its own, without adapter
     methods = {name: make(problem, name, 0, False, arguments.policies)[0] for name in names}
     # Between a LoRA expert and a router.
     middle = [0.3, 0.7] if len(problem.names) == 2 else [1 / len(problem.names)] * len(problem.names)

@@ -61,11 +61,13 @@ class Problem:
         self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
         folder.mkdir(parents=True, exist_ok=True)
 
-    def model(self, name: str, adapter: Path | None = None, **options: Any) -> Any:
+    def model(
+        self, name: str, adapter: Path | None = None, policies: dict[str, str] | None = None, **options: Any
+    ) -> Any:
         """The base with an adapter: the one in `adapter`, or one that is built once in `adapters/<name>`."""
         path = adapter or self.folder / "adapters" / name
         if not (path / "adapter_config.json").exists():
-            peft_hoe.build_adapter(self.base, self.policies, path, progress=False, **options)
+            peft_hoe.build_adapter(self.base, policies or self.policies, path, progress=False, **options)
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path).eval()
 
     def scale(self, sampled: bool) -> RewardNormalizer:

@@ -9,6 +9,7 @@ Shapes: N objectives, M preferences, E experts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,14 +60,14 @@ def stored(shapes: Shapes, n: int, r: int, preferences: int, routers: int = 0, v
         n: N.
         r: rank of every expert and merge.
         preferences: M, for methods that have a model or merge for each.
-        routers: of HoE with trained ones; `hoe_more` has an expert at the place of each.
+        routers: of HoE with trained ones.
         votes: of each of these.
     """
     base, expert = shapes.parameters, shapes.expert(r)
     soup = base + n * expert
     return {
-        "hoe": soup + expert, "hoe_more": soup + (1 + routers) * expert,
-        "hoe_trained": soup + expert + routers * shapes.router(votes),
+        **dict.fromkeys(("hoe", "hoe_linear", "hoe_same"), soup + expert),
+        "hoe_pairs": soup + math.comb(n, 2) * expert, "hoe_trained": soup + expert + routers * shapes.router(votes),
         "rs": soup, "rs_dense": n * base, "rs_norm": soup, **dict.fromkeys(("ta", "ties", "pcb"), base + preferences * expert),
         "mod": soup, "prompting": base, "morlhf": preferences * base, "lora_moe": soup + shapes.router(n),
     }  # fmt: skip

@@ -57,8 +57,14 @@ class Front:
         }
         self.igd_plus = self._igd_plus()
         self.rows = {name: self._row(name) for name in sweeps}
-        pairs = [(a, b) for a in sweeps for b in sweeps if a.startswith("hoe") and b != a and b != "hoe_trained"]
-        self.pairs = {(a, b): self._pair(a, b) for a, b in pairs}
+        pairs = [
+            (a, b)
+            for a in ("hoe", "hoe_pairs", "hoe_trained")
+            for b in sweeps
+            if b not in (a, "hoe_same", "hoe_trained")
+        ]
+        pairs.append(("hoe_same", "morlhf"))  # both of other policies
+        self.pairs = {(a, b): self._pair(a, b) for a, b in pairs if {a, b} <= set(sweeps)}
 
     def _with_estimate(self, name: str) -> FloatArray:
         """Mean points `(1 + R, K, N)`: of everything that was measured, then of the replicates."""
