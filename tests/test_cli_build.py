@@ -38,19 +38,21 @@ def arguments(models, *more):
 def test_options_reach_the_builder(models, capsys):
     options = (
         "--expert 0.5,0.5 --expert kind=0.2,brief=0.8 --router 0.25,0.75 --rank 3 --prune none --prune-scope module "
-        "--merge ties --merge-option density=0.5 --rescale 1.5 --svd exact --seed 7 --dtype bfloat16 "
+        "--merge ties --merge-option density=0.5 --rescale 1.5 --interpolation linear --svd exact --seed 7 --dtype bfloat16 "
         "--target-modules q_proj,v_proj --default-preference 0.9,0.1"
     )
     assert main(arguments(models, *options.split())) == 0
     report = json.loads((models / "out" / "build_report.json").read_text())
     assert report["options"] == {
         "r": 3, "prune": 0.0, "prune_scope": "module", "merge": "ties", "merge_options": {"density": 0.5},
-        "rescale": 1.5, "svd": "exact", "seed": 7, "dtype": "bfloat16",
+        "rescale": 1.5, "interpolation": "linear", "svd": "exact", "seed": 7, "dtype": "bfloat16",
     }  # fmt: skip
     assert [expert["preference"] for expert in report["experts"]] == [[1, 0], [0, 1], [0.5, 0.5], [0.2, 0.8]]
     assert [router["preference"] for router in report["routers"]] == [[0.25, 0.75]]
     assert {module.split(".")[-1] for module in report["modules"]} == {"q_proj", "v_proj"}
-    assert json.loads((models / "out" / "adapter_config.json").read_text())["default_preference"] == [0.9, 0.1]
+    config = json.loads((models / "out" / "adapter_config.json").read_text())
+    assert config["default_preference"] == [0.9, 0.1]
+    assert config["interpolation"] == "linear"
     assert "2 modules, 4 experts, 1 routers" in capsys.readouterr().out
 
 
