@@ -9,7 +9,7 @@ the settings of `router_training.py`. `hoe` has the policies' experts and one at
 without its length between experts, `hoe_pairs` (three objectives) has merged experts in the middle of each pair in place of
 the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them (`morlhf-<λ of the first objective>-seed<k>`),
 for positive × rich; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-objective
-policies, so that both come from the same recipe.
+policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
 
 Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run parts.
 Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
@@ -37,7 +37,7 @@ from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
 # Method: seeds of training
 METHODS = {
     "hoe": 1, "hoe_linear": 1, "hoe_pairs": 1, "hoe_same": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1,
-    "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5,
+    "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5, "hoe_same_trained": 3,
 }  # fmt: skip
 MORLHF = (0.1, 0.3, 0.5, 0.7, 0.9)
 RANK = 16
@@ -84,12 +84,14 @@ def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Any:
         if len(problem.names) < 3:
             raise Missing("the middle of the only pair is the centroid")
         return problem.model(name, experts=middles(len(problem.names)))
-    if name == "hoe_same":
+    if name.startswith("hoe_same"):
         own = {objective: folder_of(policies) / f"stories260k-{objective}" for objective in problem.names}
         absent = [path.name for path in own.values() if not (path / "model.safetensors").exists()]
         if absent:
             raise Missing(f"not there: {', '.join(absent)}")
-        return problem.model(name, policies={objective: str(path) for objective, path in own.items()})
+        sources = {objective: str(path) for objective, path in own.items()}
+        trained = problem.trained_hoe(seed, "hoe_same", sources) if name == "hoe_same_trained" else None
+        return problem.model(name, trained, policies=sources)
     return problem.model(name)
 
 

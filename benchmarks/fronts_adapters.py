@@ -84,13 +84,14 @@ class Problem:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return RewardNormalizer(np.asarray(kept["payoff"]), self.names, kept["decoding"])
 
-    def trained_hoe(self, seed: int) -> Path:
+    def trained_hoe(self, seed: int, name: str = "hoe", policies: dict[str, str] | None = None) -> Path:
         """HoE with two (three) routers, trained on the training prompts; the folder, with its CPU time in `training.json`."""
-        output = self.folder / "trained" / f"hoe-seed{seed}"
+        output = self.folder / "trained" / f"{name}-seed{seed}"
         if (output / "training.json").exists():
             return output
         preferences = router_preferences(len(self.names))
-        model = self.model("hoe-routers", routers=[{"preference": p} for p in preferences])
+        routers = [{"preference": preference} for preference in preferences]
+        model = self.model(f"{name}-routers", policies=policies, routers=routers)
         args = HoERouterConfig(
             output_dir=str(output), max_steps=UPDATES, seed=seed, stop_token="eos", response_length=NEW_TOKENS,
             local_rollout_forward_batch_size=128, save_strategy="no", num_sample_generations=0, report_to=[],

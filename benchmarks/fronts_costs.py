@@ -67,7 +67,8 @@ def stored(shapes: Shapes, n: int, r: int, preferences: int, routers: int = 0, v
     soup = base + n * expert
     return {
         **dict.fromkeys(("hoe", "hoe_linear", "hoe_same"), soup + expert),
-        "hoe_pairs": soup + math.comb(n, 2) * expert, "hoe_trained": soup + expert + routers * shapes.router(votes),
+        "hoe_pairs": soup + math.comb(n, 2) * expert,
+        **dict.fromkeys(("hoe_trained", "hoe_same_trained"), soup + expert + routers * shapes.router(votes)),
         "rs": soup, "rs_dense": n * base, "rs_norm": soup, **dict.fromkeys(("ta", "ties", "pcb"), base + preferences * expert),
         "mod": soup, "prompting": base, "morlhf": preferences * base, "lora_moe": soup + shapes.router(n),
     }  # fmt: skip

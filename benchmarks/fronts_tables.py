@@ -63,7 +63,8 @@ class Front:
             for b in sweeps
             if b not in (a, "hoe_same", "hoe_trained")
         ]
-        pairs.append(("hoe_same", "morlhf"))  # both of other policies
+        pairs = [pair for pair in pairs if not pair[1].startswith("hoe_same")]  # of other policies
+        pairs += [("hoe_same", "morlhf"), ("hoe_same_trained", "morlhf")]
         self.pairs = {(a, b): self._pair(a, b) for a, b in pairs if {a, b} <= set(sweeps)}
 
     def _with_estimate(self, name: str) -> FloatArray:

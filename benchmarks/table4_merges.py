@@ -4,7 +4,7 @@
 
 The expert at the centroid is merged by task arithmetic (`linear`), TIES and PCB-Merging, each with its default
 options. One more row is task arithmetic with the policies' length restored (`rescale="policy_norm"`, which leaves
-one-hot experts as they are); "none" has no merged expert; two rows have the paper's linear interpolation. Test prompts, greedy, 48 new tokens; intervals are 95 %,
+one-hot experts as they are); "none" has no merged expert. Test prompts, greedy, 48 new tokens; intervals are 95 %,
 over prompts; differences are paired over prompts.
 """
 
@@ -33,15 +33,10 @@ def main() -> None:
     adapters["linear, policy_norm"] = setting.adapter("merge-linear-norm", merge="linear", rescale="policy_norm")
     sweeps["linear, policy_norm"] = setting.sweep("merge linear norm", adapters["linear, policy_norm"])
     soup = setting.sweep("no merged expert", setting.adapter("no-middle", experts=[]))
-    plain_soup = setting.adapter("no-middle-linear", experts=[], interpolation="linear")
-    linear = {
-        "none, linear interpolation": setting.sweep("no merged expert, linear", plain_soup),
-        "ties, linear interpolation": setting.sweep("HoE, linear", setting.linear()),
-    }
     n = len(args.objectives)
     middle = int(np.abs(soup.preferences - 1 / n).max(1).argmin())
     result, rows = {}, []
-    for name, sweep in {"none": soup, **sweeps, **linear}.items():
+    for name, sweep in {"none": soup, **sweeps}.items():
         volume = hypervolume(sweep)
         difference = gain(sweep, sweeps["linear"]) if name != "linear" else None
         result[name] = {
