@@ -3,11 +3,11 @@
     python benchmarks/router_training.py --shared DIR --output router_training.json --seeds 5
 
 One adapter (policies positive and rich, and the expert between them; build defaults, but the paper's linear
-interpolation), one router. For each seed and arm the router is trained on the training prompts; then trained and
-untrained are compared on the test prompts (`--split`; the settings below were chosen with `--split validation`). The
-measure is the worst gap max_i λ_i (1.05 − R̂_i), R̂ normalised by the payoff table of the validation prompts at the
-same decoding; lower is better. Sampled rewards: temperature 1, five texts per prompt, drawn alike for both. 48 new
-tokens. Intervals: paired over seeds, Student's t, 95 %.
+interpolation unless `--interpolation` says otherwise), one router. For each seed and arm the router is trained on the
+training prompts; then trained and untrained are compared on the test prompts (`--split`; the settings below were chosen
+with `--split validation`). The measure is the worst gap max_i λ_i (1.05 − R̂_i), R̂ normalised by the payoff table of
+the validation prompts at the same decoding; lower is better. Sampled rewards: temperature 1, five texts per prompt,
+drawn alike for both. 48 new tokens. Intervals: paired over seeds, Student's t, 95 %.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
 import stories_rewards
+from peft_hoe.config import INTERPOLATIONS
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 from peft_hoe.training.normalization import RewardNormalizer, payoff_table
 
@@ -66,7 +67,10 @@ REWARDS = {name: stories_rewards.REWARDS[name] for name in OBJECTIVES}
 class Bench:
     """The models, prompts and scales that all runs share."""
 
-    def __init__(self, shared: Path, folder: Path, split: str, preference: Sequence[float]) -> None:
+    def __init__(
+        self, shared: Path, folder: Path, split: str, preference: Sequence[float], interpolation: str = "linear"
+    ) -> None:
+        self.interpolation = interpolation
         self.base, self.folder, self.preference = shared / "models/stories260k", folder, list(preference)
         self.policies = {name: shared / f"models/policies/stories260k-{name}" for name in OBJECTIVES}
         prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
@@ -80,7 +84,7 @@ class Bench:
         if not path.exists():
             router = {"preference": self.preference, "name": "router", "votes_for": votes_for}
             peft_hoe.build_adapter(
-                str(self.base), self.policies, path, routers=[router], interpolation="linear", progress=False
+                str(self.base), self.policies, path, routers=[router], interpolation=self.interpolation, progress=False
             )
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path).eval()
 
@@ -190,6 +194,7 @@ def main() -> None:
         "--preference", type=float, nargs=2, default=[0.25, 0.75], help="the router's (default .25 .75)"
     )
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"default {UPDATES}")
+    parser.add_argument("--interpolation", default="linear", choices=INTERPOLATIONS, help="default linear, the paper's")
     parser.add_argument("--split", default="test", choices=["validation", "test"], help="prompts to report on")
     parser.add_argument("--set", type=json.loads, default={}, metavar="JSON", help="other settings, for the search")
     arguments = parser.parse_args()
@@ -197,10 +202,10 @@ def main() -> None:
     disable_progress_bar()
     set_verbosity_error()  # max_new_tokens beats the model's max_length, it would say at every call
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments.shared, Path(folder), arguments.split, arguments.preference)
+        bench = Bench(arguments.shared, Path(folder), arguments.split, arguments.preference, arguments.interpolation)
         result: dict[str, Any] = {
             "peft_hoe": peft_hoe.__version__, "torch": torch.__version__, "split": arguments.split,
-            "preference": arguments.preference, "updates": arguments.updates,
+            "preference": arguments.preference, "interpolation": arguments.interpolation, "updates": arguments.updates,
             "settings": {**SETTINGS, **arguments.set},
             "payoff": {name: bench.scales[name == "sampled"].payoff.tolist() for name in ("sampled", "greedy")},
             "runs": [],
