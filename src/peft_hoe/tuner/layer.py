@@ -300,7 +300,7 @@ _DISPATCHED = re.compile(r"(^|\.)experts?(\.|$)")
 
 def _per_row(weights: torch.Tensor, repeat: int, ndim: int) -> torch.Tensor:
     """`(rows, K)` as `(K,)` where all rows share it, else `(rows * repeat, 1, ..., K)` to go with an input of `ndim`."""
-    if weights.shape[0] == 1 and repeat == 1:
+    if weights.shape[0] == 1:
         return weights[0]
     weights = weights.repeat_interleave(repeat, dim=0)
     return weights.reshape(weights.shape[0], *([1] * (ndim - 2)), weights.shape[1])
