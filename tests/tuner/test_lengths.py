@@ -177,7 +177,7 @@ def test_a_file_without_the_inner_products_is_refused(tmp_path):
     config = (tmp_path / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config.replace('"linear"', '"norm"'))
     with pytest.raises(
-        CheckpointError, match=r"lacks the tensor '.*hoe_length.default.gram'"
+        CheckpointError, match=r"hoe_length.default.gram', which .* was saved with interpolation='linear'"
     ):
         PeftModel.from_pretrained(Base(), tmp_path)
 
@@ -308,6 +308,21 @@ def test_compiled(randomise):
 def test_experts_that_train_are_refused():
     with pytest.raises(ExpertError, match='use interpolation="linear" while experts train'):
         make(train_experts=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_experts": True}, 'use interpolation="linear" while experts train'),
+        ({"interpolation": "cubic"}, r"interpolation is 'cubic'; allowed are \['linear', 'norm'\]"),
+    ],
+)
+def test_what_is_assigned_to_a_configuration_is_checked_too(change, message):
+    config = HoEConfig(objectives=["a", "b"], r=1, target_modules=["lin"], interpolation="norm")
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(ExpertError, match=message):
+        get_peft_model(Base(), config)
 
 
 def test_other_values_are_refused():
