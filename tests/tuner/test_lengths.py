@@ -172,6 +172,14 @@ def test_saved_and_loaded(tmp_path):
     torch.testing.assert_close(delta(loaded, MIDDLE), delta(model, MIDDLE), rtol=0, atol=0)
 
 
+def test_a_file_with_inner_products_can_be_read_as_linear(tmp_path):
+    make().save_pretrained(tmp_path)
+    config = HoEConfig.from_pretrained(tmp_path)
+    config.interpolation = "linear"
+    loaded = PeftModel.from_pretrained(Base(), tmp_path, config=config)
+    torch.testing.assert_close(delta(loaded, MIDDLE), torch.eye(2) * 1.5)
+
+
 def test_a_file_without_the_inner_products_is_refused(tmp_path):
     make(interpolation="linear").save_pretrained(tmp_path)
     config = (tmp_path / "adapter_config.json").read_text()
