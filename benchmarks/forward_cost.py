@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/forward_cost.py [--output FILE]
 
 A random Llama; every variant is timed in turn, in many rounds, and the medians are compared. "2 LoRAs" is PEFT with two
-adapters active at once, "2 models" two forwards as in logit fusion.
+adapters active at once, "2 models" two forwards as in logit fusion, "length kept" `interpolation="norm"`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import peft_hoe
@@ -43,13 +44,6 @@ def variants(hidden: int, layers: int, rank: int, batch: int) -> dict[str, tuple
     two = get_peft_model(llama(hidden, layers), LoraConfig(**lora))
     two.add_adapter("other", LoraConfig(**lora))
     two.base_model.set_adapter(["default", "other"])
-    hoe = get_peft_model(
-        llama(hidden, layers), peft_hoe.HoEConfig(objectives=["a", "b"], routers=[[0.25, 0.75]], **lora)
-    )
-    routed = get_peft_model(
-        llama(hidden, layers), peft_hoe.HoEConfig(objectives=["a", "b"], routers=[[0.25, 0.75]], **lora)
-    )
-    routed.mark_trained()
     rows = [[i / (batch - 1), 1 - i / (batch - 1)] for i in range(batch)]
     base = llama(hidden, layers)
     return {
@@ -57,11 +51,32 @@ def variants(hidden: int, layers: int, rank: int, batch: int) -> dict[str, tuple
         "LoRA": (get_peft_model(llama(hidden, layers), LoraConfig(**lora)), {}, 1),
         "2 LoRAs": (two, {}, 1),
         "2 models": (base, {}, 2),
-        "HoE, 1 expert": (hoe, {"preference": [1, 0]}, 1),
-        "HoE, 2 experts": (hoe, {"preference": [0.7, 0.3]}, 1),
-        "HoE, trained router": (routed, {"preference": [0.1, 0.9]}, 1),
-        "HoE, one preference per row": (hoe, {"preference": rows}, 1),
+        **{
+            f"HoE, {use}{kept}": (
+                adapted(llama(hidden, layers), interpolation, trained, lora),
+                {"preference": given},
+                1,
+            )
+            for interpolation, kept in (("linear", ""), ("norm", ", length kept"))
+            for use, trained, given in (
+                ("1 expert", False, [1, 0]),
+                ("2 experts", False, [0.7, 0.3]),
+                ("trained router", True, [0.1, 0.9]),
+                ("one preference per row", False, rows),
+            )
+        },
     }
+
+
+def adapted(base: LlamaForCausalLM, interpolation: str, trained: bool, lora: dict[str, Any]) -> PeftModel:
+    """The base with three experts and a router."""
+    config = peft_hoe.HoEConfig(
+        objectives=["a", "b"], routers=[[0.25, 0.75]], init_weights=False, interpolation=interpolation, **lora
+    )
+    model = get_peft_model(base, config)
+    if trained:
+        model.mark_trained()
+    return model.eval()
 
 
 def medians(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -114,7 +129,7 @@ def main() -> None:
     base = stored["base"]
     rows = {}
     print(
-        f"{'variant':<28} {'prefill':>8} {'decode':>8} {'decode / LoRA':>14} {'parameters':>11}   (relative to the base)"
+        f"{'variant':<41} {'prefill':>8} {'decode':>8} {'decode / LoRA':>14} {'parameters':>11}   (relative to the base)"
     )
     for name in models:
         rows[name] = {
@@ -123,7 +138,7 @@ def main() -> None:
             "decode_per_lora": decodes[name] / decodes["LoRA"],
             "parameters": stored[name] / base,
         }
-        print("{:<28} {:>8.2f} {:>8.2f} {:>14.2f} {:>11.2f}".format(name, *rows[name].values()))
+        print("{:<41} {:>8.2f} {:>8.2f} {:>14.2f} {:>11.2f}".format(name, *rows[name].values()))
     if arguments.output:
         arguments.output.write_text(
             json.dumps({"settings": vars(arguments) | {"output": None}, "rows": rows}, indent=2)

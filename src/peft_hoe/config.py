@@ -85,6 +85,16 @@ class HoEConfig(PeftConfig):
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
         self.r = checked_rank(self.r, "r")
         self.router_temperature = checked_temperature(self.router_temperature)
+        self.check_interpolation()
+        if self.objectives is not None:
+            self._resolve()
+
+    def check_interpolation(self) -> None:
+        """Check again what may have been assigned since.
+
+        Raises:
+            ExpertError: another value, or one that does not go with `train_experts`.
+        """
         if self.interpolation not in INTERPOLATIONS:
             raise ExpertError(f"interpolation is {self.interpolation!r}; allowed are {list(INTERPOLATIONS)}")
         if self.interpolation == "norm" and self.train_experts:
@@ -92,8 +102,6 @@ class HoEConfig(PeftConfig):
                 'interpolation="norm" needs experts whose lengths stay as they are, but train_experts=True changes them; use '
                 'interpolation="linear" while experts train'
             )
-        if self.objectives is not None:
-            self._resolve()
 
     # -- resolving what the user wrote ---
 

@@ -33,6 +33,19 @@ def test_generation_by_rows_equals_row_by_row(steerable, tokens, kind, decoding)
         assert together[i * copies : (i + 1) * copies].tolist() == alone.tolist()
 
 
+def test_beams_with_rows_of_one_adapter_and_one_preference_of_another(hoe_llama, config, tokens):
+    model = hoe_llama()
+    model.add_adapter("other", config(init_weights=False, interpolation="norm"))
+    model.mark_trained(adapter_name="other")
+    model.base_model.set_adapter(["default", "other"])
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2}
+    together = model.generate(input_ids=tokens, preference={"default": ROWS, "other": [0.3, 0.7]}, **settings)
+    for i, preference in enumerate(ROWS):
+        named = {"default": preference, "other": [0.3, 0.7]}
+        alone = model.generate(input_ids=tokens[i : i + 1], preference=named, **settings)
+        assert together[i].tolist() == alone[0].tolist()
+
+
 def test_preferences_do_change_the_text(steerable, tokens):
     for kind in ("llama", "opt", "t5", "bart"):
         model = steerable(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -102,12 +103,14 @@ def test_where_nothing_is_left_nothing_is_scaled(products):
 
 
 def test_inner_products_from_factors():
+    """In units of the longest expert's squared length."""
     torch.manual_seed(0)
     ranks = (2, 0, 3)
     a, b = torch.randn(5, 7), torch.randn(4, 5)
     deltas = [b[:, :2] @ a[:2], torch.zeros(4, 7), b[:, 2:] @ a[2:]]
     wanted = torch.tensor([[float((one * other).sum()) for other in deltas] for one in deltas])
-    torch.testing.assert_close(gram(a, b, ranks).float(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gram(a, b, ranks).float(), wanted / wanted.max(), rtol=1e-5, atol=1e-5)
+    assert not gram(a, torch.zeros(4, 5), ranks).any()
 
 
 # -- ways to use it ---
@@ -169,21 +172,66 @@ def test_saved_and_loaded(tmp_path):
     torch.testing.assert_close(delta(loaded, MIDDLE), delta(model, MIDDLE), rtol=0, atol=0)
 
 
+def test_a_file_with_inner_products_can_be_read_as_linear(tmp_path):
+    make().save_pretrained(tmp_path)
+    config = HoEConfig.from_pretrained(tmp_path)
+    config.interpolation = "linear"
+    loaded = PeftModel.from_pretrained(Base(), tmp_path, config=config)
+    torch.testing.assert_close(delta(loaded, MIDDLE), torch.eye(2) * 1.5)
+
+
 def test_a_file_without_the_inner_products_is_refused(tmp_path):
     make(interpolation="linear").save_pretrained(tmp_path)
     config = (tmp_path / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config.replace('"linear"', '"norm"'))
-    with pytest.raises(CheckpointError, match=r"lacks the tensor '.*hoe_length.default.gram'"):
+    with pytest.raises(
+        CheckpointError, match=r"hoe_length.default.gram', which .* was saved with interpolation='linear'"
+    ):
         PeftModel.from_pretrained(Base(), tmp_path)
 
 
-def test_weights_that_are_loaded_later_count():
-    """The factor is kept with the plan, but not beyond the inner products that it came from."""
-    model, other = make(), make(first=(0.0, 3.0))  # here both experts write to the same output
-    assert float(delta(model, MIDDLE).norm()) == pytest.approx(3.0)
+def load_in_place(model, other):
     model.load_state_dict(other.state_dict())
-    torch.testing.assert_close(delta(model, MIDDLE), delta(other, MIDDLE))
-    assert float(delta(model, MIDDLE)[1].norm()) == pytest.approx(3.0)
+    return model
+
+
+def load_by_assigning(model, other):
+    model.load_state_dict(other.state_dict(), assign=True)
+    return model
+
+
+def swap_data(model, other):
+    for (_, parameter), (_, new) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        parameter.data = new.data.clone()
+    return model
+
+
+def load_into_a_copy(model, other):
+    return load_in_place(copy.deepcopy(model), other)
+
+
+def load_into_a_pickled_one(model, other):
+    return load_in_place(pickle.loads(pickle.dumps(model)), other)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "change", [load_in_place, load_by_assigning, swap_data, load_into_a_copy, load_into_a_pickled_one]
+)
+def test_weights_that_are_loaded_later_count(change, inference, rows):
+    """The factor is kept with the plan, but not beyond the inner products that it came from."""
+    with torch.inference_mode(inference):
+        model, other = make(), make(second=(3.0, 0.0))
+        with torch.no_grad():
+            other.base_model.model.lin.hoe_A["default"].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.1]]))
+        for each in (model, other):  # as many writes to both, which therefore tell nothing
+            each.base_model.model.lin.measure_lengths("default")
+        preference = [MIDDLE, [1.0, 0.0]] if rows else MIDDLE
+        before = delta(model, preference)
+        model = change(model, other)
+        torch.testing.assert_close(delta(model, preference), delta(other, preference))
+        assert not torch.allclose(delta(model, preference), before)
 
 
 def test_inner_products_never_train():
@@ -222,6 +270,37 @@ def test_half_precision_follows():
     torch.testing.assert_close(found.float(), wanted, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [1e-4, 1.0, 1e3])
+def test_half_precision_holds_the_inner_products_of_short_and_long_experts(dtype, length):
+    """Squared, 1e-4 is nothing in float16, and 1e3 is more than it holds."""
+    layer = make(first=(length, 0.0), second=(0.0, length)).to(dtype).base_model.model.lin
+    votes = torch.tensor(MIDDLE)
+    torch.testing.assert_close(layer.hoe_length["default"](votes), torch.tensor([2**0.5]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_round_the_factor(dtype):
+    lengths = make(first=(3.0, 1.0), second=(1.0, 2.7)).base_model.model.lin.hoe_length["default"]
+    votes = torch.tensor([0.37, 0.63])
+    with torch.autocast("cpu", dtype=dtype):
+        found = lengths(votes)
+    torch.testing.assert_close(found, lengths(votes), rtol=0, atol=0)
+
+
+def test_the_factor_costs_a_call_nothing_where_all_tokens_share_it():
+    """It is in the scale that the plan keeps: as many operations as without it."""
+
+    def operations(model):
+        model(torch.eye(2), preference=MIDDLE)
+        with torch.profiler.profile() as profile:
+            model(torch.eye(2), preference=MIDDLE)
+        return [event.name for event in profile.events() if event.name.startswith("aten::")]
+
+    with torch.no_grad():
+        assert operations(make()) == operations(make(interpolation="linear"))
+
+
 def test_compiled(randomise):
     model = make(second=(0.0, 4.0))
     model.set_preference([0.75, 0.25])
@@ -237,6 +316,21 @@ def test_compiled(randomise):
 def test_experts_that_train_are_refused():
     with pytest.raises(ExpertError, match='use interpolation="linear" while experts train'):
         make(train_experts=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_experts": True}, 'use interpolation="linear" while experts train'),
+        ({"interpolation": "cubic"}, r"interpolation is 'cubic'; allowed are \['linear', 'norm'\]"),
+    ],
+)
+def test_what_is_assigned_to_a_configuration_is_checked_too(change, message):
+    config = HoEConfig(objectives=["a", "b"], r=1, target_modules=["lin"], interpolation="norm")
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(ExpertError, match=message):
+        get_peft_model(Base(), config)
 
 
 def test_other_values_are_refused():

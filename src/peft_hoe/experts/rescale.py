@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ExpertError
+from ..tuner.lengths import MAX_FACTOR
 
 MODES = ("norm", "policy_norm")
-MAX_FACTOR = 3.0
 
 
 def check_rescale(rescale: Any) -> str | float | None:

@@ -229,27 +229,35 @@ class HoELayer(BaseTunerLayer):
             return self._delta_by_modules(x, adapter, votes)
         selection = plan.selection(self.hoe_layouts[adapter].ranks)
         if plan.is_shared and not self._records(adapter):
-            votes = plan.placed("static", x)[0]
-            scale = plan.shared_scale(self.hoe_layouts[adapter].ranks, x)
+            scale = self._shared_scale(x, adapter, plan)
         else:
             votes = self._votes(x, adapter, plan, repeat)
             scale = over_ranks(selection.votes(votes), selection.ranks)
-        if adapter in self.hoe_length:
-            scale = scale * self._length_factor(x, adapter, plan, repeat, votes)
+            if adapter in self.hoe_length:
+                scale = scale * self._length_factor(x, adapter, plan, repeat, votes)
         inner = F.linear(x, selection.rows(weight_a))
         return F.linear(inner * scale.to(inner.dtype), selection.columns(weight_b))
+
+    def _shared_scale(self, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
+        """What multiplies A x where all tokens have the same votes, `(r,)` over the selected experts' ranks."""
+        scale = plan.shared_scale(self.hoe_layouts[adapter].ranks, x)
+        if adapter not in self.hoe_length:
+            return scale
+        lengths: Any = self.hoe_length[adapter]
+        key = (self.module_name, x.device, x.dtype)
+        return plan.derived(key, lengths.gram, lambda: scale * lengths(plan.placed("static", x)[0]))
 
     def _length_factor(
         self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int, votes: torch.Tensor
     ) -> torch.Tensor:
-        """C of the votes, to be broadcast over them; kept with the plan where it does not depend on the input."""
+        """The factor c of the votes, to be broadcast over them; kept with the plan where rows differ but not tokens."""
         lengths: Any = self.hoe_length[adapter]
-        if plan.is_live:
+        if plan.is_live or plan.is_shared:
             factor: torch.Tensor = lengths(votes)
             return factor
-        version = -1 if lengths.gram.is_inference() else lengths.gram._version
-        key = (self.module_name, version, x.device, x.dtype)
-        return _per_row(plan.remembered(key, lambda: lengths(plan.placed("static", x))), repeat, x.ndim)
+        key = (self.module_name, x.device, x.dtype)
+        factor = plan.derived(key, lengths.gram, lambda: lengths(plan.placed("static", x)))
+        return _per_row(factor, repeat, x.ndim)
 
     def _delta_by_modules(self, x: torch.Tensor, adapter: str, votes: torch.Tensor) -> torch.Tensor:
         """The same over all experts, which keeps shapes constant, through A's and B's own forwards."""
@@ -300,7 +308,7 @@ _DISPATCHED = re.compile(r"(^|\.)experts?(\.|$)")
 
 def _per_row(weights: torch.Tensor, repeat: int, ndim: int) -> torch.Tensor:
     """`(rows, K)` as `(K,)` where all rows share it, else `(rows * repeat, 1, ..., K)` to go with an input of `ndim`."""
-    if weights.shape[0] == 1 and repeat == 1:
+    if weights.shape[0] == 1:
         return weights[0]
     weights = weights.repeat_interleave(repeat, dim=0)
     return weights.reshape(weights.shape[0], *([1] * (ndim - 2)), weights.shape[1])

@@ -7,7 +7,8 @@ is 0.71 times as long, and the model falls back towards its base. With `interpol
 
 where e_j = B_j A_j (Frobenius norms) and w are the votes, of a preference or of a token. c is 1 where one expert has all votes.
 Everything follows from the inner products of the experts, <e_i, e_j> = sum of (B_i^T B_j) * (A_i A_j^T), which are
-measured once and stored with the adapter.
+measured once and stored with the adapter, in units of the longest expert's: c depends on ratios alone, and float16 can hold
+them.
 
 Not in the paper, which averages as it is; the rule is that of `rescale="policy_norm"` in a build. Shapes: L experts.
 """
@@ -25,7 +26,7 @@ class ExpertLengths(nn.Module):
     """One module's experts seen from c(w).
 
     Attributes:
-        gram: `(L, L)`, their inner products; 0 for experts that have no weights here.
+        gram: `(L, L)`, their inner products, the greatest 1; 0 for experts that have no weights here.
     """
 
     def __init__(self, n_experts: int) -> None:
@@ -38,17 +39,33 @@ class ExpertLengths(nn.Module):
         self.gram.copy_(gram(weight_a, weight_b, ranks))
 
     def forward(self, votes: torch.Tensor) -> torch.Tensor:
-        """C of votes `(..., L)`, `(..., 1)` in their dtype; 1 where nothing is left to be scaled."""
+        """The factor c `(..., 1)` of votes `(..., L)`, in their dtype; 1 where nothing is left to be scaled."""
         products = self.gram.to(votes.dtype)
-        lengths = votes @ products.diagonal().clamp_min(0).sqrt().unsqueeze(-1)
-        squared = ((votes @ products) * votes).sum(-1, keepdim=True)
+        # No matrix products, which autocast would round.
+        lengths = (votes * products.diagonal().clamp_min(0).sqrt()).sum(-1, keepdim=True)
+        squared = ((votes.unsqueeze(-2) * products).sum(-1) * votes).sum(-1, keepdim=True)
         factor = (lengths / squared.clamp_min(_TINY).sqrt()).clamp_max(MAX_FACTOR)
         return torch.where(squared > _TINY, factor, torch.ones_like(factor))
 
 
+class Snapshot:
+    """The state of a Parameter, to tell without reading its values whether it is still the same."""
+
+    def __init__(self, parameter: torch.Tensor) -> None:
+        self._alias = parameter.detach()  # holds the memory, which no other tensor gets meanwhile
+        self._version = parameter._version
+
+    def shows(self, parameter: torch.Tensor) -> bool:
+        """Whether the Parameter has kept its memory and has not been written to (unless through its `.data`)."""
+        return parameter.data_ptr() == self._alias.data_ptr() and parameter._version == self._version
+
+
 def gram(weight_a: torch.Tensor, weight_b: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
-    """Inner products `(L, L)` float64 of the experts in A `(r, d_in)` and B `(d_out, r)`; `ranks` sum to r."""
+    """Inner products `(L, L)` float64 of the experts in A `(r, d_in)` and B `(d_out, r)`; `ranks` sum to r.
+
+    Divided by the greatest; all 0 where no expert has weights.
+    """
     a, b = weight_a.double(), weight_b.double()
-    products = (b.T @ b) * (a @ a.T)
-    blocks = [[cell.sum() for cell in row.split(ranks, dim=1)] for row in products.split(ranks, dim=0)]
-    return torch.stack([torch.stack(row) for row in blocks])
+    owner = torch.eye(len(ranks), dtype=a.dtype).repeat_interleave(torch.tensor(ranks), dim=0).to(a.device)  # (r, L)
+    products = owner.T @ ((b.T @ b) * (a @ a.T)) @ owner
+    return products / products.diagonal().max().clamp_min(torch.finfo(a.dtype).tiny)

@@ -47,6 +47,11 @@ def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str
     for key, (adapter, shape) in expected.items():
         if key in state_dict:
             _check_tensor(key, state_dict[key], shape)
+        elif adapter in present and ".hoe_length." in key:
+            raise CheckpointError(
+                f"adapter {adapter!r}: the file lacks the tensor {key!r}, which interpolation='norm' needs; it is incomplete, "
+                "or was saved with interpolation='linear': load it with that, or build it again"
+            )
         elif adapter in present:
             raise CheckpointError(
                 f"adapter {adapter!r}: the file lacks the tensor {key!r} of shape {tuple(shape)}; it is incomplete, or its "

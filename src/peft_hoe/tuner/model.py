@@ -217,6 +217,7 @@ class HoEModel(BaseTuner):
 def _check_injectable(config: HoEConfig, adapter_name: str, model: nn.Module) -> None:
     if config.objectives is None:
         raise ExpertError('HoEConfig names no objectives; write HoEConfig(objectives=["helpful", "harmless"], ...)')
+    config.check_interpolation()
     if "." in adapter_name:
         raise ExpertError(f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another")
     if config.task_type is None and hasattr(model, "generate"):

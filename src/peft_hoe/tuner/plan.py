@@ -18,6 +18,7 @@ from ..config import HoEConfig
 from ..errors import HoEWarning
 from ..preference import FloatArray, parse_preference, uniform
 from ..routing import HULL, Route
+from .lengths import Snapshot
 
 _CACHED_PLANS = 256
 
@@ -46,6 +47,7 @@ class AdapterPlan:
     selected: tuple[int, ...]
     scatter: torch.Tensor
     _placed: dict[Any, torch.Tensor] = field(default_factory=dict)
+    _derived: dict[Any, tuple[Snapshot, torch.Tensor]] = field(default_factory=dict)
     _selections: dict[tuple[int, ...], Selection] = field(default_factory=dict)
 
     @property
@@ -71,6 +73,21 @@ class AdapterPlan:
             if type(placed) is torch.Tensor:  # a tracer's tensors are not for others
                 self._placed[key] = placed
         return placed
+
+    def derived(self, key: Any, source: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `make` returns, made once for a key and state of `source`, the Parameter that it is made from."""
+        if type(source) is not torch.nn.Parameter or source.is_inference():  # these do not tell when they change
+            return make()
+        kept = self._derived.get(key)
+        if kept is None or not kept[0].shows(source):
+            with torch.inference_mode(False):
+                kept = Snapshot(source), make()
+            self._derived[key] = kept
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy derives anew: its modules go their own ways."""
+        return {**self.__dict__, "_placed": {}, "_derived": {}}
 
     def selection(self, ranks: tuple[int, ...]) -> Selection:
         """Where the selected experts lie in tensors of these ranks."""
