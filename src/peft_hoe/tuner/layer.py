@@ -14,7 +14,6 @@ d_out) is ever made.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +24,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..config import HoEConfig
-from ..errors import PreferenceError
 from .frames import ACTIVE, ForwardMemory, Frame
 from .lengths import ExpertLengths
 from .plan import AdapterPlan, Plan, over_ranks
+from .rows import per_row
 from .steering import Steering
 
 
@@ -191,7 +190,7 @@ class HoELayer(BaseTunerLayer):
 
     def _votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
         """w: `(L,)` where it is the same for all tokens, else `(..., L)` to be broadcast over x's tokens."""
-        votes = _per_row(plan.placed("static", x), repeat, x.ndim)
+        votes = per_row(plan.placed("static", x), repeat, x.ndim)
         # A compiled graph keeps its shape: there routers are read as soon as some preference has a use for one.
         if plan.may_be_live if torch.compiler.is_compiling() else plan.is_live:
             votes = votes + self._router_votes(x, adapter, plan, repeat)
@@ -204,7 +203,7 @@ class HoELayer(BaseTunerLayer):
         return recorder is not None and recorder[0] is self.hoe_steering and recorder[1] == adapter
 
     def _router_votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
-        live = _per_row(plan.placed("live", x), repeat, x.ndim)
+        live = per_row(plan.placed("live", x), repeat, x.ndim)
         layout = self.hoe_layouts[adapter]
         router: Any = self.hoe_router[adapter]
         logits = router(self._cast_input_dtype(x, router.weight.dtype))
@@ -257,7 +256,7 @@ class HoELayer(BaseTunerLayer):
             return factor
         key = (self.module_name, x.device, x.dtype)
         factor = plan.derived(key, lengths.gram, lambda: lengths(plan.placed("static", x)))
-        return _per_row(factor, repeat, x.ndim)
+        return per_row(factor, repeat, x.ndim)
 
     def _delta_by_modules(self, x: torch.Tensor, adapter: str, votes: torch.Tensor) -> torch.Tensor:
         """The same over all experts, which keeps shapes constant, through A's and B's own forwards."""
@@ -272,27 +271,6 @@ class HoELayer(BaseTunerLayer):
             return True
         return not (_is_plain(self.hoe_A[adapter]) and _is_plain(self.hoe_B[adapter]))
 
-    def _repeat(self, x: torch.Tensor, plan: Plan, frame: Frame | None) -> int:
-        """How often each row of the plan stands in x: 1, what generate expands by, or also the length for flat inputs.
-
-        Raises:
-            PreferenceError: the rows of x are no such multiple, so they are not samples in order.
-        """
-        if plan.rows is None:
-            return 1
-        expansions = frame.expansions if frame is not None else frozenset({1})
-        lengths = frame.lengths if frame is not None and x.ndim == 2 else frozenset()
-        allowed = expansions | {length * expansion for length in lengths for expansion in expansions}
-        rows, rest = divmod(x.shape[0], plan.rows)
-        dispatched = x.ndim == 2 and plan.rows > 1 and _DISPATCHED.search(self.module_name) is not None
-        if rest or rows not in allowed or dispatched:
-            raise PreferenceError(
-                f"{self.module_name} was given an input of shape {tuple(x.shape)}, whose rows are not the {plan.rows} rows "
-                "that preferences were given for (dispatched experts, packed batches and patches are not); use one "
-                "preference for the whole batch, or exclude this module"
-            )
-        return rows
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True where no router that was trained votes at the current preference."""
         try:
@@ -300,18 +278,6 @@ class HoELayer(BaseTunerLayer):
         except ValueError:
             return False
         return True
-
-
-# Where the tokens of a batch arrive in an order of their own, perhaps as many as there are rows.
-_DISPATCHED = re.compile(r"(^|\.)experts?(\.|$)")
-
-
-def _per_row(weights: torch.Tensor, repeat: int, ndim: int) -> torch.Tensor:
-    """`(rows, K)` as `(K,)` where all rows share it, else `(rows * repeat, 1, ..., K)` to go with an input of `ndim`."""
-    if weights.shape[0] == 1:
-        return weights[0]
-    weights = weights.repeat_interleave(repeat, dim=0)
-    return weights.reshape(weights.shape[0], *([1] * (ndim - 2)), weights.shape[1])
 
 
 def _is_plain(part: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from ..preference import FloatArray
 from .frames import ACTIVE
 from .layer import HoELayer
 from .plan import Plan, over_ranks
+from .rows import repeats
 from .steering import Steering
 
 
@@ -49,7 +50,7 @@ class HoELinear(nn.Module, HoELayer):
             self._check_merged(plan)
             return result
         dtype = result.dtype
-        repeat = self._repeat(x, plan, frame)
+        repeat = repeats(x, plan, frame, self.module_name)
         for adapter in self.active_adapters:
             if adapter in self.hoe_A and adapter in plan.adapters:
                 result = result + self._delta(x, adapter, plan.adapters[adapter], repeat)
