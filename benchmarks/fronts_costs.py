@@ -109,9 +109,11 @@ def storage_table(shapes: Shapes = LLAMA_2_7B) -> str:
     lines.append("|---|---|---|---|")
     counts = stored(shapes, 3, 128, 13, routers=3, votes=3)
     trained = {"hoe_trained": 3 * shapes.router(3), "lora_moe": shapes.router(3), "morlhf": 13 * shapes.parameters}
-    for name, count in counts.items():
+    for name in [
+        name for name in counts if name not in ("hoe_linear", "hoe_same", "hoe_same_trained")
+    ]:  # as their likes
         rows = 3 if name == "mod" else 1
-        lines.append(f"| {name} | {count / 1e9:.2f} | {trained.get(name, 0) / 1e6:.1f} | {rows} |")
+        lines.append(f"| {name} | {counts[name] / 1e9:.2f} | {trained.get(name, 0) / 1e6:.1f} | {rows} |")
     return "\n".join(lines)
 
 
