@@ -69,19 +69,21 @@ def main() -> None:
 
     hoe = measure("HoE", {"payoff_prompts": texts["validation"]})
     scale = {"normalizer": hoe.normalizer}
-    others = [
-        measure("soup, norm restored", scale, experts=[]),
-        measure("HoE, linear", scale, interpolation="linear"),
-        measure("soup", scale, experts=[], interpolation="linear"),
-    ]
+    restored = measure("soup, norm restored", scale, experts=[])
+    linear = measure("HoE, linear", scale, interpolation="linear")
+    soup = measure("soup", scale, experts=[], interpolation="linear")
+    others, compared = [restored, linear, soup], [(hoe, restored), (hoe, linear), (hoe, soup), (linear, soup)]
     if len(columns) > 2:
-        others.append(measure("HoE, pairs merged", scale, experts=midpoints(len(columns))))
-    for text in (hoe.table(), hoe.metrics().table()):
-        print(text + "\n")
-    for other in others:
-        print(other.name + "\n" + other.metrics().table() + "\n" + hoe.compare(other).table() + "\n")
-    linear, soup = others[1:3]
-    print(linear.compare(soup).table() + "\n")
+        pairs = midpoints(len(columns))
+        merged = measure("HoE, pairs merged", scale, experts=pairs)
+        others.append(merged)
+        of_linear = measure("HoE, pairs merged, linear", scale, experts=pairs, interpolation="linear")
+        compared += [(hoe, merged), (linear, of_linear), (merged, restored)]
+    print(hoe.table() + "\n")
+    for sweep in (hoe, *others):
+        print(f"{sweep.name}\n{sweep.metrics().table()}\n")
+    for first, second in compared:
+        print(first.compare(second).table() + "\n")
     hoe.plot(args.output / "front.png", others=others)
     print(hoe.report(args.output / "report.html", others=others))
 
