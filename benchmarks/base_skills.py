@@ -9,7 +9,8 @@ Nats per token above the base's, for each preference, on three kinds of text tha
   estimates the divergence KL(base || steered);
 - instructions: self-instruct's instructions with their inputs and answers, cut at 256 tokens: English, but no stories.
 
-Intervals are 95 %, of a bootstrap over texts. "RS" interpolates all weights of the policies.
+Intervals are 95 %, of a bootstrap over texts. "linear" is HoE with the paper's linear interpolation; "RS" interpolates
+all weights of the policies.
 """
 
 from __future__ import annotations
@@ -107,9 +108,11 @@ def main() -> None:
     prompt = [len(tokenizer(text)["input_ids"]) for text in setting.test]
     skipped = {kind: prompt if kind == "stories" else [1] * len(found) for kind, found in texts.items()}
     own = {kind: losses(base, tokenizer, found, skipped[kind]) for kind, found in texts.items()}
-    steered, soup = setting.steered(setting.adapter("hoe")), setting.baseline("rs", dense=True)
+    steered, linear = setting.steered(setting.adapter("hoe")), setting.steered(setting.linear())
+    soup = setting.baseline("rs", dense=True)
     methods: dict[str, Callable[[Any], Any]] = {
         "HoE": lambda point: nullcontext((steered, {"preference": point})),
+        "HoE, linear": lambda point: nullcontext((linear, {"preference": point})),
         "RS": lambda point: soup_at(soup, point),
     }
     result: dict[str, Any] = {

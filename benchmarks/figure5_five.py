@@ -3,10 +3,10 @@
     python benchmarks/figure5_five.py --shared DIR --policies DIR2 --output figures --plot figure5_five.png
 
 `DIR2` holds the policies that `morlhf_policies.py` trains. HoE is at build defaults: five one-hot experts and one at
-the centroid; "pairs merged" has ten more, in the middle of each pair. RS is all weights of the policies,
-interpolated; "norm restored" is the soup of HoE's own one-hot experts with the length that averaging loses given
-back. The grid is Das and Dennis' with three partitions, 35 points, and the paper's three preferences. Test prompts,
-greedy, 48 new tokens; intervals are 95 %, over prompts.
+the centroid; "pairs merged" has ten more, in the middle of each pair; "linear" has the paper's linear interpolation,
+which loses length. RS is all weights of the policies, interpolated; "norm restored" is the soup of HoE's own one-hot
+experts with that length given back. The grid is Das and Dennis' with three partitions, 35 points, and the paper's
+three preferences. Test prompts, greedy, 48 new tokens; intervals are 95 %, over prompts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from peft_hoe.preference import das_dennis
 
 OBJECTIVES = ("positive", "rich", "dialog", "past", "pronouns")
 PAPER = [[1 / 5] * 5, [1 / 6] * 3 + [1 / 4] * 2, [1 / 9] * 3 + [1 / 3] * 2]  # [.17 ..., .25 ...], [.11 ..., .33 ...]
-COLOURS = {
+COLOURS = {  # what is drawn
     "HoE": "#0072B2",
+    "HoE, linear": "#56B4E9",
     "HoE, pairs merged": "#E69F00",
     "RS, norm restored": "#D55E00",
     "RS": "#009E73",
@@ -42,6 +43,10 @@ def measure(setting: Setting) -> dict[str, Sweep]:
         "HoE, pairs merged": setting.sweep("HoE, pairs merged", setting.pairs_merged(), preferences=grid),
         "RS, norm restored": setting.sweep("RS, norm restored", generate=setting.baseline("rs_norm"), preferences=grid),
         "RS": setting.sweep("RS", generate=dense, preferences=grid),
+        "HoE, linear": setting.sweep("HoE, linear", setting.linear(), preferences=grid),
+        "HoE, pairs merged, linear": setting.sweep(
+            "HoE, pairs merged, linear", setting.pairs_merged("linear"), preferences=grid
+        ),
     }
 
 
@@ -55,9 +60,11 @@ def draw(found: dict[str, NDArray[Any]], path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(14, 5), layout="constrained", sharey=True)
     places = range(len(OBJECTIVES))
     for k, (panel, preference) in enumerate(zip(panels, PAPER, strict=True)):
-        for (name, rows), marker in zip(found.items(), "os^Dv", strict=True):
+        for name, marker in zip(COLOURS, "osP^Dv", strict=True):
             style = ":" if name == "base" else "-"
-            panel.plot(places, rows[k], style, color=COLOURS[name], marker=marker, markersize=6, alpha=0.85, label=name)
+            panel.plot(
+                places, found[name][k], style, color=COLOURS[name], marker=marker, markersize=6, alpha=0.85, label=name
+            )
         for place in places:
             panel.axvline(place, color="#444444", linewidth=0.8, zorder=0)
         panel.set_xticks(places, [f"{name}\n{weight:.2f}" for name, weight in zip(OBJECTIVES, preference, strict=True)])
@@ -65,7 +72,7 @@ def draw(found: dict[str, NDArray[Any]], path: Path) -> None:
     panels[0].set_ylabel("normalised reward")
     figure.suptitle("The paper's three preferences (weights below the names)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=110)
 
 

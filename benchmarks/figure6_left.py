@@ -4,7 +4,7 @@
 
 | configuration | besides the two single-objective LoRA experts |
 |---|---|
-| none | nothing: the plain soup of the two experts |
+| none | nothing: the soup of the two experts, its length kept |
 | 1 router | a router at [.5, .5] |
 | 1 LoRA | a merged expert at [.5, .5], the build's default |
 | 1 LoRA + 1 router | that, and a router at [.25, .75] |
@@ -118,20 +118,22 @@ def main() -> None:
     result, rows = {}, []
     for name, sweep in sweeps.items():
         volume, runs = hypervolume(sweep), len(sweep.rewards)
-        difference = gain(sweep, sweeps["1 LoRA"]) if name != "1 LoRA" else None
+        gains = {other: gain(sweep, sweeps[other]) if name != other else None for other in ("none", "1 LoRA")}
         parameters = stored_parameters(setting.folder / "adapters" / folder_of(name))
         result[name] = {
-            "hypervolume": plain(volume), "against 1 LoRA": plain(difference) if difference else None, "runs": runs,
-            "parameters": parameters, "points": sweep.points.tolist(),
+            "hypervolume": plain(volume), "runs": runs, "parameters": parameters, "points": sweep.points.tolist(),
+            **{f"against {other}": plain(found) if found else None for other, found in gains.items()},
         }  # fmt: skip
-        against = cell(difference, True) if difference else "-"
-        rows.append([name, str(runs), cell(volume), against, f"{parameters:,}"])
+        against = [cell(found, True) if found else "-" for found in gains.values()]
+        rows.append([name, str(runs), cell(volume), *against, f"{parameters:,}"])
     content = {
         "objectives": args.objectives, "updates": args.updates,
         "preferences": next(iter(sweeps.values())).preferences.tolist(), "configurations": result,
     }  # fmt: skip
     write(setting.folder / "figure6_left.json", content)
-    print(markdown(["configuration", "runs", "hypervolume", "against 1 LoRA", "stored parameters"], rows))
+    print(
+        markdown(["configuration", "runs", "hypervolume", "against none", "against 1 LoRA", "stored parameters"], rows)
+    )
     if args.plot:
         draw(sweeps, args.plot)
 

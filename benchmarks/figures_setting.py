@@ -74,11 +74,16 @@ class Setting:
             peft_hoe.build_adapter(self.base, self.policies, path, progress=False, **options)
         return path
 
-    def pairs_merged(self) -> Path:
+    def linear(self) -> Path:
+        """HoE at build defaults, but with the paper's linear interpolation."""
+        return self.adapter("hoe-linear", interpolation="linear")
+
+    def pairs_merged(self, interpolation: str = "norm") -> Path:
         """HoE with a merged expert in the middle of each pair, besides the one at the centroid."""
         n = len(self.objectives)
         middles = [[0.5 if i in pair else 0.0 for i in range(n)] for pair in itertools.combinations(range(n), 2)]
-        return self.adapter("hoe-pairs", experts=[*middles, [1 / n] * n])
+        name = "hoe-pairs" if interpolation == "norm" else f"hoe-pairs-{interpolation}"
+        return self.adapter(name, experts=[*middles, [1 / n] * n], interpolation=interpolation)
 
     def steered(self, path: Path) -> Any:
         """The base with an adapter."""

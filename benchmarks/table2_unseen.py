@@ -4,9 +4,10 @@
 
 The instructions of self-instruct's `user_oriented_instructions.jsonl`, without their inputs, continued as they are;
 for comparison the same on the stories' test prompts. Three objectives, at the paper's seven mixtures: each objective,
-each pair alike, all alike. HoE is at build defaults. RS is all weights of the policies, interpolated; "norm restored"
-is the soup of HoE's own one-hot experts with the length that averaging loses given back, module by module. Greedy, 48
-new tokens; the scale is that of the stories' validation prompts; intervals are 95 %, over prompts.
+each pair alike, all alike. HoE is at build defaults; "pairs merged" has an expert in the middle of each pair too;
+"linear" has the paper's linear interpolation, which loses length. RS is all weights of the policies, interpolated;
+"norm restored" is the soup of HoE's own one-hot experts with that length given back, module by module. Greedy, 48 new
+tokens; the scale is that of the stories' validation prompts; intervals are 95 %, over prompts.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ def measure(setting: Setting, where: str, prompts: list[str]) -> dict[str, Sweep
     kept: dict[str, Any] = {"preferences": points, "prompts": prompts}
     return {
         "HoE": setting.sweep("HoE", setting.adapter("hoe"), folder=f"mixtures-{where}-hoe", **kept),
+        "HoE, pairs merged": setting.sweep(
+            "HoE, pairs merged", setting.pairs_merged(), folder=f"mixtures-{where}-pairs", **kept
+        ),
         "RS, norm restored": setting.sweep(
             "RS, norm restored", generate=setting.baseline("rs_norm"), folder=f"mixtures-{where}-rs-norm", **kept
         ),
         "RS": setting.sweep("RS", generate=setting.baseline("rs", dense=True), folder=f"mixtures-{where}-rs", **kept),
+        "HoE, linear": setting.sweep("HoE, linear", setting.linear(), folder=f"mixtures-{where}-linear", **kept),
     }
 
 

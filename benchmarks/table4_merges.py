@@ -4,8 +4,8 @@
 
 The expert at the centroid is merged by task arithmetic (`linear`), TIES and PCB-Merging, each with its default
 options. One more row is task arithmetic with the policies' length restored (`rescale="policy_norm"`, which leaves
-one-hot experts as they are); "none" has no merged expert. Test prompts, greedy, 48 new tokens; intervals are 95 %,
-over prompts; differences are paired over prompts.
+one-hot experts as they are); "none" has no merged expert; two rows have the paper's linear interpolation. Test
+prompts, greedy, 48 new tokens; intervals are 95 %, over prompts; differences are paired over prompts.
 """
 
 from __future__ import annotations
@@ -33,20 +33,29 @@ def main() -> None:
     adapters["linear, policy_norm"] = setting.adapter("merge-linear-norm", merge="linear", rescale="policy_norm")
     sweeps["linear, policy_norm"] = setting.sweep("merge linear norm", adapters["linear, policy_norm"])
     soup = setting.sweep("no merged expert", setting.adapter("no-middle", experts=[]))
+    plain_soup = setting.adapter("no-middle-linear", experts=[], interpolation="linear")
+    linear = {
+        "none, linear interpolation": setting.sweep("no merged expert, linear", plain_soup),
+        "ties, linear interpolation": setting.sweep("HoE, linear", setting.linear()),
+    }
     n = len(args.objectives)
     middle = int(np.abs(soup.preferences - 1 / n).max(1).argmin())
     result, rows = {}, []
-    for name, sweep in {"none": soup, **sweeps}.items():
+    for name, sweep in {"none": soup, **sweeps, **linear}.items():
         volume = hypervolume(sweep)
-        difference = gain(sweep, sweeps["linear"]) if name != "linear" else None
+        gains = {
+            other: gain(sweep, reference) if name != other else None
+            for other, reference in {"none": soup, "linear": sweeps["linear"]}.items()
+        }
         result[name] = {
-            "hypervolume": plain(volume), "against linear": plain(difference) if difference else None,
-            "middle": sweep.points[middle].tolist(), "points": sweep.points.tolist(),
+            "hypervolume": plain(volume), "middle": sweep.points[middle].tolist(), "points": sweep.points.tolist(),
+            **{f"against {other}": plain(found) if found else None for other, found in gains.items()},
         }  # fmt: skip
-        rows.append([name, cell(volume), cell(difference, True) if difference else "-", means(sweep.points[middle])])
+        differences = [cell(found, True) if found else "-" for found in gains.values()]
+        rows.append([name, cell(volume), *differences, means(sweep.points[middle])])
     content = {"objectives": args.objectives, "preferences": soup.preferences.tolist(), "methods": result}
     write(setting.folder / "table4_merges.json", content)
-    print(markdown(["merge", "hypervolume", "against linear", "rewards in the middle"], rows))
+    print(markdown(["merge", "hypervolume", "against none", "against linear", "rewards in the middle"], rows))
 
 
 if __name__ == "__main__":
