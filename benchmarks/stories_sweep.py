@@ -1,10 +1,10 @@
-"""A preference sweep of policies of a 260k-parameter TinyStories Llama, beside the plain soup of their experts.
+"""A preference sweep of policies of a 260k-parameter TinyStories Llama, beside rewarded soups of the same policies.
 
     python benchmarks/stories_sweep.py --shared DIR --output stories_sweep --objectives positive rich
 
-HoE has build defaults (one expert for each policy, one at the centroid, no routers); the soup has the one-hot experts only, so
-that every preference is their weighted sum. Greedy, 48 new tokens, the test prompts; rewards are normalised by HoE's own payoff
-table on the validation prompts. Rewards as in `build_defaults.py`, from which they are imported.
+HoE has build defaults (one expert for each policy, one at the centroid, no routers); soups (RS) are the weighted sums of the
+one-hot experts. Greedy, 48 new tokens, the test prompts; rewards are normalised by HoE's own payoff table on the validation
+prompts. Rewards as in `build_defaults.py`, from which they are imported.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from transformers.utils.logging import disable_progress_bar
 
 import peft_hoe
 from build_defaults import NEW_TOKENS, OBJECTIVES, score
-from peft_hoe.evaluation import Sweep
+from peft_hoe.evaluation.baselines import BASELINES
 
 
-def load(base: Path, policies: dict[str, str], experts: list[list[float]] | None) -> Any:
+def load(base: Path, policies: dict[str, str]) -> Any:
     """The base with an adapter that is built for it."""
     with tempfile.TemporaryDirectory() as folder:
-        peft_hoe.build_adapter(str(base), policies, Path(folder) / "adapter", experts=experts, progress=False)
+        peft_hoe.build_adapter(str(base), policies, Path(folder) / "adapter", progress=False)
         return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), Path(folder) / "adapter").eval()
 
 
@@ -52,14 +52,15 @@ def main() -> None:
         rows: list[list[float]] = score(completions)[:, columns].tolist()
         return rows
 
-    def measure(name: str, experts: list[list[float]] | None, **options: Any) -> Sweep:
-        return peft_hoe.sweep(
-            load(base, policies, experts), tokenizer, texts["test"], rewards, name=name, max_new_tokens=NEW_TOKENS,
-            batch_size=256, output_dir=args.output / name.lower().replace(" ", "_"), **options,
-        )  # fmt: skip
-
-    hoe = measure("HoE", None, payoff_prompts=texts["validation"])
-    soup = measure("LoRA soup", [], normalizer=hoe.normalizer)
+    common: dict[str, Any] = {"prompts": texts["test"], "rewards": rewards, "batch_size": 256}
+    hoe = peft_hoe.sweep(
+        load(base, policies), tokenizer, payoff_prompts=texts["validation"], max_new_tokens=NEW_TOKENS,
+        output_dir=args.output / "hoe", **common,
+    )  # fmt: skip
+    soups = BASELINES["rs"].make(
+        base, policies, tokenizer=tokenizer, folder=args.output / "baselines", max_new_tokens=NEW_TOKENS
+    )
+    soup = peft_hoe.sweep(generate=soups, normalizer=hoe.normalizer, output_dir=args.output / "rs", **common)
     for text in (hoe.table(), hoe.metrics().table(), hoe.compare(soup).table()):
         print(text + "\n")
     hoe.plot(args.output / "front.png", others=[soup])
