@@ -190,7 +190,7 @@ def test_prompting_completes_the_base_models_prompt(make, base, tokenizer):
     assert text == tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, prompts):
+def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, prompts, toys):
     own = {(0.1, 0.9): policies["low"], (0.5, 0.5): policies["high"]}
     method = BASELINES["morlhf"].make(base, own, tokenizer=tokenizer, max_new_tokens=6)
     with method.at(np.array([0.1, 0.9])) as model:
@@ -199,6 +199,11 @@ def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, p
         method(prompts, np.tile([0.3, 0.7], (len(prompts), 1)))
     with pytest.raises(HoEError, match="every λ a tuple"):
         BASELINES["morlhf"].make(base, {}, tokenizer=tokenizer)
+    found = sweep(
+        prompts=prompts, rewards=toys.REWARDS, preferences=list(own), progress=False, generate=method, normalizer=SCALE
+    )
+    texts = method(prompts, np.tile([0.5, 0.5], (len(prompts), 1)))
+    assert [row[0] for row in found.completions[0][list(own).index((0.5, 0.5))]] == texts
 
 
 def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, toys, prompts, tmp_path):
@@ -217,6 +222,11 @@ def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, toys
     preferences = np.linspace([0.0, 1.0], [1.0, 0.0], len(prompts))
     assert again(prompts, preferences) == again(prompts, preferences[::-1])
     assert again(prompts[:1] * 3, preferences[:3]) == again(prompts[:1], preferences[:1]) * 3
+    found = sweep(
+        prompts=prompts, rewards=toys.REWARDS, preferences=[[1, 0], [0.5, 0.5], [0, 1]], progress=False,
+        generate=again, normalizer=SCALE,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.rewards, found.rewards[:, :1].repeat(3, axis=1))
 
 
 # -- in a sweep ---

@@ -146,14 +146,15 @@ def test_the_page_needs_nothing_else(make_sweep, tmp_path):
 
 def test_the_page_opens_with_all_methods(make_sweep, tmp_path):
     """By hand: with reference point -0.1, one point (1, 1) encloses 1.21 and (0.4, 0.9) encloses 0.5."""
-    sweep, other = make_sweep([[1.0, 1.0]]), make_sweep([[0.4, 0.9]], name="soup")
+    sweep, other = make_sweep([[1.0, 1.0]], name="HoE"), make_sweep([[0.4, 0.9]], name="soup")
     text = sweep.report(tmp_path / "report.html", others=[other]).read_text()
     table = text[text.index("<h2>Methods</h2>") : text.index("<h2>Metrics</h2>")]
     cells = [re.findall(r"<td>(.*?)</td>", line) for line in table.splitlines() if "<td>" in line]
     assert [row[:3] for row in cells] == [
-        ["A", "1.210 [1.210, 1.210]", ""],
+        ["HoE", "1.210 [1.210, 1.210]", ""],
         ["soup", "0.500 [0.500, 0.500]", "0.710 [0.710, 0.710]"],
     ]
+    assert "reference point -0.1 on HoE&#x27;s scale" in table
 
 
 def test_a_seventh_sweep_looks_like_no_other(make_sweep):

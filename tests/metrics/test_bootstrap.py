@@ -134,3 +134,14 @@ def test_bad_questions():
         found.interval(np.mean, level=95)
     with pytest.raises(MetricError, match="replicates is 0"):
         metrics.bootstrap({"a": np.ones((1, 1, 2, 1))}, replicates=0)
+
+
+@pytest.mark.parametrize(("seeds", "count"), [(1, 11), (1, 13), (3, 5)])
+def test_equal_rewards_have_equal_means(seeds, count):
+    """The same texts at several preferences, and by several methods, dominate nothing: no difference in the last digit."""
+    rewards = np.random.default_rng(0).normal(size=(1, 1, 37, 2))
+    found = metrics.bootstrap(
+        {"a": np.tile(rewards, (1, 11, 1, 1)), "b": np.tile(rewards, (seeds, count, 1, 1))}, replicates=200
+    )
+    assert found.share(lambda a, b: metrics.coverage(a, b) == metrics.coverage(b, a) == 0) == 1
+    assert metrics.non_dominated_mask(np.concatenate([found.estimates["a"], found.estimates["b"]])).all()

@@ -102,10 +102,10 @@ class SweepComparison:
         lines.append(self.note())
         return "\n".join(lines)
 
-    def note(self) -> str:
-        """What the numbers depend on."""
+    def note(self, first: str = "A") -> str:
+        """What the numbers depend on; `first` is what A is called."""
         point = compact(self.reference_point)
-        return f"reference point {point} on A's scale; {self.level:.0%} intervals, {self.replicates} replicates"
+        return f"reference point {point} on {first}'s scale; {self.level:.0%} intervals, {self.replicates} replicates"
 
 
 def measure(sweep: Sweep, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> SweepMetrics:

@@ -23,7 +23,7 @@ from .result import Sweep
 from .tables import header, overview, rows, written
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 .wide { overflow-x: auto; }
@@ -32,8 +32,9 @@ th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td.text { white-space: pre-wrap; min-width: 24rem; }
 th { border-bottom: 2px solid #bbb; }
+p { max-width: 62rem; }
 p.note { color: #666; font-size: .9rem; }
-img { max-width: 100%; height: auto; }
+img { display: block; max-width: 100%; height: auto; margin-bottom: 1rem; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; }
@@ -141,7 +142,7 @@ def _overview(sweep: Sweep, compared: Sequence[SweepComparison]) -> list[str]:
     if not compared:
         return []
     head, *body = overview(sweep.name, compared)
-    note = f"{compared[0].note()}; prompts are drawn once for both of a row."
+    note = f"{compared[0].note(sweep.name)}; prompts are drawn once for both of a row."
     return ["<h2>Methods</h2>", html_table(head, body), f'<p class="note">{escape(note)}</p>']
 
 

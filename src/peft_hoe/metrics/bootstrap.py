@@ -191,16 +191,24 @@ def _mean_points(name: str, table: FloatArray, seeds: IntArray, prompts: IntArra
             f"values[{name!r}] has too few rewards: {int((total == 0).any(axis=(1, 2)).sum())} of {len(total)} replicates "
             "drew no prompt with a reward for some objective. Score more prompts"
         )
-    return np.asarray((weights * np.where(known, per_seed, 0.0)).sum(axis=1) / total)
+    # Around the first seed's, so that the mean of equal numbers is that number
+    first = np.where(known[:, :1], per_seed[:, :1], 0.0)
+    return np.asarray(first[:, 0] + (weights * np.where(known, per_seed - first, 0.0)).sum(axis=1) / total)
 
 
 def _prompt_means(table: FloatArray, counts: FloatArray) -> FloatArray:
-    """Means over prompts `(R, S, K, N)`, each prompt of `(S, K, P, N)` as often as `counts` `(R, P)` says; NaN without any."""
+    """Means over prompts `(R, S, K, N)`, each prompt of `(S, K, P, N)` as often as `counts` `(R, P)` says; NaN without any.
+
+    Prompts are added in their order. BLAS adds in an order that depends on the column, and equal rewards would then get means
+    that differ in the last digit, so that one "dominates" the other.
+    """
     columns = np.moveaxis(table, 2, 0)  # (P, S, K, N)
     flat = columns.reshape(len(columns), -1)
     known = ~np.isnan(flat)
-    total = counts @ np.where(known, flat, 0.0)
-    number = counts @ known.astype(np.float64)
+    total = np.zeros((len(counts), flat.shape[1]))
+    for count, rewards in zip(counts.T, np.where(known, flat, 0.0), strict=True):
+        total += count[:, None] * rewards
+    number = counts @ known.astype(np.float64)  # of integers, exact
     means = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
     return np.asarray(means.reshape(len(counts), *columns.shape[1:]))
 
