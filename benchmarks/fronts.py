@@ -2,17 +2,17 @@
 
     python benchmarks/fronts.py --shared DIR --output fronts --policies POLICIES
 
-Every method has the same policies, rank and build defaults, answers the same 120 test prompts at the same preferences, and is
-scored on one scale: the payoff table of the one-hot experts on the validation prompts at the same decoding, reference point
-−0.1. Greedy, and sampled at temperature 1; 48 new tokens. Routers of HoE and of the LoRAMoE-like mixture are trained with
-the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid; `hoe_linear` is the same
-without its length between experts, `hoe_pairs` (three objectives) has merged experts in the middle of each pair in place of
-the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them (`morlhf-<λ of the first objective>-seed<k>`),
-for positive × rich; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-objective
-policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
+Every method has the same policies, rank and build defaults, answers the same 120 test prompts at the same preferences,
+and is scored on one scale: the payoff table of the one-hot experts on the validation prompts at the same decoding,
+reference point −0.1. Greedy, and sampled at temperature 1; 48 new tokens. Routers of HoE and of the LoRAMoE-like
+mixture are trained with the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid;
+`hoe_linear` is the same without its length between experts, `hoe_pairs` (three objectives) has merged experts in the
+middle of each pair in place of the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them, for
+two objectives; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-
+objective policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
 
-Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run parts.
-Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
+Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run
+parts. Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import peft_hoe
-from fronts_adapters import OBJECTIVES, SETS, Problem, quiet
+from fronts_adapters import SETS, Problem, quiet
 from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
 from fronts_tables import Front
+from morlhf_policies import WEIGHTS, morlhf_name
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
 from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
@@ -39,7 +40,6 @@ METHODS = {
     "hoe": 1, "hoe_linear": 1, "hoe_pairs": 1, "hoe_same": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1,
     "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5, "hoe_same_trained": 3,
 }  # fmt: skip
-MORLHF = (0.1, 0.3, 0.5, 0.7, 0.9)
 RANK = 16
 STORIES = llama_shapes(64, 172, 5, 512, 32, tied=True)
 
@@ -110,9 +110,10 @@ def folder_of(policies: Path | None) -> Path:
 
 def morlhf_policies(problem: Problem, seed: int, folder: Path | None) -> dict[tuple[float, ...], str]:
     """`{λ: directory}` of one seed."""
-    if problem.names != OBJECTIVES[:2]:
-        raise Missing("MORLHF policies are for positive x rich")
-    found = {(point, round(1 - point, 9)): folder_of(folder) / f"morlhf-{point}-seed{seed}" for point in MORLHF}
+    if len(problem.names) > 2:
+        raise Missing("MORLHF policies are for two objectives")
+    names = {(point, round(1 - point, 9)): morlhf_name(problem.names[1], point, seed) for point in WEIGHTS}
+    found = {point: folder_of(folder) / name for point, name in names.items()}
     absent = [path.name for path in found.values() if not (path / "model.safetensors").exists()]
     if absent:
         raise Missing(f"not there: {', '.join(absent)}")
@@ -154,7 +155,7 @@ def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Fro
     if not {"hoe", "rs"} <= set(sweeps):
         return None
     n = len(problem.names)
-    preferences = len(MORLHF) if "morlhf" in sweeps else len(sweeps["rs"].preferences)
+    preferences = len(WEIGHTS) if "morlhf" in sweeps else len(sweeps["rs"].preferences)
     counts = stored(STORIES, n, RANK, len(sweeps["rs"].preferences), routers=2 if n == 2 else 3, votes=n)
     counts["morlhf"] = preferences * STORIES.parameters
     path = problem.folder / "cpu_times.json"

@@ -2,8 +2,9 @@
 
     python benchmarks/morlhf_policies.py --shared DIR --output policies
 
-MORLHF on positive x rich at five preferences and three seeds (`morlhf-<weight of positive>-seed<k>`), rewards on the scale of
-the payoff table of `router_training.py`, so that a preference means what it means there; and single-objective policies for
+MORLHF at five preferences and three seeds on positive x rich (`morlhf-<weight of positive>-seed<k>`) and on positive x dialog
+(`morlhf-dialog-<weight of positive>-seed<k>`), rewards on the scale of the payoff table of `fronts.py`, so that a preference
+means what it means there; and single-objective policies for
 past and pronouns (`stories260k-past`, ...), which make five objectives with the three policies of DIR. `positive` is trained
 again as `stories260k-positive`, to see that the settings below make policies like those of DIR.
 
@@ -31,12 +32,14 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from fronts_adapters import OBJECTIVES, Problem
 from peft_hoe.evaluation.policy_training import policy_gradient_config, train_policy
 from peft_hoe.training.normalization import RewardNormalizer
-from router_training import NEW_TOKENS, OBJECTIVES, Bench
+from router_training import NEW_TOKENS
 from stories_rewards import REWARDS
 
-WEIGHTS, SEEDS = (0.1, 0.3, 0.5, 0.7, 0.9), (0, 1, 2)
+WEIGHTS, SEEDS = (0.1, 0.3, 0.5, 0.7, 0.9), 3
+OTHERS = ("rich", "dialog")
 SAMPLES = 512
 # Advantages are divided by the batch's standard deviation. Without that ("none"), a KL coefficient of 0.2 outweighs these
 # rewards: `positive` was at 0.63 and 1.8 nats from the base after 60 updates, those of DIR are at 4 to 9.
@@ -56,27 +59,33 @@ class Run:
     normalized: bool
 
 
-def runs() -> list[Run]:
+def morlhf_name(other: str, weight: float, seed: int) -> str:
+    """Folder of the policy for positive, with that weight, and another objective."""
+    return f"morlhf-{weight}-seed{seed}" if other == "rich" else f"morlhf-{other}-{weight}-seed{seed}"
+
+
+def runs(seeds: int) -> list[Run]:
     """What is trained, in this order."""
     first = [Run(f"stories260k-{name}", {name: 1.0}, 0, False) for name in ("positive", "rich", "past", "pronouns")]
     return first + [
-        Run(f"morlhf-{weight}-seed{seed}", dict(zip(OBJECTIVES, (weight, round(1 - weight, 1)), strict=True)), seed, True)
-        for seed in SEEDS
+        Run(morlhf_name(other, weight, seed), {"positive": weight, other: round(1 - weight, 1)}, seed, True)
+        for other in OTHERS
+        for seed in range(seeds)
         for weight in WEIGHTS
     ]  # fmt: skip
 
 
-def payoff(shared: Path, output: Path) -> RewardNormalizer:
-    """The scale of `router_training.py`, sampled; kept in the output folder."""
-    path = output / "payoff.json"
+def payoff(shared: Path, output: Path, other: str) -> RewardNormalizer:
+    """The scale of `fronts.py`, sampled; kept in the output folder."""
+    path = output / ("payoff.json" if other == "rich" else f"payoff-{other}.json")
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            scale = Bench(shared, Path(folder), "validation", [0.5, 0.5]).scales[True]
+            scale = Problem(shared, Path(folder), ("positive", other)).scale(True)
         path.write_text(json.dumps(scale.state_dict(), indent=1) + "\n", encoding="utf-8")
     return RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def train(run: Run, base: Path, folder: Path, prompts: Sequence[str], scale: RewardNormalizer) -> dict[str, Any]:
+def train(run: Run, base: Path, folder: Path, prompts: Sequence[str], scale: RewardNormalizer | None) -> dict[str, Any]:
     """Train one policy; its record."""
     args = policy_gradient_config(folder, seed=run.seed, use_cpu=True, disable_tqdm=True, **SETTINGS)
     started, cpu = time.monotonic(), time.process_time()
@@ -87,7 +96,7 @@ def train(run: Run, base: Path, folder: Path, prompts: Sequence[str], scale: Rew
             rewards={name: REWARDS[name] for name in run.preference},
             preference=run.preference,
             train_dataset=[{"prompt": prompt} for prompt in prompts],
-            normalizer=scale if run.normalized else None,
+            normalizer=scale,
         )
     seconds = {"seconds": round(time.monotonic() - started), "cpu_seconds": round(time.process_time() - cpu)}
     return {**asdict(run), "settings": SETTINGS, **seconds, "log": log}
@@ -123,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the policies")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of MORLHF (default {SEEDS})")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
@@ -130,19 +140,19 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     base = arguments.shared / "models/stories260k"
     prompts = json.loads((arguments.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
-    scale = payoff(arguments.shared, arguments.output)
+    scales = {other: payoff(arguments.shared, arguments.output, other) for other in OTHERS}
     print(
         f"| policy | {' | '.join(REWARDS)} | KL | seconds | CPU seconds |\n|{'---|' * (len(REWARDS) + 4)}", flush=True
     )
     shipped = {f"{name} of DIR": arguments.shared / f"models/policies/stories260k-{name}" for name in OBJECTIVES}
     for name, path in {"base": base, **shipped}.items():
         print(row({"name": name, **measure(path, base, prompts["validation"])}), flush=True)
-    for run in runs():
+    for run in runs(arguments.seeds):
         folder, file = arguments.output / run.name, arguments.output / f"{run.name}.json"
         if not file.exists():
-            record = (
-                asdict(run) if (folder / "config.json").exists() else train(run, base, folder, prompts["train"], scale)
-            )
+            scale = scales[list(run.preference)[1]] if run.normalized else None
+            trained = (folder / "config.json").exists()
+            record = asdict(run) if trained else train(run, base, folder, prompts["train"], scale)
             record |= measure(folder, base, prompts["validation"])
             file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(row(json.loads(file.read_text(encoding="utf-8"))), flush=True)
