@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from peft_hoe import HoEConfig
+from peft_hoe.tuner.layer import HoELayer
 
 
 def _randomise(model: nn.Module, seed: int = 0) -> None:
@@ -29,6 +30,10 @@ def _randomise(model: nn.Module, seed: int = 0) -> None:
             parameter.data = (
                 torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter) * scale
             )
+    for module in model.modules():
+        if isinstance(module, HoELayer):
+            for adapter in module.hoe_length:
+                module.measure_lengths(adapter)
 
 
 @pytest.fixture

@@ -24,8 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @whole_graph
 @pytest.mark.parametrize("trained", [False, True])
-def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, tokens, trained):
-    model = hoe_llama(trained=trained)
+@pytest.mark.parametrize("interpolation", ["linear", "norm"])
+def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, tokens, trained, interpolation):
+    model = hoe_llama(trained=trained, interpolation=interpolation)
     counter = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     compiles = []

@@ -34,7 +34,6 @@ def make(kind, randomise, **changes):
     }
     model = get_peft_model(OneLayer(kind).double(), HoEConfig(**{**settings, **changes}), autocast_adapter_dtype=False)
     randomise(model)
-    model.base_model.model.lin.measure_lengths("default")
     return model.eval()
 
 

@@ -301,15 +301,6 @@ def test_the_factor_costs_a_call_nothing_where_all_tokens_share_it():
         assert operations(make()) == operations(make(interpolation="linear"))
 
 
-def test_compiled(randomise):
-    model = make(second=(0.0, 4.0))
-    model.set_preference([0.75, 0.25])
-    x = torch.randn(3, 2)
-    with torch.no_grad():
-        wanted = model(x)
-        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), wanted)
-
-
 # -- bad input ---
 
 
