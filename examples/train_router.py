@@ -11,7 +11,6 @@ import json
 import re
 from pathlib import Path
 
-from accelerate import PartialState
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -77,7 +76,6 @@ def main() -> None:
     )
     print(f"payoff table, rows are experts: {normalizer.payoff.round(3).tolist()}")
     print(f"trained {[router.name for router in model.peft_config['default'].routers]}, saved in {arguments.output}")
-    PartialState().destroy_process_group()  # of several processes, while Python still runs
 
 
 if __name__ == "__main__":

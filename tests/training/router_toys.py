@@ -437,9 +437,8 @@ import router_toys
 output = sys.argv[1]
 state = router_toys.{updates}(output, {rows}, **{changes!r})
 torch.save(state, output + "-" + str(state["rank"]) + ".pt")
-torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 sys.stdout.flush()
-# DTensor's caches keep gloo's threads alive after that, and C++ may abort where it tears them down at exit
+# Torch may abort where Python's exit tears gloo's threads down; destroying the group first hangs in old versions
 os._exit(0)
 """
 

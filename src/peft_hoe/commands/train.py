@@ -75,8 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     if reason:
         raise HoEError(reason)
     check_options(arguments)
-    from accelerate import PartialState
-
     from ..training.policies import hidden_size
 
     data = _data(arguments)
@@ -92,7 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     table = "" if normalizer is None else f"; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}"
     print(f"saved in {arguments.output}{table}")
-    PartialState().destroy_process_group()  # of several processes; torch may abort where Python's exit has to do it
     return 0
 
 
