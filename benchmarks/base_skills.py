@@ -15,7 +15,6 @@ all weights of the policies.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from figures_setting import NEW_TOKENS, Setting, markdown, write
+from figures_setting import NEW_TOKENS, Setting, markdown, parser, write
 
 CUT, ROWS = 256, 60
 FloatArray = NDArray[np.float64]
@@ -93,11 +92,9 @@ def soup_at(soup: Any, point: Sequence[float]) -> Iterator[tuple[Any, dict[str, 
 
 def main() -> None:
     """Measure each preference on each kind of text."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--objectives", nargs=2, default=["positive", "rich"])
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--objectives", nargs=2, default=["positive", "rich"])
+    args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
     base, tokenizer = setting.model(), setting.tokenizer
     texts = {

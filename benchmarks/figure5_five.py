@@ -11,14 +11,13 @@ three preferences. Test prompts, greedy, 48 new tokens; intervals are 95 %, over
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, plain, write
+from figures_setting import Setting, cell, gain, hypervolume, markdown, parser_of_five, plain, write
 from peft_hoe.evaluation import Sweep
 from peft_hoe.preference import das_dennis
 
@@ -78,12 +77,7 @@ def draw(found: dict[str, NDArray[Any]], path: Path) -> None:
 
 def main() -> None:
     """Sweep, write, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--policies", type=Path, required=True, help="folder with the policies past and pronouns")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    args = parser.parse_args()
+    args = parser_of_five(__doc__).parse_args()
     setting = Setting(args.shared, args.output, OBJECTIVES, args.policies)
     sweeps = measure(setting)
     base = setting.sweep("base", generate=setting.whole(), preferences=PAPER[:1]).points[0]

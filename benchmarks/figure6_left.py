@@ -17,19 +17,23 @@ are paired over prompts.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from figures_setting import NEW_TOKENS, Setting, cell, gain, hypervolume, markdown, plain, stored_parameters, write
+from figures_setting import (
+    Setting,
+    cell,
+    gain,
+    hypervolume,
+    markdown,
+    parser,
+    plain,
+    stored_parameters,
+    write,
+)
 from peft_hoe.evaluation import Sweep
-from peft_hoe.training import HoERouterConfig
-from peft_hoe.training.train_routers import train_routers
-from router_training import SETTINGS, UPDATES
+from router_training import UPDATES
+from trained_routers import trained_routers
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "none": {"experts": []},
@@ -48,24 +52,11 @@ def folder_of(name: str) -> str:
 
 def trained(setting: Setting, untrained: Path, name: str, seed: int, updates: int) -> Path:
     """The adapter with its routers trained; the folder, which tells the CPU time in `training.json`."""
-    output = setting.folder / "trained" / f"{name}-seed{seed}"
-    if (output / "training.json").exists():
-        return output
-    args = HoERouterConfig(
-        output_dir=str(output), max_steps=updates, seed=seed, stop_token="eos", response_length=NEW_TOKENS,
-        local_rollout_forward_batch_size=128, save_strategy="no", num_sample_generations=0, report_to=[],
-        logging_steps=updates, disable_tqdm=True, use_cpu=True, **SETTINGS,
+    return trained_routers(
+        setting.folder / "trained" / f"{name}-seed{seed}", lambda: setting.steered(untrained),
+        tokenizer=setting.tokenizer, rewards=setting.rewards, prompts=setting.prompts["train"],
+        normalizer=setting.scale(sampled=True), seed=seed, updates=updates,
     )  # fmt: skip
-    started = time.process_time()
-    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
-        train_routers(
-            setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
-            train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
-            resume_from_checkpoint=(output / "routers_run.json").exists(),
-        )  # fmt: skip
-    record = {"cpu_seconds": round(time.process_time() - started), "updates": updates, "seed": seed}
-    (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
-    return output
 
 
 def sweep_configuration(setting: Setting, name: str, seeds: int, updates: int) -> Sweep:
@@ -105,14 +96,12 @@ def draw(sweeps: dict[str, Sweep], path: Path) -> None:
 
 def main() -> None:
     """Train, sweep, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--objectives", nargs=2, default=["positive", "rich"])
-    parser.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
-    parser.add_argument("--updates", type=int, default=UPDATES, help=f"of each router (default {UPDATES})")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--objectives", nargs=2, default=["positive", "rich"])
+    command.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
+    command.add_argument("--updates", type=int, default=UPDATES, help=f"of each router (default {UPDATES})")
+    command.add_argument("--plot", type=Path, help="PNG to write")
+    args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
     sweeps = {name: sweep_configuration(setting, name, args.seeds, args.updates) for name in CONFIGURATIONS}
     result, rows = {}, []

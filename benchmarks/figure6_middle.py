@@ -8,11 +8,10 @@ intervals are 95 %, over prompts; differences are paired over prompts.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, plain, stored_parameters, write
+from figures_setting import Setting, cell, gain, hypervolume, markdown, parser, plain, stored_parameters, write
 from peft_hoe import HoEConfig
 
 RANKS: tuple[int | str, ...] = (2, 4, 8, 16, 32, 64, "full")
@@ -47,12 +46,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Sweep one adapter for each rank."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--objectives", nargs="+", default=["positive", "rich"])
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--objectives", nargs="+", default=["positive", "rich"])
+    command.add_argument("--plot", type=Path, help="PNG to write")
+    args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
     adapters = {r: setting.adapter("hoe" if r == HoEConfig.r else f"rank-{r}", r=r) for r in RANKS}
     sweeps = {r: setting.sweep("HoE" if r == HoEConfig.r else f"rank {r}", adapters[r]) for r in RANKS}

@@ -13,7 +13,6 @@ intervals are 95 %, over prompts.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from figure5_five import OBJECTIVES
 from figure6_left import trained
-from figures_setting import NEW_TOKENS, Setting, markdown, write
+from figures_setting import NEW_TOKENS, Setting, markdown, parser_of_five, write
 from peft_hoe import metrics
 from peft_hoe.evaluation import Sweep
 from peft_hoe.metrics import Interval
@@ -117,13 +116,9 @@ def draw(found: dict[str, Interval], path: Path) -> None:
 
 def main() -> None:
     """Measure, write, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--policies", type=Path, required=True, help="folder with the policies past and pronouns")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--train", action="store_true", help="also the two methods that need training")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    args = parser.parse_args()
+    command = parser_of_five(__doc__)
+    command.add_argument("--train", action="store_true", help="also the two methods that need training")
+    args = command.parse_args()
     setting = Setting(args.shared, args.output, OBJECTIVES, args.policies)
     sweeps = measure(setting, args.train)
     found = shares(sweeps)

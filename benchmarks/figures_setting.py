@@ -7,6 +7,7 @@ normalised by one payoff table: that of the one-hot experts of HoE at build defa
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 from collections.abc import Sequence
@@ -30,6 +31,22 @@ from peft_hoe.training.normalization import RewardNormalizer, payoff_table
 from stories_rewards import REWARDS
 
 NEW_TOKENS, BATCH = 48, 480
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What the scripts have in common on their command lines."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
+    found.add_argument("--output", type=Path, required=True, help="directory to write")
+    return found
+
+
+def parser_of_five(description: str | None) -> argparse.ArgumentParser:
+    """The same for five objectives, with a picture."""
+    found = parser(description)
+    found.add_argument("--policies", type=Path, required=True, help="folder with the policies past and pronouns")
+    found.add_argument("--plot", type=Path, help="PNG to write")
+    return found
 
 
 class Setting:

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
-from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.normalization import RewardNormalizer, payoff_table
-from peft_hoe.training.train_routers import train_routers
-from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
+from router_training import NEW_TOKENS, TEXTS, UPDATES
 from stories_rewards import REWARDS
+from trained_routers import trained_routers
 
 OBJECTIVES = ("positive", "rich", "dialog")
 SETS = {"positive,rich": OBJECTIVES[:2], "positive,dialog": ("positive", "dialog"), "all": OBJECTIVES}
@@ -86,26 +84,13 @@ class Problem:
 
     def trained_hoe(self, seed: int, name: str = "hoe", policies: dict[str, str] | None = None) -> Path:
         """HoE with two (three) routers, trained on the training prompts; the folder, with its CPU time in `training.json`."""
-        output = self.folder / "trained" / f"{name}-seed{seed}"
-        if (output / "training.json").exists():
-            return output
-        preferences = router_preferences(len(self.names))
-        routers = [{"preference": preference} for preference in preferences]
-        model = self.model(f"{name}-routers", policies=policies, routers=routers)
-        args = HoERouterConfig(
-            output_dir=str(output), max_steps=UPDATES, seed=seed, stop_token="eos", response_length=NEW_TOKENS,
-            local_rollout_forward_batch_size=128, save_strategy="no", num_sample_generations=0, report_to=[],
-            logging_steps=UPDATES, disable_tqdm=True, use_cpu=True, **SETTINGS,
+        routers = [{"preference": preference} for preference in router_preferences(len(self.names))]
+        return trained_routers(
+            self.folder / "trained" / f"{name}-seed{seed}",
+            lambda: self.model(f"{name}-routers", policies=policies, routers=routers),
+            tokenizer=self.tokenizer, rewards=self.rewards, prompts=self.prompts["train"],
+            normalizer=self.scale(True), seed=seed, updates=UPDATES,
         )  # fmt: skip
-        started = time.process_time()
-        train_routers(
-            model, args, processing_class=self.tokenizer, reward_model=self.rewards,
-            train_dataset=[{"prompt": prompt} for prompt in self.prompts["train"]], normalizer=self.scale(True),
-            resume_from_checkpoint=(output / "routers_run.json").exists(),
-        )  # fmt: skip
-        seconds = round(time.process_time() - started)
-        (output / "training.json").write_text(json.dumps({"cpu_seconds": seconds, "updates": UPDATES, "seed": seed}))
-        return output
 
 
 def quiet() -> None:

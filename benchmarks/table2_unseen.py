@@ -12,15 +12,13 @@ tokens; the scale is that of the stories' validation prompts; intervals are 95 %
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, means, plain, write
+from figures_setting import Setting, cell, gain, hypervolume, markdown, means, parser, plain, write
 from peft_hoe.evaluation import Sweep
 
 LONGEST = 300  # characters
@@ -56,11 +54,9 @@ def measure(setting: Setting, where: str, prompts: list[str]) -> dict[str, Sweep
 
 def main() -> None:
     """Sweep the methods on both kinds of prompts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--objectives", nargs="+", default=["positive", "rich", "dialog"])
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--objectives", nargs="+", default=["positive", "rich", "dialog"])
+    args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
     lines = (
         (args.shared / "data/self_instruct/user_oriented_instructions.jsonl").read_text(encoding="utf-8").splitlines()

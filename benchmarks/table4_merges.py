@@ -10,22 +10,17 @@ prompts, greedy, 48 new tokens; intervals are 95 %, over prompts; differences ar
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, means, plain, write
+from figures_setting import Setting, cell, gain, hypervolume, markdown, means, parser, plain, write
 from peft_hoe.experts.merging import METHODS
 
 
 def main() -> None:
     """Sweep one adapter for each method."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--objectives", nargs="+", default=["positive", "rich"])
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--objectives", nargs="+", default=["positive", "rich"])
+    args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
     names = ["linear", *sorted(set(METHODS) - {"linear"})]
     adapters = {name: setting.adapter("hoe" if name == "ties" else f"merge-{name}", merge=name) for name in names}

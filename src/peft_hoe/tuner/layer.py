@@ -223,9 +223,7 @@ class HoELayer(BaseTunerLayer):
         x = self._cast_input_dtype(x, weight_a.dtype)
         if self._calls_modules(adapter):
             votes = self._votes(x, adapter, plan, repeat)
-            if adapter in self.hoe_length:
-                votes = votes * self.hoe_length[adapter](votes)
-            return self._delta_by_modules(x, adapter, votes)
+            return self._delta_by_modules(x, adapter, self._lengthened(votes, adapter))
         selection = plan.selection(self.hoe_layouts[adapter].ranks)
         if plan.is_shared and not self._records(adapter):
             scale = self._shared_scale(x, adapter, plan)
@@ -236,6 +234,10 @@ class HoELayer(BaseTunerLayer):
                 scale = scale * self._length_factor(x, adapter, plan, repeat, votes)
         inner = F.linear(x, selection.rows(weight_a))
         return F.linear(inner * scale.to(inner.dtype), selection.columns(weight_b))
+
+    def _lengthened(self, votes: torch.Tensor, adapter: str) -> torch.Tensor:
+        """The votes w times c(w)."""
+        return votes * self.hoe_length[adapter](votes) if adapter in self.hoe_length else votes
 
     def _shared_scale(self, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
         """What multiplies A x where all tokens have the same votes, `(r,)` over the selected experts' ranks."""

@@ -70,9 +70,7 @@ class HoELinear(nn.Module, HoELayer):
         votes = self.hoe_steering.merge_weights(adapter) if votes is None else votes
         weight_a, weight_b = self.factors(adapter)
         dtype = torch.promote_types(weight_b.dtype, torch.float32)
-        votes = votes.to(dtype).to(weight_b.device)
-        if adapter in self.hoe_length:
-            votes = votes * self.hoe_length[adapter](votes)
+        votes = self._lengthened(votes.to(dtype).to(weight_b.device), adapter)
         expanded = over_ranks(votes, self.hoe_layouts[adapter].ranks)
         delta = (weight_b.to(dtype) * expanded) @ weight_a.to(dtype)
         return delta.T if self.fan_in_fan_out else delta

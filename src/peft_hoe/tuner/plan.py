@@ -62,10 +62,9 @@ class AdapterPlan:
         if torch.compiler.is_compiling():
             return source.to(dtype).to(like.device)
         key = (name, like.device, dtype)
-        return self.remembered(key, lambda: source.to(dtype).to(like.device))
+        return self._remembered(key, lambda: source.to(dtype).to(like.device))
 
-    def remembered(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `make` returns, made once for a key."""
+    def _remembered(self, key: Any, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         placed = self._placed.get(key)
         if placed is None:
             with torch.inference_mode(False):  # a later training step may use it
@@ -98,7 +97,7 @@ class AdapterPlan:
     def shared_scale(self, ranks: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """The votes of the selected experts over their ranks, `(r,)`, where all tokens share them."""
         selection = self.selection(ranks)
-        return self.remembered(
+        return self._remembered(
             (ranks, like.device, like.dtype),
             lambda: over_ranks(selection.votes(self.placed("static", like)[0]), selection.ranks),
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,13 +40,14 @@ def rs(
     if dense:
         model = load_base(base, model_options)
         return DenseSoup(base, policies, model, Decoder(model, tokenizer, **how), model_options)
-    path = one_hot_adapter(folder, base, policies, **build)
-    method = HoEMethod(load_adapted(base, path, model_options), tokenizer, **how)
-    method.name = "RS"
-    return method
+    return _lora_soup(
+        "RS", "linear", base, policies, tokenizer=tokenizer, folder=folder, model_options=model_options, **how, **build
+    )
 
 
-def rs_norm(
+def _lora_soup(
+    name: str,
+    interpolation: str,
     base: Source,
     policies: Mapping[str, Source],
     *,
@@ -57,14 +59,16 @@ def rs_norm(
     model_options: Mapping[str, Any] | None = None,
     **build: Any,
 ) -> HoEMethod:
-    """Rewarded soups of LoRA experts with their length restored; `build` are options of `build_adapter`."""
-    path = one_hot_adapter(folder, base, policies, interpolation="norm", **build)
+    path = one_hot_adapter(folder, base, policies, interpolation=interpolation, **build)
     method = HoEMethod(
         load_adapted(base, path, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample,
         temperature=temperature,
     )  # fmt: skip
-    method.name = "RS, norm restored"
+    method.name = name
     return method
+
+
+rs_norm = partial(_lora_soup, "RS, norm restored", "norm")
 
 
 class DenseSoup(PerPreference):
