@@ -7,8 +7,8 @@ and is scored on one scale: the payoff table of the one-hot experts on the valid
 reference point −0.1. Greedy, and sampled at temperature 1; 48 new tokens. Routers of HoE and of the LoRAMoE-like
 mixture are trained with the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid;
 `hoe_linear` is the same without its length between experts, `hoe_pairs` (three objectives) has merged experts in the
-middle of each pair in place of the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them, for
-two objectives; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-
+middle of each pair in place of the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them;
+seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-
 objective policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
 
 Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run
@@ -30,7 +30,7 @@ import peft_hoe
 from fronts_adapters import SETS, Problem, quiet
 from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
 from fronts_tables import Front
-from morlhf_policies import WEIGHTS, morlhf_name
+from morlhf_policies import PREFERENCES, runs
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
 from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
@@ -110,10 +110,8 @@ def folder_of(policies: Path | None) -> Path:
 
 def morlhf_policies(problem: Problem, seed: int, folder: Path | None) -> dict[tuple[float, ...], str]:
     """`{λ: directory}` of one seed."""
-    if len(problem.names) > 2:
-        raise Missing("MORLHF policies are for two objectives")
-    names = {(point, round(1 - point, 9)): morlhf_name(problem.names[1], point, seed) for point in WEIGHTS}
-    found = {point: folder_of(folder) / name for point, name in names.items()}
+    wanted = [run for run in runs(problem.key, seed + 1) if run.seed == seed]
+    found = {tuple(run.preference.values()): folder_of(folder) / run.name for run in wanted}
     absent = [path.name for path in found.values() if not (path / "model.safetensors").exists()]
     if absent:
         raise Missing(f"not there: {', '.join(absent)}")
@@ -155,9 +153,8 @@ def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Fro
     if not {"hoe", "rs"} <= set(sweeps):
         return None
     n = len(problem.names)
-    preferences = len(WEIGHTS) if "morlhf" in sweeps else len(sweeps["rs"].preferences)
     counts = stored(STORIES, n, RANK, len(sweeps["rs"].preferences), routers=2 if n == 2 else 3, votes=n)
-    counts["morlhf"] = preferences * STORIES.parameters
+    counts["morlhf"] = len(PREFERENCES[problem.key]) * STORIES.parameters
     path = problem.folder / "cpu_times.json"
     times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return Front(sweeps, counts, times)
@@ -197,7 +194,7 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     quiet()
     for key, decoding in itertools.product(arguments.pairs, arguments.decodings):
-        problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key], arguments.limit)
+        problem = Problem(arguments.shared, arguments.output, key, arguments.limit)
         for name in arguments.only:
             for seed in range(min(METHODS[name], arguments.seeds)):
                 swept(problem, name, seed, decoding == "sampled", True, arguments)
@@ -211,7 +208,7 @@ def write_tables(arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {"peft_hoe": peft_hoe.__version__, "fronts": {}}
     parts = []
     for key, decoding in itertools.product(SETS, ("greedy", "sampled")):
-        problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key], arguments.limit)
+        problem = Problem(arguments.shared, arguments.output, key, arguments.limit)
         found = front(problem, decoding == "sampled", arguments)
         if found is not None:
             result["fronts"][f"{key}, {decoding}"] = found.to_dict()

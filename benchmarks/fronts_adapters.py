@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,20 @@ class Problem:
 
     Args:
         shared: folder with models/ and data/.
-        folder: of everything that is kept for this set.
-        names: the objectives.
+        output: folder of all sets; what is kept for this one is in a folder of its own there.
+        key: of `SETS`.
         limit: use the first prompts only.
     """
 
-    def __init__(self, shared: Path, folder: Path, names: Sequence[str], limit: int | None = None) -> None:
-        self.names, self.folder = tuple(names), folder
+    def __init__(self, shared: Path, output: Path, key: str, limit: int | None = None) -> None:
+        self.key, self.names, self.folder = key, SETS[key], output / key.replace(",", "-")
         self.base = str(shared / "models/stories260k")
-        self.policies = {name: str(shared / f"models/policies/stories260k-{name}") for name in names}
+        self.policies = {name: str(shared / f"models/policies/stories260k-{name}") for name in self.names}
         self.prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
         self.test, self.validation = self.prompts["test"][:limit], self.prompts["validation"][:limit]
-        self.rewards = {name: REWARDS[name] for name in names}
+        self.rewards = {name: REWARDS[name] for name in self.names}
         self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def model(
         self, name: str, adapter: Path | None = None, policies: dict[str, str] | None = None, **options: Any
@@ -110,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quiet()
     for key, seed in itertools.product(arguments.pairs, range(arguments.seeds)):
-        problem = Problem(arguments.shared, arguments.output / key.replace(",", "-"), SETS[key])
+        problem = Problem(arguments.shared, arguments.output, key)
         print(f"{key}, seed {seed}: {problem.trained_hoe(seed)}", file=sys.stderr, flush=True)
 
 

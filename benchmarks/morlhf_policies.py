@@ -2,11 +2,10 @@
 
     python benchmarks/morlhf_policies.py --shared DIR --output policies
 
-MORLHF at five preferences and three seeds on positive x rich (`morlhf-<weight of positive>-seed<k>`) and on positive x dialog
-(`morlhf-dialog-<weight of positive>-seed<k>`), rewards on the scale of the payoff table of `fronts.py`, so that a preference
-means what it means there; and single-objective policies for
-past and pronouns (`stories260k-past`, ...), which make five objectives with the three policies of DIR. `positive` is trained
-again as `stories260k-positive`, to see that the settings below make policies like those of DIR.
+MORLHF with three seeds, at five preferences of positive x rich and of positive x dialog and at seven of all three objectives
+(`morlhf-<weights of positive, rich and dialog>-seed<k>`); rewards are on the scale of the payoff table of `fronts.py`, so that
+a preference means what it means there. And single-objective policies: past and pronouns (`stories260k-past`, ...) make five
+objectives with the three policies of DIR; positive, rich and dialog are trained again, which makes HoE of MORLHF's own recipe.
 
 Every policy starts from the base, all weights train: 120 updates of 8 prompts x 16 samples. Finished policies are skipped, so
 that the command can be repeated. Beside each folder stands a JSON file with settings, log, seconds, and mean rewards and KL
@@ -32,15 +31,24 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from fronts_adapters import OBJECTIVES, Problem
+from fronts_adapters import OBJECTIVES, SETS, Problem
 from peft_hoe.evaluation.policy_training import policy_gradient_config, train_policy
 from peft_hoe.training.normalization import RewardNormalizer
 from router_training import NEW_TOKENS
 from stories_rewards import REWARDS
 
-WEIGHTS, SEEDS = (0.1, 0.3, 0.5, 0.7, 0.9), 3
-OTHERS = ("rich", "dialog")
-SAMPLES = 512
+SEEDS, SAMPLES = 3, 512
+PAIR = [[0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [0.7, 0.3], [0.9, 0.1]]
+# Of MORLHF, by set of objectives; points of the grids that `fronts.py` sweeps.
+PREFERENCES = {
+    "positive,rich": PAIR,
+    "positive,dialog": PAIR,
+    "all": [
+        [1 / 3, 1 / 3, 1 / 3],
+        *([0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]),
+        *([0.4, 0.4, 0.2], [0.4, 0.2, 0.4], [0.2, 0.4, 0.4]),
+    ],
+}
 # Advantages are divided by the batch's standard deviation. Without that ("none"), a KL coefficient of 0.2 outweighs these
 # rewards: `positive` was at 0.63 and 1.8 nats from the base after 60 updates, those of DIR are at 4 to 9.
 SETTINGS: dict[str, Any] = {
@@ -59,28 +67,24 @@ class Run:
     normalized: bool
 
 
-def morlhf_name(other: str, weight: float, seed: int) -> str:
-    """Folder of the policy for positive, with that weight, and another objective."""
-    return f"morlhf-{weight}-seed{seed}" if other == "rich" else f"morlhf-{other}-{weight}-seed{seed}"
+def morlhf_name(preference: Mapping[str, float], seed: int) -> str:
+    """Folder of the policy for a preference."""
+    weights = "-".join(f"{preference.get(name, 0):.2g}" for name in OBJECTIVES)
+    return f"morlhf-{weights}-seed{seed}"
 
 
-def runs(seeds: int) -> list[Run]:
-    """What is trained, in this order."""
-    first = [Run(f"stories260k-{name}", {name: 1.0}, 0, False) for name in ("positive", "rich", "past", "pronouns")]
-    return first + [
-        Run(morlhf_name(other, weight, seed), {"positive": weight, other: round(1 - weight, 1)}, seed, True)
-        for other in OTHERS
-        for seed in range(seeds)
-        for weight in WEIGHTS
-    ]  # fmt: skip
+def runs(key: str, seeds: int) -> list[Run]:
+    """MORLHF on one set of objectives."""
+    found = [dict(zip(SETS[key], preference, strict=True)) for preference in PREFERENCES[key]]
+    return [Run(morlhf_name(point, seed), point, seed, True) for seed in range(seeds) for point in found]
 
 
-def payoff(shared: Path, output: Path, other: str) -> RewardNormalizer:
+def payoff(shared: Path, output: Path, key: str) -> RewardNormalizer:
     """The scale of `fronts.py`, sampled; kept in the output folder."""
-    path = output / ("payoff.json" if other == "rich" else f"payoff-{other}.json")
+    path = output / f"payoff-{key.replace(',', '-')}.json"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            scale = Problem(shared, Path(folder), ("positive", other)).scale(True)
+            scale = Problem(shared, Path(folder), key).scale(True)
         path.write_text(json.dumps(scale.state_dict(), indent=1) + "\n", encoding="utf-8")
     return RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -132,6 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
     parser.add_argument("--output", type=Path, required=True, help="folder for the policies")
+    parser.add_argument(
+        "--sets", nargs="*", choices=SETS, default=list(SETS), help="objectives of MORLHF (default all)"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of MORLHF (default {SEEDS})")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -140,17 +147,20 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     base = arguments.shared / "models/stories260k"
     prompts = json.loads((arguments.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
-    scales = {other: payoff(arguments.shared, arguments.output, other) for other in OTHERS}
     print(
         f"| policy | {' | '.join(REWARDS)} | KL | seconds | CPU seconds |\n|{'---|' * (len(REWARDS) + 4)}", flush=True
     )
     shipped = {f"{name} of DIR": arguments.shared / f"models/policies/stories260k-{name}" for name in OBJECTIVES}
     for name, path in {"base": base, **shipped}.items():
         print(row({"name": name, **measure(path, base, prompts["validation"])}), flush=True)
-    for run in runs(arguments.seeds):
+    single = [Run(f"stories260k-{name}", {name: 1.0}, 0, False) for name in REWARDS]
+    wanted = [(run, None) for run in single]
+    for key in arguments.sets:
+        scale = payoff(arguments.shared, arguments.output, key)
+        wanted += [(run, scale) for run in runs(key, arguments.seeds)]
+    for run, scale in wanted:
         folder, file = arguments.output / run.name, arguments.output / f"{run.name}.json"
         if not file.exists():
-            scale = scales[list(run.preference)[1]] if run.normalized else None
             trained = (folder / "config.json").exists()
             record = asdict(run) if trained else train(run, base, folder, prompts["train"], scale)
             record |= measure(folder, base, prompts["validation"])
