@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from figure5_five import OBJECTIVES
 from figure6_left import trained
-from figures_setting import NEW_TOKENS, Setting, markdown, parser_of_five, write
+from figures_setting import Setting, markdown, parser_of_five, write
 from peft_hoe import metrics
 from peft_hoe.evaluation import Sweep
 from peft_hoe.metrics import Interval
-from router_training import SETTINGS, UPDATES
+from router_training import UPDATES
+from trained_routers import lora_moe_options
 
 UNIFORM = [1 / len(OBJECTIVES)] * len(OBJECTIVES)
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,25 +54,8 @@ def measure(setting: Setting, train: bool) -> dict[str, Sweep]:
     for name, (key, options) in BASELINES.items():
         found[name] = method(name, setting.baseline(key, **options))
     if train:
-        found["LoRAMoE-like"] = method("LoRAMoE-like", lora_moe(setting))
+        found["LoRAMoE-like"] = method("LoRAMoE-like", setting.baseline("lora_moe", **lora_moe_options(setting)))
     return found
-
-
-def lora_moe(setting: Setting) -> Any:
-    """The mixture that knows no preference; trained once."""
-    training = {
-        "max_steps": UPDATES, "seed": 0, "stop_token": "eos", "response_length": NEW_TOKENS, "save_strategy": "no",
-        "local_rollout_forward_batch_size": 128, "num_sample_generations": 0, "report_to": [], "logging_steps": UPDATES,
-        "disable_tqdm": True, "use_cpu": True, **SETTINGS,
-    }  # fmt: skip
-    dataset = [{"prompt": prompt} for prompt in setting.prompts["train"]]
-    return setting.baseline(
-        "lora_moe",
-        rewards=setting.rewards,
-        train_dataset=dataset,
-        normalizer=setting.scale(sampled=True),
-        training=training,
-    )
 
 
 def shares(found: dict[str, Sweep]) -> dict[str, Interval]:

@@ -33,7 +33,8 @@ from fronts_tables import Front
 from morlhf_policies import PREFERENCES, runs
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
-from router_training import NEW_TOKENS, SETTINGS, TEXTS, UPDATES
+from router_training import NEW_TOKENS, TEXTS
+from trained_routers import lora_moe_options
 
 # Method: seeds of training
 METHODS = {
@@ -60,15 +61,7 @@ def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path |
         return BASELINES[name].make(problem.base, own, objectives=problem.names, **where), list(own)
     if name == "lora_moe":
         where["folder"] = problem.folder / "trained" / f"lora_moe-seed{seed}"
-        where |= {
-            "rewards": problem.rewards, "train_dataset": [{"prompt": prompt} for prompt in problem.prompts["train"]],
-            "normalizer": problem.scale(True),
-            "training": {
-                **SETTINGS, "max_steps": UPDATES, "seed": seed, "stop_token": "eos", "response_length": NEW_TOKENS,
-                "local_rollout_forward_batch_size": 128, "save_strategy": "no", "num_sample_generations": 0,
-                "report_to": [], "logging_steps": UPDATES, "disable_tqdm": True, "use_cpu": True,
-            },
-        }  # fmt: skip
+        where |= lora_moe_options(problem, seed)
     options = {"dense": True} if name == "rs_dense" else {}
     method = BASELINES[name.removesuffix("_dense")].make(problem.base, problem.policies, **where, **options)
     return method, grid

@@ -5,9 +5,9 @@
 The instructions of self-instruct's `user_oriented_instructions.jsonl`, without their inputs, continued as they are;
 for comparison the same on the stories' test prompts. Three objectives, at the paper's seven mixtures: each objective,
 each pair alike, all alike. HoE is at build defaults; "pairs merged" has an expert in the middle of each pair too;
-"linear" has the paper's linear interpolation, which loses length. RS is all weights of the policies, interpolated;
-"norm restored" is the soup of HoE's own one-hot experts with that length given back, module by module. Greedy, 48 new
-tokens; the scale is that of the stories' validation prompts; intervals are 95 %, over prompts.
+"linear" has the paper's linear interpolation, which loses length. The others are the baselines of `fronts.py`; the
+LoRAMoE-like mixture is trained, on stories, with the settings of `router_training.py`. Greedy, 48 new tokens; the scale
+is that of the stories' validation prompts; intervals are 95 %, over prompts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ import numpy as np
 
 from figures_setting import Setting, cell, gain, hypervolume, markdown, means, parser, plain, write
 from peft_hoe.evaluation import Sweep
+from trained_routers import lora_moe_options
 
 LONGEST = 300  # characters
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "RS": ("rs", {}), "RS, norm restored": ("rs_norm", {}), "RS, all weights": ("rs", {"dense": True}), "TA": ("ta", {}),
+    "TIES": ("ties", {}), "PCB-Merging": ("pcb", {}), "MOD": ("mod", {}), "prompting": ("prompting", {}),
+    "LoRAMoE-like": ("lora_moe", {}),
+}  # fmt: skip
 
 
 def mixtures(n: int) -> list[list[float]]:
@@ -37,19 +43,18 @@ def label(preference: list[float], names: tuple[str, ...]) -> str:
 
 def measure(setting: Setting, where: str, prompts: list[str]) -> dict[str, Sweep]:
     """All methods on some prompts."""
-    points = mixtures(len(setting.objectives))
-    kept: dict[str, Any] = {"preferences": points, "prompts": prompts}
-    return {
-        "HoE": setting.sweep("HoE", setting.adapter("hoe"), folder=f"mixtures-{where}-hoe", **kept),
-        "HoE, pairs merged": setting.sweep(
-            "HoE, pairs merged", setting.pairs_merged(), folder=f"mixtures-{where}-pairs", **kept
-        ),
-        "RS, norm restored": setting.sweep(
-            "RS, norm restored", generate=setting.baseline("rs_norm"), folder=f"mixtures-{where}-rs-norm", **kept
-        ),
-        "RS": setting.sweep("RS", generate=setting.baseline("rs", dense=True), folder=f"mixtures-{where}-rs", **kept),
-        "HoE, linear": setting.sweep("HoE, linear", setting.linear(), folder=f"mixtures-{where}-linear", **kept),
-    }
+    kept: dict[str, Any] = {"preferences": mixtures(len(setting.objectives)), "prompts": prompts}
+    found = {
+        name: setting.sweep(name, adapter, folder=f"mixtures-{where}-{name}", **kept)
+        for name, adapter in {
+            "HoE": setting.adapter("hoe"), "HoE, pairs merged": setting.pairs_merged(), "HoE, linear": setting.linear()
+        }.items()
+    }  # fmt: skip
+    for name, (key, options) in BASELINES.items():
+        options = options if key != "lora_moe" else lora_moe_options(setting)
+        folder = f"mixtures-{where}-{name}"
+        found[name] = setting.sweep(name, generate=setting.baseline(key, **options), folder=folder, **kept)
+    return found
 
 
 def main() -> None:
@@ -76,17 +81,20 @@ def main() -> None:
             "hypervolume": {name: plain(volume) for name, volume in volumes.items()},
             "HoE minus": {name: plain(difference) for name, difference in gains.items()},
         }  # fmt: skip
+        utility = {
+            name: np.diag(sweep.preferences @ setting.scale().normalize(sweep.points).T).mean()
+            for name, sweep in sweeps.items()
+        }
         rows = [
-            [label(point, setting.objectives), *(means(sweep.points[k]) for sweep in sweeps.values())]
-            for k, point in enumerate(mixtures(len(args.objectives)))
-        ]
-        utility = [
-            np.diag(sweep.preferences @ setting.scale().normalize(sweep.points).T).mean() for sweep in sweeps.values()
-        ]
-        rows.append(["mean λ · normalised reward", *(f"{value:.3f}" for value in utility)])
-        rows.append(["hypervolume", *(cell(volume) for volume in volumes.values())])
-        rows.append(["HoE minus it", "-", *(cell(difference, True) for difference in gains.values())])
-        print(f"{len(prompts)} {where}\n\n" + markdown(["mixture", *sweeps], rows) + "\n", flush=True)
+            [
+                name, *(means(point) for point in sweep.points), f"{utility[name]:.3f}", cell(volumes[name]),
+                cell(gains[name], True) if name in gains else "-",
+            ]
+            for name, sweep in sweeps.items()
+        ]  # fmt: skip
+        header = [label(point, setting.objectives) for point in mixtures(len(args.objectives))]
+        header = ["method", *header, "mean λ · normalised reward", "hypervolume", "HoE minus it"]
+        print(f"{len(prompts)} {where}\n\n" + markdown(header, rows) + "\n", flush=True)
         write(setting.folder / "table2_unseen.json", result)
 
 

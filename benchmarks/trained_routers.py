@@ -1,4 +1,4 @@
-"""Routers that are trained once and found again, for benchmarks of fronts and figures."""
+"""What benchmarks of fronts and figures train: HoE's routers, once for all, and the LoRAMoE-like mixture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,24 @@ from typing import Any
 from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.normalization import RewardNormalizer
 from peft_hoe.training.train_routers import train_routers
-from router_training import NEW_TOKENS, SETTINGS
+from router_training import NEW_TOKENS, SETTINGS, UPDATES
+
+
+def ppo_settings(seed: int, updates: int) -> dict[str, Any]:
+    """Arguments of HoERouterConfig: the settings of `router_training.py`, without logs and checkpoints."""
+    return {
+        "max_steps": updates, "seed": seed, "stop_token": "eos", "response_length": NEW_TOKENS,
+        "local_rollout_forward_batch_size": 128, "save_strategy": "no", "num_sample_generations": 0, "report_to": [],
+        "logging_steps": updates, "disable_tqdm": True, "use_cpu": True, **SETTINGS,
+    }  # fmt: skip
+
+
+def lora_moe_options(setting: Any, seed: int = 0) -> dict[str, Any]:
+    """What `BASELINES["lora_moe"]` needs besides policies, from a Setting or a Problem."""
+    return {
+        "rewards": setting.rewards, "train_dataset": [{"prompt": prompt} for prompt in setting.prompts["train"]],
+        "normalizer": setting.scale(sampled=True), "training": ppo_settings(seed, UPDATES),
+    }  # fmt: skip
 
 
 def trained_routers(
@@ -41,11 +58,7 @@ def trained_routers(
     """
     if (output / "training.json").exists():
         return output
-    args = HoERouterConfig(
-        output_dir=str(output), max_steps=updates, seed=seed, stop_token="eos", response_length=NEW_TOKENS,
-        local_rollout_forward_batch_size=128, save_strategy="no", num_sample_generations=0, report_to=[],
-        logging_steps=updates, disable_tqdm=True, use_cpu=True, **SETTINGS,
-    )  # fmt: skip
+    args = HoERouterConfig(output_dir=str(output), **ppo_settings(seed, updates))
     started = time.process_time()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
         train_routers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import HoEError
 
@@ -22,3 +23,11 @@ def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str,
             raise HoEError(f"{option} names {name!r} twice; give each name once")
         pairs[name] = value
     return pairs
+
+
+def read_number(text: str, kind: type[int] | type[float]) -> Any:
+    """A number where the text is one; else the text, such as "auto", which whoever gets it checks."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text

@@ -10,7 +10,7 @@ from ..experts.merging import METHODS
 from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
-from .arguments import read_pairs
+from .arguments import read_number, read_pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,15 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         experts=_preferences(arguments.expert),
         routers=_preferences(arguments.router),
-        r=_number(arguments.rank, int),
-        prune=_number(arguments.prune, float),
+        r=read_number(arguments.rank, int),
+        prune=read_number(arguments.prune, float),
         prune_scope=arguments.prune_scope,
         merge=arguments.merge,
         merge_options={
-            name: _number(value, float)
+            name: read_number(value, float)
             for name, value in read_pairs(arguments.merge_option, "--merge-option", "NAME=NUMBER").items()
         },
-        rescale=_number(arguments.rescale, float),
+        rescale=read_number(arguments.rescale, float),
         interpolation=arguments.interpolation,
         svd=arguments.svd,
         seed=arguments.seed,
@@ -91,14 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _preferences(items: list[str] | None) -> list[Any] | None:
     return None if items is None else [read_preference(item) for item in items]
-
-
-def _number(text: str, kind: type[int] | type[float]) -> Any:
-    """A number where the text is one; else the text, which the builder checks."""
-    try:
-        return kind(text)
-    except ValueError:
-        return text
 
 
 def _names(text: str | None) -> str | list[str] | None:

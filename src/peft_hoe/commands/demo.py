@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +28,23 @@ from ..demo.steering import (
 )
 from ..errors import HoEError
 from ..experts import build_adapter
+from ..inputs import read_prompts
 from ..preference import parse_preference, read_preference
+from .arguments import read_number, read_pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add("--base", metavar="MODEL", help="directory or Hub id of your own base; default: the embedded tiny models")
-    add("--policy", action="append", type=_pair, metavar="NAME=MODEL", help="a policy of that base; give two or more")
+    add("--policy", action="append", metavar="NAME=MODEL", help="a policy of that base; give two or more")
     add(
         "--reward",
         action="append",
-        type=_pair,
         metavar="NAME=MODULE:FUNCTION",
         help="takes (prompts, completions), returns a list of numbers; without rewards only texts are shown",
     )
-    add("--prompts", type=Path, metavar="FILE", help="a JSON list of texts, or a text file with one on each line")
+    add("--prompts", metavar="FILE", help="a JSON list of texts, or a text file with one on each line")
     add("--output", type=Path, default=Path("peft-hoe-demo"), metavar="DIR", help="default ./peft-hoe-demo")
     add("--max-new-tokens", type=int, default=48, metavar="N", help="length of a completion (default 48)")
     add("--rank", default="auto", metavar="R", help="rank of the experts: a number, full, or auto (default)")
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     adapter = arguments.output / "adapter"
     with calm():
         report = build_adapter(
-            task.base, dict(task.policies), adapter, r=_rank(arguments.rank), seed=arguments.seed,
+            task.base, dict(task.policies), adapter, r=read_number(arguments.rank, int), seed=arguments.seed,
             overwrite=True, progress=False,
         )  # fmt: skip
         print(f"1. An adapter from {len(task.policies)} policies\n\n{report.table()}\n")
@@ -91,7 +90,8 @@ def _task(arguments: argparse.Namespace) -> Task:
     """
     if arguments.max_new_tokens < 1:
         raise HoEError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
-    policies, functions = _unique(arguments.policy, "--policy"), _unique(arguments.reward, "--reward")
+    policies = read_pairs(arguments.policy, "--policy", "NAME=MODEL")
+    functions = read_pairs(arguments.reward, "--reward", "NAME=MODULE:FUNCTION")
     prompts = _read_prompts(arguments.prompts) if arguments.prompts else None
     if arguments.base is None and not policies:
         if functions:
@@ -108,30 +108,10 @@ def _task(arguments: argparse.Namespace) -> Task:
     return Task(arguments.base, policies, rewards, prompts, arguments.max_new_tokens)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
-    return name, value
-
-
-def _unique(items: Iterable[tuple[str, str]] | None, option: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in items or []:
-        if name in found:
-            raise HoEError(f"{option} names {name!r} twice; give each name once")
-        found[name] = value
-    return found
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        prompts: Any = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line]
-    except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the prompts {path}: {error}") from None
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise HoEError(f"{path} holds no list of texts; write a JSON list of strings, or one prompt on each line")
+def _read_prompts(path: str) -> list[str]:
+    prompts = [row["prompt"] for row in read_prompts(path)]
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise HoEError(f"{path} holds chat messages; the demo continues texts, write one on each line")
     return prompts
 
 
@@ -150,10 +130,6 @@ def _load_reward(path: str) -> Reward:
 
 def _extra_preference(text: str | None, task: Task) -> list[list[float]]:
     return [] if text is None else [parse_preference(read_preference(text), task.objectives).tolist()]
-
-
-def _rank(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
 
 
 # -- what the user reads -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import HoEError
 from ..inputs import read_preferences
 from ..preference import read_preference
-from .arguments import read_pairs
+from .arguments import read_number, read_pairs
 
 _SPLITS = ("train", "validation", "test")
 
@@ -102,7 +102,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         baselines=[name.strip() for name in arguments.baselines.split(",") if name.strip()],
         max_new_tokens=arguments.max_new_tokens,
         limit=arguments.limit,
-        rank=int(arguments.rank) if arguments.rank.isdigit() else arguments.rank,
+        rank=read_number(arguments.rank, int),
         seed=arguments.seed,
         sweep_batch_size=arguments.sweep_batch_size,
         cpu=arguments.cpu,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from ..errors import HoEError
-from ..training.policies import generating
+from ..training.policies import decoding_record, generating
 from ..training.prompts import PromptCollator
 
 
@@ -64,9 +64,7 @@ class Decoder:
     @property
     def record(self) -> dict[str, Any]:
         """Whatever of the settings is not transformers' default, as plain JSON."""
-        given = self.settings.to_diff_dict()
-        record = {name: given[name] for name in sorted(given.keys() - {"pad_token_id", "transformers_version"})}
-        return record | {"do_sample": bool(self.settings.do_sample), "eos_token_id": self.settings.eos_token_id}
+        return decoding_record(self.settings)
 
     @torch.no_grad()
     def complete(self, model: Any, prompts: Sequence[Any]) -> list[str]:

@@ -25,7 +25,7 @@ from ..errors import PreferenceError, RewardError
 from ..preference import FloatArray
 from ..tuner.functional import use_preference
 from ..tuner.steering import Steering
-from .policies import evaluating, generating
+from .policies import decoding_record, evaluating, generating
 from .prompts import PromptBatch, PromptCollator, as_prompt_batch
 from .rewards import Rewards
 from .rollouts import generate_responses
@@ -213,11 +213,8 @@ class Corners:
         return texts, torch.cat(ids), torch.cat(mask)
 
     def decoding(self) -> dict[str, Any]:
-        """What a table records: whatever of the settings is not transformers' default, as plain JSON."""
-        given = self.settings.to_diff_dict()
-        record = {name: given[name] for name in sorted(given.keys() - {"pad_token_id", "transformers_version"})}
-        record |= {"do_sample": bool(self.settings.do_sample), "eos_token_id": self.settings.eos_token_id}
-        record |= {"prompts": len(self.prompts.ids)}
+        """What a table records, as plain JSON."""
+        record = decoding_record(self.settings) | {"prompts": len(self.prompts.ids)}
         if self.settings.do_sample:
             record |= {"temperature": self.settings.temperature, "seed": self.seed, "batch_size": self.batch_size}
         if self.bf16:

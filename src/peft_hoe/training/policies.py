@@ -104,6 +104,13 @@ def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationCo
             module.generation_config = own
 
 
+def decoding_record(settings: GenerationConfig) -> dict[str, Any]:
+    """Whatever of the settings is not transformers' default, as plain JSON."""
+    given = settings.to_diff_dict()
+    record = {name: given[name] for name in sorted(given.keys() - {"pad_token_id", "transformers_version"})}
+    return record | {"do_sample": bool(settings.do_sample), "eos_token_id": settings.eos_token_id}
+
+
 @contextlib.contextmanager
 def checkpointed(policy: Any, args: Any) -> Iterator[None]:
     """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before.
