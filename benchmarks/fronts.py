@@ -5,11 +5,14 @@
 Every method has the same policies, rank and build defaults, answers the same 120 test prompts at the same preferences,
 and is scored on one scale: the payoff table of the one-hot experts on the validation prompts at the same decoding,
 reference point −0.1. Greedy, and sampled at temperature 1; 48 new tokens. Routers of HoE and of the LoRAMoE-like
-mixture are trained with the settings of `router_training.py`. `hoe` has the policies' experts and one at the centroid;
-`hoe_linear` is the same without its length between experts, `hoe_pairs` (three objectives) has merged experts in the
-middle of each pair in place of the centroid. POLICIES holds MORLHF policies as `morlhf_policies.py` writes them;
-seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-
-objective policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
+mixture are trained with the settings of `router_training.py`.
+
+`hoe` has the policies' experts and one at the centroid; `hoe_linear` is the same without its length between experts;
+`hoe_pairs` (three objectives) has merged experts in the middle of each pair in place of the centroid. `hoe_trained` has
+trained routers between the corners and at the centroid, and no merged expert; `hoe_merged_trained` has the merged
+expert at the centroid, and the same routers around it. POLICIES holds MORLHF policies as `morlhf_policies.py` writes
+them; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-objective
+policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
 
 Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run
 parts. Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
@@ -39,7 +42,8 @@ from trained_routers import lora_moe_options
 # Method: seeds of training
 METHODS = {
     "hoe": 1, "hoe_linear": 1, "hoe_pairs": 1, "hoe_same": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1,
-    "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5, "hoe_same_trained": 3,
+    "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5, "hoe_merged_trained": 5,
+    "hoe_same_trained": 3,
 }  # fmt: skip
 RANK = 16
 STORIES = llama_shapes(64, 172, 5, 512, 32, tied=True)
@@ -69,8 +73,8 @@ def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path |
 
 def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Any:
     """One of the variants of HoE."""
-    if name == "hoe_trained":
-        return problem.model("hoe", problem.trained_hoe(seed))
+    if name in ("hoe_trained", "hoe_merged_trained"):
+        return problem.model(name, problem.trained_hoe(name, seed, merged=name == "hoe_merged_trained"))
     if name == "hoe_linear":
         return problem.model(name, interpolation="linear")
     if name == "hoe_pairs":
@@ -83,7 +87,7 @@ def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Any:
         if absent:
             raise Missing(f"not there: {', '.join(absent)}")
         sources = {objective: str(path) for objective, path in own.items()}
-        trained = problem.trained_hoe(seed, "hoe_same", sources) if name == "hoe_same_trained" else None
+        trained = problem.trained_hoe(name, seed, sources) if name == "hoe_same_trained" else None
         return problem.model(name, trained, policies=sources)
     return problem.model(name)
 

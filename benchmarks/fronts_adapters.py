@@ -2,8 +2,9 @@
 
     python benchmarks/fronts_adapters.py --shared DIR --output fronts --pairs positive,rich --seeds 5
 
-trains the routers of HoE alone, so that `fronts.py --output fronts` finds them. Settings are those that `router_training.py`
-chose on validation prompts; each router has its default voting set. An interrupted run goes on where it was.
+trains the routers of `hoe_trained` alone, so that `fronts.py --output fronts` finds them. Settings are those that
+`router_training.py` chose on validation prompts; each router has its default voting set. An interrupted run goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ OBJECTIVES = ("positive", "rich", "dialog")
 SETS = {"positive,rich": OBJECTIVES[:2], "positive,dialog": ("positive", "dialog"), "all": OBJECTIVES}
 
 
-def router_preferences(n: int) -> list[list[float]]:
-    """[.25, .75] and [.75, .25] for two objectives; for three the middles of the LoRA experts' three simplices."""
-    if n == 2:
-        return [[0.25, 0.75], [0.75, 0.25]]
-    return [list(point) for point in sorted(set(itertools.permutations([0.25, 0.25, 0.5])))]
+def router_preferences(n: int, centroid: bool) -> list[list[float]]:
+    """[.25, .75] and [.75, .25] for two objectives, for three the permutations of [.25, .25, .5]; and the centroid, or not."""
+    between = [0.25, 0.75] if n == 2 else [0.25, 0.25, 0.5]
+    found = [list(point) for point in sorted(set(itertools.permutations(between)))]
+    return [*found, [1 / n] * n] if centroid else found
 
 
 class Problem:
@@ -81,12 +82,20 @@ class Problem:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return RewardNormalizer(np.asarray(kept["payoff"]), self.names, kept["decoding"])
 
-    def trained_hoe(self, seed: int, name: str = "hoe", policies: dict[str, str] | None = None) -> Path:
-        """HoE with two (three) routers, trained on the training prompts; the folder, with its CPU time in `training.json`."""
-        routers = [{"preference": preference} for preference in router_preferences(len(self.names))]
+    def trained_hoe(self, name: str, seed: int, policies: dict[str, str] | None = None, merged: bool = False) -> Path:
+        """HoE with routers that are trained on the training prompts; the folder, with its CPU time in `training.json`.
+
+        Args:
+            name: of the folder.
+            seed: of training.
+            policies: in place of the set's own.
+            merged: whether the centroid has a merged expert, or a router.
+        """
+        routers = [{"preference": preference} for preference in router_preferences(len(self.names), not merged)]
+        experts = {} if merged else {"experts": []}
         return trained_routers(
             self.folder / "trained" / f"{name}-seed{seed}",
-            lambda: self.model(f"{name}-routers", policies=policies, routers=routers),
+            lambda: self.model(f"{name}-untrained", policies=policies, routers=routers, **experts),
             tokenizer=self.tokenizer, rewards=self.rewards, prompts=self.prompts["train"],
             normalizer=self.scale(True), seed=seed, updates=UPDATES,
         )  # fmt: skip
@@ -110,7 +119,7 @@ def main() -> None:
     quiet()
     for key, seed in itertools.product(arguments.pairs, range(arguments.seeds)):
         problem = Problem(arguments.shared, arguments.output, key)
-        print(f"{key}, seed {seed}: {problem.trained_hoe(seed)}", file=sys.stderr, flush=True)
+        print(f"{key}, seed {seed}: {problem.trained_hoe('hoe_trained', seed)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def stored(shapes: Shapes, n: int, r: int, preferences: int, routers: int = 0, v
         n: N.
         r: rank of every expert and merge.
         preferences: M, for methods that have a model or merge for each.
-        routers: of HoE with trained ones.
+        routers: of HoE with trained ones, besides the one at the centroid.
         votes: of each of these.
     """
     base, expert = shapes.parameters, shapes.expert(r)
@@ -68,7 +68,8 @@ def stored(shapes: Shapes, n: int, r: int, preferences: int, routers: int = 0, v
     return {
         **dict.fromkeys(("hoe", "hoe_linear", "hoe_same"), soup + expert),
         "hoe_pairs": soup + math.comb(n, 2) * expert,
-        **dict.fromkeys(("hoe_trained", "hoe_same_trained"), soup + expert + routers * shapes.router(votes)),
+        **dict.fromkeys(("hoe_trained", "hoe_same_trained"), soup + (routers + 1) * shapes.router(votes)),
+        "hoe_merged_trained": soup + expert + routers * shapes.router(votes),
         "rs": soup, "rs_dense": n * base, "rs_norm": soup, **dict.fromkeys(("ta", "ties", "pcb"), base + preferences * expert),
         "mod": soup, "prompting": base, "morlhf": preferences * base, "lora_moe": soup + shapes.router(n),
     }  # fmt: skip
@@ -108,7 +109,10 @@ def storage_table(shapes: Shapes = LLAMA_2_7B) -> str:
     ]
     lines.append("|---|---|---|---|")
     counts = stored(shapes, 3, 128, 13, routers=3, votes=3)
-    trained = {"hoe_trained": 3 * shapes.router(3), "lora_moe": shapes.router(3), "morlhf": 13 * shapes.parameters}
+    trained = {
+        "hoe_trained": 4 * shapes.router(3), "hoe_merged_trained": 3 * shapes.router(3), "lora_moe": shapes.router(3),
+        "morlhf": 13 * shapes.parameters,
+    }  # fmt: skip
     for name in [
         name for name in counts if name not in ("hoe_linear", "hoe_same", "hoe_same_trained")
     ]:  # as their likes

@@ -61,9 +61,9 @@ class Front:
             (a, b)
             for a in ("hoe", "hoe_pairs", "hoe_trained")
             for b in sweeps
-            if b not in (a, "hoe_same", "hoe_trained")
+            if b not in (a, "hoe_trained") and not b.startswith("hoe_same")  # of other policies
         ]
-        pairs = [pair for pair in pairs if not pair[1].startswith("hoe_same")]  # of other policies
+        pairs += [("hoe_merged_trained", b) for b in ("hoe", "rs", "morlhf")]
         pairs += [("hoe_same", "morlhf"), ("hoe_same_trained", "morlhf")]
         self.pairs = {(a, b): self._pair(a, b) for a, b in pairs if {a, b} <= set(sweeps)}
 

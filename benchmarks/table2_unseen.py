@@ -4,9 +4,10 @@
 
 The instructions of self-instruct's `user_oriented_instructions.jsonl`, without their inputs, continued as they are;
 for comparison the same on the stories' test prompts. Three objectives, at the paper's seven mixtures: each objective,
-each pair alike, all alike. HoE is at build defaults; "pairs merged" has an expert in the middle of each pair too;
-"linear" has the paper's linear interpolation, which loses length. The others are the baselines of `fronts.py`; the
-LoRAMoE-like mixture is trained, on stories, with the settings of `router_training.py`. Greedy, 48 new tokens; the scale
+each pair alike, all alike. HoE is at build defaults; "router" has a trained one at the centroid in place of the merged
+expert; "pairs merged" has an expert in the middle of each pair too; "linear" has the paper's linear interpolation,
+which loses length. The others are the baselines of `fronts.py`. The router and the LoRAMoE-like mixture are trained on
+stories, with the settings of `router_training.py` and one seed. Greedy, 48 new tokens; the scale
 is that of the stories' validation prompts; intervals are 95 %, over prompts.
 """
 
@@ -14,12 +15,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from figure6_left import trained
 from figures_setting import Setting, cell, gain, hypervolume, markdown, means, parser, plain, write
 from peft_hoe.evaluation import Sweep
+from router_training import UPDATES
 from trained_routers import lora_moe_options
 
 LONGEST = 300  # characters
@@ -41,15 +45,24 @@ def label(preference: list[float], names: tuple[str, ...]) -> str:
     return " & ".join(name for name, weight in zip(names, preference, strict=True) if weight > 0)
 
 
+def routed(setting: Setting) -> Path:
+    """HoE with a trained router at the centroid in place of the merged expert."""
+    n = len(setting.objectives)
+    untrained = setting.adapter("centroid-router", experts=[], routers=[{"preference": [1 / n] * n}])
+    return trained(setting, untrained, "centroid-router", 0, UPDATES)
+
+
 def measure(setting: Setting, where: str, prompts: list[str]) -> dict[str, Sweep]:
     """All methods on some prompts."""
     kept: dict[str, Any] = {"preferences": mixtures(len(setting.objectives)), "prompts": prompts}
+    adapters = {
+        "HoE": setting.adapter("hoe"), "HoE, router": routed(setting), "HoE, pairs merged": setting.pairs_merged(),
+        "HoE, linear": setting.linear(),
+    }  # fmt: skip
     found = {
         name: setting.sweep(name, adapter, folder=f"mixtures-{where}-{name}", **kept)
-        for name, adapter in {
-            "HoE": setting.adapter("hoe"), "HoE, pairs merged": setting.pairs_merged(), "HoE, linear": setting.linear()
-        }.items()
-    }  # fmt: skip
+        for name, adapter in adapters.items()
+    }
     for name, (key, options) in BASELINES.items():
         options = options if key != "lora_moe" else lora_moe_options(setting)
         folder = f"mixtures-{where}-{name}"

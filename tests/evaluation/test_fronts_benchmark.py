@@ -31,7 +31,9 @@ def test_parameters_of_llama_2_7b(costs):
     assert costs.LLAMA_2_7B.expert(128) == 32 * 128 * (4 * 8192 + 3 * (4096 + 11008))
     found = costs.stored(costs.LLAMA_2_7B, 3, 128, 13, routers=1, votes=3)
     assert found["hoe"] - found["rs"] == costs.LLAMA_2_7B.expert(128)
-    assert found["hoe_trained"] - found["hoe"] == 3 * 32 * (6 * 4097 + 11009)
+    router = 3 * 32 * (6 * 4097 + 11009)
+    assert found["hoe_merged_trained"] - found["hoe"] == router
+    assert found["hoe_trained"] - found["rs"] == 2 * router
     assert found["rs_dense"] == 3 * 6_738_415_616
     assert found["ties"] == found["prompting"] + 13 * costs.LLAMA_2_7B.expert(128)
 
