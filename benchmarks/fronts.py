@@ -15,7 +15,8 @@ them; seeds that lack a preference are left out. `hoe_same` is HoE made from tha
 policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
 
 Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run
-parts. Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`.
+parts. Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`. `--split validation`
+does the same on the validation prompts, with names of its own; what was chosen was chosen there.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def swept(
     problem: Problem, name: str, seed: int, sampled: bool, asked: bool, arguments: argparse.Namespace
 ) -> Sweep | None:
     """A sweep from its folder, or a new one; None where its policies are not there, or it is not asked for."""
-    folder = problem.folder / "sweeps" / f"{name}-seed{seed}-{'sampled' if sampled else 'greedy'}"
+    where, prompts = (
+        ("sweeps", problem.test) if arguments.split == "test" else ("sweeps_validation", problem.validation)
+    )
+    folder = problem.folder / where / f"{name}-seed{seed}-{'sampled' if sampled else 'greedy'}"
     if (folder / "sweep.json").exists():
         return Sweep.load(folder)
     if not asked:
@@ -131,7 +135,7 @@ def swept(
         return None
     started = time.process_time()
     found = peft_hoe.sweep(
-        prompts=problem.test, rewards=problem.rewards, preferences=preferences, generate=method, name=name,
+        prompts=prompts, rewards=problem.rewards, preferences=preferences, generate=method, name=name,
         normalizer=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=660, output_dir=folder,
         progress=False,
     )  # fmt: skip
@@ -187,6 +191,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds of training at most (default 5)")
     parser.add_argument("--texts", type=int, default=TEXTS, help=f"sampled texts for each prompt (default {TEXTS})")
     parser.add_argument("--limit", type=int, help="use the first prompts only")
+    parser.add_argument(
+        "--split", choices=["test", "validation"], default="test", help="prompts; choose on validation (default test)"
+    )
     parser.add_argument("--times", action="store_true", help="measure CPU times too")
     arguments = parser.parse_args(given)
     quiet()
@@ -211,8 +218,9 @@ def write_tables(arguments: argparse.Namespace) -> None:
             result["fronts"][f"{key}, {decoding}"] = found.to_dict()
             parts.append(f"### {' × '.join(problem.names)}, {decoding}\n\n{found.tables()}")
     parts.append(f"### Llama-2-7B, from shapes\n\n{storage_table()}")
-    (arguments.output / "fronts.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (arguments.output / "fronts.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    stem = "fronts" if arguments.split == "test" else "fronts_validation"
+    (arguments.output / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (arguments.output / f"{stem}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print("\n\n".join(parts))
 
 
