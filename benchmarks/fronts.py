@@ -12,7 +12,7 @@ mixture are trained with the settings of `router_training.py`.
 trained routers between the corners and at the centroid, and no merged expert; `hoe_merged_trained` has the merged
 expert at the centroid, and the same routers around it. POLICIES holds MORLHF policies as `morlhf_policies.py` writes
 them; seeds that lack a preference are left out. `hoe_same` is HoE made from that script's own single-objective
-policies, so that both come from the same recipe; `hoe_same_trained` has routers too.
+policies, so that both come from the same recipe; `hoe_same_merged_trained` has routers too.
 
 Every sweep is a folder under `<output>/<set>/sweeps`, and is not repeated; `--only`, `--pairs` and `--decodings` run
 parts. Tables are of all sweeps that are there: on the screen, and in `fronts.json` and `fronts.md`. `--split validation`
@@ -44,7 +44,7 @@ from trained_routers import lora_moe_options
 METHODS = {
     "hoe": 1, "hoe_linear": 1, "hoe_pairs": 1, "hoe_same": 1, "rs": 1, "rs_norm": 1, "rs_dense": 1, "mod": 1, "ta": 1,
     "ties": 1, "pcb": 1, "prompting": 1, "morlhf": 3, "lora_moe": 1, "hoe_trained": 5, "hoe_merged_trained": 5,
-    "hoe_same_trained": 3,
+    "hoe_same_merged_trained": 3,
 }  # fmt: skip
 RANK = 16
 STORIES = llama_shapes(64, 172, 5, 512, 32, tied=True)
@@ -88,7 +88,7 @@ def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Any:
         if absent:
             raise Missing(f"not there: {', '.join(absent)}")
         sources = {objective: str(path) for objective, path in own.items()}
-        trained = problem.trained_hoe(name, seed, sources) if name == "hoe_same_trained" else None
+        trained = problem.trained_hoe(name, seed, sources, merged=True) if name.endswith("trained") else None
         return problem.model(name, trained, policies=sources)
     return problem.model(name)
 

@@ -68,8 +68,10 @@ def stored(shapes: Shapes, n: int, r: int, preferences: int, routers: int = 0, v
     return {
         **dict.fromkeys(("hoe", "hoe_linear", "hoe_same"), soup + expert),
         "hoe_pairs": soup + math.comb(n, 2) * expert,
-        **dict.fromkeys(("hoe_trained", "hoe_same_trained"), soup + (routers + 1) * shapes.router(votes)),
-        "hoe_merged_trained": soup + expert + routers * shapes.router(votes),
+        "hoe_trained": soup + (routers + 1) * shapes.router(votes),
+        **dict.fromkeys(
+            ("hoe_merged_trained", "hoe_same_merged_trained"), soup + expert + routers * shapes.router(votes)
+        ),
         "rs": soup, "rs_dense": n * base, "rs_norm": soup, **dict.fromkeys(("ta", "ties", "pcb"), base + preferences * expert),
         "mod": soup, "prompting": base, "morlhf": preferences * base, "lora_moe": soup + shapes.router(n),
     }  # fmt: skip
@@ -114,7 +116,7 @@ def storage_table(shapes: Shapes = LLAMA_2_7B) -> str:
         "morlhf": 13 * shapes.parameters,
     }  # fmt: skip
     for name in [
-        name for name in counts if name not in ("hoe_linear", "hoe_same", "hoe_same_trained")
+        name for name in counts if name not in ("hoe_linear", "hoe_same", "hoe_same_merged_trained")
     ]:  # as their likes
         rows = 3 if name == "mod" else 1
         lines.append(f"| {name} | {counts[name] / 1e9:.2f} | {trained.get(name, 0) / 1e6:.1f} | {rows} |")

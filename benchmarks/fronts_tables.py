@@ -57,14 +57,14 @@ class Front:
         }
         self.igd_plus = self._igd_plus()
         self.rows = {name: self._row(name) for name in sweeps}
+        routed = ("hoe_trained", "hoe_merged_trained")
         pairs = [
             (a, b)
-            for a in ("hoe", "hoe_pairs", "hoe_trained")
+            for a in ("hoe", "hoe_pairs", *routed)
             for b in sweeps
-            if b not in (a, "hoe_trained") and not b.startswith("hoe_same")  # of other policies
+            if b not in (a, *routed) and not b.startswith("hoe_same")  # of other policies
         ]
-        pairs += [("hoe_merged_trained", b) for b in ("hoe", "rs", "morlhf")]
-        pairs += [("hoe_same", "morlhf"), ("hoe_same_trained", "morlhf")]
+        pairs += [routed, ("hoe_same", "morlhf"), ("hoe_same_merged_trained", "morlhf")]
         self.pairs = {(a, b): self._pair(a, b) for a, b in pairs if {a, b} <= set(sweeps)}
 
     def _with_estimate(self, name: str) -> FloatArray:
