@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,17 @@ def _load_toys() -> ModuleType:
     sys.modules["router_toys"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """transformers 4 leaves `bf16=True` in the environment, where later trainers and spawned processes find it."""
+    name = "ACCELERATE_MIXED_PRECISION"
+    before = os.environ.pop(name, None)
+    yield
+    os.environ.pop(name, None)
+    if before is not None:
+        os.environ[name] = before
 
 
 @pytest.fixture(scope="session")
