@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from figures_setting import NEW_TOKENS, Setting, markdown, parser, write
+from figures_setting import NEW_TOKENS, Setting, parser, write
+from fronts_tables import markdown
 
 CUT, ROWS = 256, 60
 FloatArray = NDArray[np.float64]

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, parser_of_five, plain, write
+from figures_setting import Setting, cell, gain, hypervolume, parser_of_five, plain, write
+from fronts_tables import markdown
 from peft_hoe.evaluation import Sweep
 from peft_hoe.preference import das_dennis
 

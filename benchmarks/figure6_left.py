@@ -20,17 +20,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from figures_setting import (
-    Setting,
-    cell,
-    gain,
-    hypervolume,
-    markdown,
-    parser,
-    plain,
-    stored_parameters,
-    write,
-)
+from figures_setting import Setting, cell, gain, hypervolume, parser, plain, stored_parameters, write
+from fronts_tables import markdown
 from peft_hoe.evaluation import Sweep
 from router_training import UPDATES
 from trained_routers import trained_routers
@@ -50,15 +41,6 @@ def folder_of(name: str) -> str:
     return FOLDERS.get(name, name.replace(" + ", "-").replace(" ", "-").lower())
 
 
-def trained(setting: Setting, untrained: Path, name: str, seed: int, updates: int) -> Path:
-    """The adapter with its routers trained; the folder, which tells the CPU time in `training.json`."""
-    return trained_routers(
-        setting.folder / "trained" / f"{name}-seed{seed}", lambda: setting.steered(untrained),
-        tokenizer=setting.tokenizer, rewards=setting.rewards, prompts=setting.prompts["train"],
-        normalizer=setting.scale(sampled=True), seed=seed, updates=updates,
-    )  # fmt: skip
-
-
 def sweep_configuration(setting: Setting, name: str, seeds: int, updates: int) -> Sweep:
     """Of a configuration; with routers, of all seeds of training."""
     folder = folder_of(name)
@@ -68,7 +50,7 @@ def sweep_configuration(setting: Setting, name: str, seeds: int, updates: int) -
         return setting.sweep(kept, adapter)
     runs = []
     for seed in range(seeds):
-        ready = trained(setting, adapter, folder, seed, updates)
+        ready = trained_routers(setting, adapter, folder, seed, updates)
         runs.append(setting.sweep(name, ready, folder=f"{folder}-seed{seed}"))
         print(f"{name}, seed {seed}: {float(hypervolume(runs[-1]).estimate):.3f}", flush=True)
     return Sweep.stack(runs)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, parser, plain, stored_parameters, write
+from figures_setting import Setting, cell, gain, hypervolume, parser, plain, stored_parameters, write
+from fronts_tables import markdown
 from peft_hoe import HoEConfig
 
 RANKS: tuple[int | str, ...] = (2, 4, 8, 16, 32, 64, "full")

@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from figure5_five import OBJECTIVES
-from figure6_left import trained
-from figures_setting import Setting, markdown, parser_of_five, write
+from figures_setting import Setting, parser_of_five, write
+from fronts_tables import markdown
 from peft_hoe import metrics
 from peft_hoe.evaluation import Sweep
 from peft_hoe.metrics import Interval
-from router_training import UPDATES
-from trained_routers import lora_moe_options
+from trained_routers import lora_moe_options, trained_routers
 
 UNIFORM = [1 / len(OBJECTIVES)] * len(OBJECTIVES)
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,7 +49,7 @@ def measure(setting: Setting, train: bool) -> dict[str, Sweep]:
     if train:
         router = {"preference": UNIFORM, "name": "router", "votes_for": "all"}
         adapter = setting.adapter("uniform-router", routers=[router])
-        found["HoE, router"] = hoe("HoE, router", trained(setting, adapter, "uniform-router", 0, UPDATES))
+        found["HoE, router"] = hoe("HoE, router", trained_routers(setting, adapter, "uniform-router", 0))
     for name, (key, options) in BASELINES.items():
         found[name] = method(name, setting.baseline(key, **options))
     if train:

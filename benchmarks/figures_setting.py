@@ -1,8 +1,11 @@
-"""What the scripts of `docs/figures.md` share: the stories model, policies, rewards, one scale, adapters and sweeps.
+"""What the scripts of `docs/figures.md` and `docs/fronts.md` share.
+
+That is the stories model, policies, rewards, one scale, adapters and sweeps.
 
 Adapters are built once and sweeps are kept under the output directory, so that a script that is run again goes on where it was,
 and scripts that are given the same directory share what they have in common. Every hypervolume is measured in rewards
-normalised by one payoff table: that of the one-hot experts of HoE at build defaults, greedy, on the validation prompts.
+normalised by one payoff table: that of the one-hot experts of HoE at build defaults, at the same decoding, on the validation
+prompts.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,13 @@ def parser_of_five(description: str | None) -> argparse.ArgumentParser:
     return found
 
 
+def quiet() -> None:
+    """One thread, no bars, no notes on generation settings (max_new_tokens beats the model's max_length)."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    set_verbosity_error()
+
+
 class Setting:
     """One set of objectives.
 
@@ -68,9 +78,7 @@ class Setting:
         policies: Path | None = None,
         limit: int | None = None,
     ) -> None:
-        torch.set_num_threads(1)
-        disable_progress_bar()
-        set_verbosity_error()  # max_new_tokens beats the model's max_length, it would say at every call
+        quiet()
         self.objectives, self.folder = tuple(objectives), output / "-".join(objectives)
         self.base = str(shared / "models/stories260k")
         self.policies = {name: str(_policy(name, shared / "models/policies", policies)) for name in objectives}
@@ -84,11 +92,11 @@ class Setting:
         """A model without adapter, by default the base."""
         return AutoModelForCausalLM.from_pretrained(path or self.base).eval()
 
-    def adapter(self, name: str, **options: Any) -> Path:
-        """The folder of an adapter that is built once, with `build_adapter`'s options."""
+    def adapter(self, name: str, policies: Mapping[str, str] | None = None, **options: Any) -> Path:
+        """The folder of an adapter that is built once, with `build_adapter`'s options; of other policies, where given."""
         path = self.folder / "adapters" / name
         if not (path / "adapter_config.json").exists():
-            peft_hoe.build_adapter(self.base, self.policies, path, progress=False, **options)
+            peft_hoe.build_adapter(self.base, policies or self.policies, path, progress=False, **options)
         return path
 
     def linear(self) -> Path:
@@ -185,12 +193,6 @@ def plain(interval: Interval) -> list[float]:
 def means(row: NDArray[Any]) -> str:
     """Mean rewards."""
     return " / ".join(f"{value:.2f}" for value in row)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def write(path: Path, content: Any) -> None:

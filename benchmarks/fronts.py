@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import peft_hoe
-from fronts_adapters import SETS, Problem, quiet
+from figures_setting import parser
+from fronts_adapters import SETS, Problem
 from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
 from fronts_tables import Front
 from morlhf_policies import PREFERENCES, runs
@@ -57,13 +58,13 @@ class Missing(Exception):
 def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path | None) -> tuple[Any, Any]:
     """A method, and the preferences that it answers."""
     how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": sampled, "temperature": 1.0}
-    grid = peft_hoe.preference_grid(len(problem.names))
+    grid = peft_hoe.preference_grid(len(problem.objectives))
     if name.startswith("hoe"):
-        return HoEMethod(hoe(problem, name, seed, policies), problem.tokenizer, **how), grid
+        return HoEMethod(problem.steered(hoe(problem, name, seed, policies)), problem.tokenizer, **how), grid
     where = {"tokenizer": problem.tokenizer, "folder": problem.folder / "adapters" / "baselines", **how}
     if name == "morlhf":
         own = morlhf_policies(problem, seed, policies)
-        return BASELINES[name].make(problem.base, own, objectives=problem.names, **where), list(own)
+        return BASELINES[name].make(problem.base, own, objectives=problem.objectives, **where), list(own)
     if name == "lora_moe":
         where["folder"] = problem.folder / "trained" / f"lora_moe-seed{seed}"
         where |= lora_moe_options(problem, seed)
@@ -72,25 +73,26 @@ def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path |
     return method, grid
 
 
-def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Any:
-    """One of the variants of HoE."""
+def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Path:
+    """The folder of one of the variants of HoE."""
     if name in ("hoe_trained", "hoe_merged_trained"):
-        return problem.model(name, problem.trained_hoe(name, seed, merged=name == "hoe_merged_trained"))
+        return problem.trained_hoe(name, seed, merged=name == "hoe_merged_trained")
     if name == "hoe_linear":
-        return problem.model(name, interpolation="linear")
+        return problem.adapter(name, interpolation="linear")
     if name == "hoe_pairs":
-        if len(problem.names) < 3:
+        if len(problem.objectives) < 3:
             raise Missing("the middle of the only pair is the centroid")
-        return problem.model(name, experts=middles(len(problem.names)))
+        return problem.adapter(name, experts=middles(len(problem.objectives)))
     if name.startswith("hoe_same"):
-        own = {objective: folder_of(policies) / f"stories260k-{objective}" for objective in problem.names}
+        own = {objective: folder_of(policies) / f"stories260k-{objective}" for objective in problem.objectives}
         absent = [path.name for path in own.values() if not (path / "model.safetensors").exists()]
         if absent:
             raise Missing(f"not there: {', '.join(absent)}")
         sources = {objective: str(path) for objective, path in own.items()}
-        trained = problem.trained_hoe(name, seed, sources, merged=True) if name.endswith("trained") else None
-        return problem.model(name, trained, policies=sources)
-    return problem.model(name)
+        if name.endswith("trained"):
+            return problem.trained_hoe(name, seed, sources, merged=True)
+        return problem.adapter(name, sources)
+    return problem.adapter(name)
 
 
 def middles(n: int) -> list[list[float]]:
@@ -153,7 +155,7 @@ def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Fro
             sweeps[name] = Sweep.stack(found)
     if not {"hoe", "rs"} <= set(sweeps):
         return None
-    n = len(problem.names)
+    n = len(problem.objectives)
     counts = stored(STORIES, n, RANK, len(sweeps["rs"].preferences), routers=2 if n == 2 else 3, votes=n)
     counts["morlhf"] = len(PREFERENCES[problem.key]) * STORIES.parameters
     path = problem.folder / "cpu_times.json"
@@ -172,31 +174,30 @@ def measure_times(problem: Problem, arguments: argparse.Namespace) -> None:
     ]  # a model of its own, without adapter
     methods = {name: make(problem, name, 0, False, arguments.policies)[0] for name in names}
     # Between a LoRA expert and a router.
-    middle = [0.3, 0.7] if len(problem.names) == 2 else [1 / len(problem.names)] * len(problem.names)
+    middle = [0.3, 0.7] if len(problem.objectives) == 2 else [1 / len(problem.objectives)] * len(problem.objectives)
     found = seconds_per_token(problem.base, problem.tokenizer, problem.test[:64], methods, middle, NEW_TOKENS)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main(given: Sequence[str] | None = None) -> None:
     """Sweep what is missing, then print all tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--policies", type=Path, help="folder with MORLHF policies")
-    parser.add_argument("--pairs", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("--policies", type=Path, help="folder with MORLHF policies")
+    command.add_argument(
+        "--pairs", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)"
+    )
+    command.add_argument(
         "--only", nargs="*", choices=METHODS, default=list(METHODS), help="methods to sweep (default all)"
     )
-    parser.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of training at most (default 5)")
-    parser.add_argument("--texts", type=int, default=TEXTS, help=f"sampled texts for each prompt (default {TEXTS})")
-    parser.add_argument("--limit", type=int, help="use the first prompts only")
-    parser.add_argument(
+    command.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
+    command.add_argument("--seeds", type=int, default=5, help="seeds of training at most (default 5)")
+    command.add_argument("--texts", type=int, default=TEXTS, help=f"sampled texts for each prompt (default {TEXTS})")
+    command.add_argument("--limit", type=int, help="use the first prompts only")
+    command.add_argument(
         "--split", choices=["test", "validation"], default="test", help="prompts; choose on validation (default test)"
     )
-    parser.add_argument("--times", action="store_true", help="measure CPU times too")
-    arguments = parser.parse_args(given)
-    quiet()
+    command.add_argument("--times", action="store_true", help="measure CPU times too")
+    arguments = command.parse_args(given)
     for key, decoding in itertools.product(arguments.pairs, arguments.decodings):
         problem = Problem(arguments.shared, arguments.output, key, arguments.limit)
         for name in arguments.only:
@@ -216,7 +217,7 @@ def write_tables(arguments: argparse.Namespace) -> None:
         found = front(problem, decoding == "sampled", arguments)
         if found is not None:
             result["fronts"][f"{key}, {decoding}"] = found.to_dict()
-            parts.append(f"### {' × '.join(problem.names)}, {decoding}\n\n{found.tables()}")
+            parts.append(f"### {' × '.join(problem.objectives)}, {decoding}\n\n{found.tables()}")
     parts.append(f"### Llama-2-7B, from shapes\n\n{storage_table()}")
     stem = "fronts" if arguments.split == "test" else "fronts_validation"
     (arguments.output / f"{stem}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What `fronts.py` measures with: prompts, policies, scales, and adapters that are built and trained once and then reused.
+"""The sets of objectives of `fronts.py`, and HoE with routers that are trained once and then reused.
 
     python benchmarks/fronts_adapters.py --shared DIR --output fronts --pairs positive,rich --seeds 5
 
@@ -9,23 +9,11 @@ it was.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
-import peft_hoe
-from peft_hoe.training.normalization import RewardNormalizer, payoff_table
-from router_training import NEW_TOKENS, TEXTS, UPDATES
-from stories_rewards import REWARDS
+from figures_setting import Setting, parser
 from trained_routers import trained_routers
 
 OBJECTIVES = ("positive", "rich", "dialog")
@@ -39,48 +27,12 @@ def router_preferences(n: int, centroid: bool) -> list[list[float]]:
     return [*found, [1 / n] * n] if centroid else found
 
 
-class Problem:
-    """One set of objectives: its policies, prompts, rewards and scales.
-
-    Args:
-        shared: folder with models/ and data/.
-        output: folder of all sets; what is kept for this one is in a folder of its own there.
-        key: of `SETS`.
-        limit: use the first prompts only.
-    """
+class Problem(Setting):
+    """One set of objectives, by its key in `SETS`."""
 
     def __init__(self, shared: Path, output: Path, key: str, limit: int | None = None) -> None:
-        self.key, self.names, self.folder = key, SETS[key], output / key.replace(",", "-")
-        self.base = str(shared / "models/stories260k")
-        self.policies = {name: str(shared / f"models/policies/stories260k-{name}") for name in self.names}
-        self.prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
-        self.test, self.validation = self.prompts["test"][:limit], self.prompts["validation"][:limit]
-        self.rewards = {name: REWARDS[name] for name in self.names}
-        self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def model(
-        self, name: str, adapter: Path | None = None, policies: dict[str, str] | None = None, **options: Any
-    ) -> Any:
-        """The base with an adapter: the one in `adapter`, or one that is built once in `adapters/<name>`."""
-        path = adapter or self.folder / "adapters" / name
-        if not (path / "adapter_config.json").exists():
-            peft_hoe.build_adapter(self.base, policies or self.policies, path, progress=False, **options)
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(self.base), path).eval()
-
-    def scale(self, sampled: bool) -> RewardNormalizer:
-        """The payoff table of HoE's one-hot experts on the validation prompts, measured once."""
-        path = self.folder / f"payoff-{'sampled' if sampled else 'greedy'}.json"
-        if not path.exists():
-            found = payoff_table(
-                self.model("hoe"), list(self.validation) * (TEXTS if sampled else 1), self.rewards,
-                processing_class=self.tokenizer, max_new_tokens=NEW_TOKENS, do_sample=sampled, batch_size=240,
-            )  # fmt: skip
-            path.write_text(
-                json.dumps({"payoff": found.payoff.tolist(), "decoding": dict(found.decoding)}, default=str)
-            )
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return RewardNormalizer(np.asarray(kept["payoff"]), self.names, kept["decoding"])
+        super().__init__(shared, output, SETS[key], limit=limit)
+        self.key = key
 
     def trained_hoe(self, name: str, seed: int, policies: dict[str, str] | None = None, merged: bool = False) -> Path:
         """HoE with routers that are trained on the training prompts; the folder, with its CPU time in `training.json`.
@@ -91,32 +43,19 @@ class Problem:
             policies: in place of the set's own.
             merged: whether the centroid has a merged expert, or a router.
         """
-        routers = [{"preference": preference} for preference in router_preferences(len(self.names), not merged)]
+        routers = [{"preference": preference} for preference in router_preferences(len(self.objectives), not merged)]
         experts = {} if merged else {"experts": []}
         return trained_routers(
-            self.folder / "trained" / f"{name}-seed{seed}",
-            lambda: self.model(f"{name}-untrained", policies=policies, routers=routers, **experts),
-            tokenizer=self.tokenizer, rewards=self.rewards, prompts=self.prompts["train"],
-            normalizer=self.scale(True), seed=seed, updates=UPDATES,
-        )  # fmt: skip
-
-
-def quiet() -> None:
-    """One thread, no bars, no notes on generation settings."""
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    set_verbosity_error()
+            self, self.adapter(f"{name}-untrained", policies, routers=routers, **experts), name, seed
+        )
 
 
 def main() -> None:
     """Train HoE's routers for some sets of objectives and seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="directory to write, that of fronts.py")
-    parser.add_argument("--pairs", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
-    arguments = parser.parse_args()
-    quiet()
+    command = parser(__doc__)
+    command.add_argument("--pairs", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives")
+    command.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
+    arguments = command.parse_args()
     for key, seed in itertools.product(arguments.pairs, range(arguments.seeds)):
         problem = Problem(arguments.shared, arguments.output, key)
         print(f"{key}, seed {seed}: {problem.trained_hoe('hoe_trained', seed)}", file=sys.stderr, flush=True)

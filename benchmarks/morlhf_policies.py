@@ -14,7 +14,6 @@ divergence to the base in nats, on 512 samples for the validation prompts at tem
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -29,8 +28,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from figures_setting import parser, quiet
 from fronts_adapters import OBJECTIVES, SETS, Problem
 from peft_hoe.evaluation.policy_training import policy_gradient_config, train_policy
 from peft_hoe.training.normalization import RewardNormalizer
@@ -133,17 +132,13 @@ def row(record: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Train what is missing, measure, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the policies")
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument(
         "--sets", nargs="*", choices=SETS, default=list(SETS), help="objectives of MORLHF (default all)"
     )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of MORLHF (default {SEEDS})")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    set_verbosity_error()  # max_new_tokens beats the model's max_length, it would say at every call
+    command.add_argument("--seeds", type=int, default=SEEDS, help=f"of MORLHF (default {SEEDS})")
+    arguments = command.parse_args()
+    quiet()
     arguments.output.mkdir(parents=True, exist_ok=True)
     base = arguments.shared / "models/stories260k"
     prompts = json.loads((arguments.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))

@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from figure6_left import trained
-from figures_setting import Setting, cell, gain, hypervolume, markdown, means, parser, plain, write
+from figures_setting import Setting, cell, gain, hypervolume, means, parser, plain, write
+from fronts_tables import markdown
 from peft_hoe.evaluation import Sweep
-from router_training import UPDATES
-from trained_routers import lora_moe_options
+from trained_routers import lora_moe_options, trained_routers
 
 LONGEST = 300  # characters
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +48,7 @@ def routed(setting: Setting) -> Path:
     """HoE with a trained router at the centroid in place of the merged expert."""
     n = len(setting.objectives)
     untrained = setting.adapter("centroid-router", experts=[], routers=[{"preference": [1 / n] * n}])
-    return trained(setting, untrained, "centroid-router", 0, UPDATES)
+    return trained_routers(setting, untrained, "centroid-router", 0)
 
 
 def measure(setting: Setting, where: str, prompts: list[str]) -> dict[str, Sweep]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from figures_setting import Setting, cell, gain, hypervolume, markdown, means, parser, plain, write
+from figures_setting import Setting, cell, gain, hypervolume, means, parser, plain, write
+from fronts_tables import markdown
 from peft_hoe.experts.merging import METHODS
 
 

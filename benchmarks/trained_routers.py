@@ -6,12 +6,11 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures_setting import Setting
 from peft_hoe.training import HoERouterConfig
-from peft_hoe.training.normalization import RewardNormalizer
 from peft_hoe.training.train_routers import train_routers
 from router_training import NEW_TOKENS, SETTINGS, UPDATES
 
@@ -25,45 +24,36 @@ def ppo_settings(seed: int, updates: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lora_moe_options(setting: Any, seed: int = 0) -> dict[str, Any]:
-    """What `BASELINES["lora_moe"]` needs besides policies, from a Setting or a Problem."""
+def lora_moe_options(setting: Setting, seed: int = 0) -> dict[str, Any]:
+    """What `BASELINES["lora_moe"]` needs besides policies."""
     return {
         "rewards": setting.rewards, "train_dataset": [{"prompt": prompt} for prompt in setting.prompts["train"]],
         "normalizer": setting.scale(sampled=True), "training": ppo_settings(seed, UPDATES),
     }  # fmt: skip
 
 
-def trained_routers(
-    output: Path,
-    untrained: Callable[[], Any],
-    *,
-    tokenizer: Any,
-    rewards: Mapping[str, Any],
-    prompts: Sequence[str],
-    normalizer: RewardNormalizer,
-    seed: int,
-    updates: int,
-) -> Path:
-    """An adapter with its routers trained by the settings of `router_training.py`.
+def trained_routers(setting: Setting, untrained: Path, name: str, seed: int, updates: int = UPDATES) -> Path:
+    """An adapter with its routers trained on the training prompts, by the settings of `router_training.py`.
 
     Args:
-        output: the adapter's folder, with its CPU time in `training.json`; an interrupted run goes on where it was.
-        untrained: makes the model; called where the folder is not complete.
-        tokenizer: the model's.
-        rewards: `{objective: reward}`.
-        prompts: of training.
-        normalizer: scale of sampled rewards.
+        setting: what it is trained with, and where it is kept; an interrupted run goes on where it was.
+        untrained: the adapter's folder.
+        name: of the result.
         seed: of training.
         updates: for each router.
+
+    Returns:
+        the folder of the result, with its CPU time in `training.json`.
     """
+    output = setting.folder / "trained" / f"{name}-seed{seed}"
     if (output / "training.json").exists():
         return output
     args = HoERouterConfig(output_dir=str(output), **ppo_settings(seed, updates))
     started = time.process_time()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
         train_routers(
-            untrained(), args, processing_class=tokenizer, reward_model=rewards,
-            train_dataset=[{"prompt": prompt} for prompt in prompts], normalizer=normalizer,
+            setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
+            train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
             resume_from_checkpoint=(output / "routers_run.json").exists(),
         )  # fmt: skip
     record = {"cpu_seconds": round(time.process_time() - started), "updates": updates, "seed": seed}

@@ -102,6 +102,13 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
     assert message in capsys.readouterr().err
 
 
+def test_the_demo_continues_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('["a", {"prompt": [{"role": "user", "content": "b"}]}]')
+    assert main(["demo", "--prompts", str(prompts)]) == 2
+    assert "holds the prompt [{'role': 'user', 'content': 'b'}]" in capsys.readouterr().err
+
+
 def test_reward_that_cannot_be_loaded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.json"
     prompts.write_text('["a"]')

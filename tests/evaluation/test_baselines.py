@@ -92,6 +92,11 @@ def test_rs_is_the_interpolation_of_the_weights(make, base, policies):
     assert (interpolated(base, policies, [1, 0]) - interpolated(base, policies, [0, 1])).abs().max() > 0.1
 
 
+def test_whole_policies_keep_no_length(make):
+    with pytest.raises(HoEError, match="interpolation is 'norm'"):
+        make("rs_norm", dense=True)
+
+
 def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies):
     method = make("rs_norm", **EXACT)
     start, states = load_base(base).state_dict(), [load_base(path).state_dict() for path in policies.values()]

@@ -34,7 +34,11 @@ def test_a_bad_row_is_named(toys: ModuleType, row: Any, match: str) -> None:
 
 
 def test_good_rows(toys: ModuleType) -> None:
-    check_prompts([{"prompt": "w1"}, {"prompt": CHAT}, {"input_ids": torch.tensor([3])}], toys.make_tokenizer())
+    rows = [{"prompt": "w1"}, {"prompt": CHAT}, {"input_ids": torch.tensor([3])}]
+    check_prompts(rows, toys.make_tokenizer())
+    batch = PromptCollator(toys.make_tokenizer())([rows[0], rows[2]])  # this tokenizer has no chat template
+    assert batch["input_ids"][1, -1] == 3
+    assert batch["attention_mask"].any(dim=1).all()
 
 
 def test_rows_of_a_dataset(toys: ModuleType) -> None:

@@ -30,7 +30,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> dict[st
     return made
 
 
-def check_against_one_process(first: dict[str, Any], second: dict[str, Any], alone: dict[str, Any]) -> None:
+def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, Any], alone: dict[str, Any]) -> None:
     """On the same global rollout the parameters are one process's, and after whole updates both ranks hold the same."""
     for name in ("given", "trained"):
         assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
@@ -41,7 +41,7 @@ def check_against_one_process(first: dict[str, Any], second: dict[str, Any], alo
 
 
 def test_two_processes_make_the_update_of_one(replicated: list[dict[str, Any]], alone: dict[str, Any]) -> None:
-    check_against_one_process(*replicated, alone)
+    assert_one_process_does_the_same(*replicated, alone)
 
 
 def test_processes_share_a_payoff_table_and_lack_rewards_together(
@@ -66,7 +66,7 @@ def test_a_sharded_policy_makes_the_same_update(
 ) -> None:
     """Each process holds half of the base; the router is what it is without shards, and the saved adapter has it."""
     first, second = toys.launch(tmp_path, "two_updates", 4, shard_policy=True)
-    check_against_one_process(first, second, alone)
+    assert_one_process_does_the_same(first, second, alone)
     for x, y in zip(first["trained"], replicated[0]["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     assert first["held"] == second["held"] == alone["held"] / 2

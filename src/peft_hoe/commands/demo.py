@@ -110,8 +110,9 @@ def _task(arguments: argparse.Namespace) -> Task:
 
 def _read_prompts(path: str) -> list[str]:
     prompts = [row["prompt"] for row in read_prompts(path)]
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise HoEError(f"{path} holds chat messages; the demo continues texts, write one on each line")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise HoEError(f"{path} holds the prompt {prompt!r}; the demo continues texts, write one on each line")
     return prompts
 
 

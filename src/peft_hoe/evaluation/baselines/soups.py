@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...errors import HoEError
 from ...preference import FloatArray
 from ..decoding import Decoder
 from ..methods import HoEMethod
@@ -29,46 +30,34 @@ def rs(
     tokenizer: Any,
     folder: Source,
     dense: bool = False,
+    interpolation: str = "linear",
     max_new_tokens: int = 64,
     do_sample: bool = False,
     temperature: float = 1.0,
     model_options: Mapping[str, Any] | None = None,
     **build: Any,
 ) -> HoEMethod | PerPreference:
-    """Rewarded soups of LoRA experts (`build` are options of `build_adapter`, such as `r`), or of whole policies."""
+    """Rewarded soups of LoRA experts, or of whole policies (`dense`).
+
+    With `interpolation="norm"` LoRA experts have their length restored at every preference. `build` are options of
+    `build_adapter`, such as `r`.
+
+    Raises:
+        HoEError: whole policies with another interpolation than "linear".
+    """
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature}
     if dense:
+        if interpolation != "linear":
+            raise HoEError(f'interpolation is {interpolation!r}; whole policies are interpolated by "linear" only')
         model = load_base(base, model_options)
         return DenseSoup(base, policies, model, Decoder(model, tokenizer, **how), model_options)
-    return _lora_soup(
-        "RS", "linear", base, policies, tokenizer=tokenizer, folder=folder, model_options=model_options, **how, **build
-    )
-
-
-def _lora_soup(
-    name: str,
-    interpolation: str,
-    base: Source,
-    policies: Mapping[str, Source],
-    *,
-    tokenizer: Any,
-    folder: Source,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    model_options: Mapping[str, Any] | None = None,
-    **build: Any,
-) -> HoEMethod:
     path = one_hot_adapter(folder, base, policies, interpolation=interpolation, **build)
-    method = HoEMethod(
-        load_adapted(base, path, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample,
-        temperature=temperature,
-    )  # fmt: skip
-    method.name = name
+    method = HoEMethod(load_adapted(base, path, model_options), tokenizer, **how)
+    method.name = "RS" if interpolation == "linear" else "RS, norm restored"
     return method
 
 
-rs_norm = partial(_lora_soup, "RS, norm restored", "norm")
+rs_norm = partial(rs, interpolation="norm")
 
 
 class DenseSoup(PerPreference):
