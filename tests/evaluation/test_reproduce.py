@@ -121,35 +121,6 @@ def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, ca
     assert capsys.readouterr().out.startswith("".join(f"{name}: done\n" for name in names))
 
 
-def test_one_command_on_real_policies(shared_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    splits = json.loads((shared_dir / "data/stories/prompts.json").read_text())
-    prompts = {"train": splits["train"][:16], "validation": splits["validation"][:16], "test": splits["test"][:12]}
-    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    (tmp_path / "preferences.txt").write_text("1,0\n0.75,0.25\n0.5,0.5\n0,1\n")
-    arguments = ["reproduce", "own", "--base", str(shared_dir / "models/stories260k"), "--cpu"]
-    for name in ("positive", "rich"):
-        policy = shared_dir / f"models/policies/stories260k-{name}"
-        arguments += ["--policy", f"{name}={policy}", "--reward", f"{name}=stories_rewards:{name}"]
-    arguments += ["--prompts", str(tmp_path / "prompts.json"), "--preferences", str(tmp_path / "preferences.txt")]
-    arguments += ["--updates", "1", "--batch-size", "16", "--max-new-tokens", "24", "--baselines", "rs,mod"]
-    out = tmp_path / "out"
-    assert cli.main([*arguments, "--output", str(out), "--quiet"]) == 0
-
-    found = {path.name: Sweep.load(path) for path in (out / "sweeps").iterdir()}
-    assert set(found) == {"hoe", "hoe_dropped", "rs", "mod"}
-    for name in ("hoe", "hoe_dropped"):  # experts and preferences are the same at the corners
-        np.testing.assert_array_equal(found[name].rewards[:, [0, 3]], found["rs"].rewards[:, [0, 3]])
-    positive, rich = found["hoe"].points.T
-    assert positive[0] > positive[-1]
-    assert rich[-1] > rich[0]
-    numbers = json.loads((out / "metrics.json").read_text())
-    assert [pair["names"][1] for pair in numbers["comparisons"]] == ["HoE, routers dropped", "RS", "MOD"]
-    capsys.readouterr()
-    assert cli.main([*arguments, "--output", str(out)]) == 0
-    assert capsys.readouterr().out.count(": done\n") == 7
-
-
 def test_a_baseline_is_added_and_other_settings_are_refused(saved, toys, tmp_path, capsys):
     plan = Plan.of(**settings(saved, tmp_path, updates=0))
     assert plan.trains is False
