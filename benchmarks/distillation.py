@@ -27,11 +27,11 @@ from transformers import GenerationConfig, PrinterCallback
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
-from peft_hoe.evaluation.fused_generation import generate_fused
-from peft_hoe.training.distillation_config import HoEDistillationConfig
-from peft_hoe.training.distillation_trainer import HoEDistillationTrainer
-from peft_hoe.training.fusion import divergence, fusion_logprobs
-from peft_hoe.training.rollouts import response_mask
+from peft_hoe.generation.fused_generation import generate_fused
+from peft_hoe.generation.fusion import divergence, fusion_logprobs
+from peft_hoe.generation.responses import response_mask
+from peft_hoe.training.distillation.config import HoEDistillationConfig
+from peft_hoe.training.distillation.trainer import HoEDistillationTrainer
 from router_training import NEW_TOKENS, TEXTS, Bench, interval
 
 # Chosen on the validation prompts.

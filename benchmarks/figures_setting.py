@@ -27,10 +27,10 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 import peft_hoe
 from peft_hoe.evaluation import Sweep
 from peft_hoe.evaluation.baselines import BASELINES
-from peft_hoe.evaluation.decoding import Decoder
-from peft_hoe.evaluation.measures import SweepComparison
+from peft_hoe.evaluation.reporting.measures import SweepComparison
+from peft_hoe.generation.decoder import Decoder
 from peft_hoe.metrics import Interval
-from peft_hoe.training.normalization import RewardNormalizer, payoff_table
+from peft_hoe.objectives import RewardNormalizer, payoff_table
 from stories_rewards import REWARDS
 
 NEW_TOKENS, BATCH = 48, 480

@@ -19,7 +19,7 @@ import numpy as np
 from peft import LoraConfig, get_peft_model
 
 from peft_hoe.evaluation.baselines.adapters import load_base
-from peft_hoe.evaluation.decoding import Decoder
+from peft_hoe.generation.decoder import Decoder
 
 REPEATS = 5
 

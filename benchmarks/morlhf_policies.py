@@ -31,8 +31,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from figures_setting import parser, quiet
 from fronts_adapters import OBJECTIVES, SETS, Problem
-from peft_hoe.evaluation.policy_training import policy_gradient_config, train_policy
-from peft_hoe.training.normalization import RewardNormalizer
+from peft_hoe.objectives import RewardNormalizer
+from peft_hoe.policies import policy_gradient_config, train_policy
 from router_training import NEW_TOKENS
 from stories_rewards import REWARDS
 

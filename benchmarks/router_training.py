@@ -33,8 +33,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 import peft_hoe
 import stories_rewards
 from peft_hoe.config import INTERPOLATIONS
+from peft_hoe.objectives import RewardNormalizer, payoff_table
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
-from peft_hoe.training.normalization import RewardNormalizer, payoff_table
 
 OBJECTIVES = ("positive", "rich")
 NEW_TOKENS, TEXTS = 48, 5

@@ -11,7 +11,7 @@ from typing import Any
 
 from figures_setting import Setting
 from peft_hoe.training import HoERouterConfig
-from peft_hoe.training.train_routers import train_routers
+from peft_hoe.training.every_router import train_routers
 from router_training import NEW_TOKENS, SETTINGS, UPDATES
 
 

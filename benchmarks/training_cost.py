@@ -147,8 +147,8 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
     torch.set_num_threads(1)
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+    from peft_hoe.objectives import RewardNormalizer
     from peft_hoe.training import HoERouterConfig, HoERouterTrainer
-    from peft_hoe.training.normalization import RewardNormalizer
 
     is_hoe = variant.startswith("HoE")
     tokenizer = make_tokenizer(settings.vocabulary)

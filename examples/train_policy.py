@@ -14,10 +14,10 @@ from pathlib import Path
 
 from peft import LoraConfig
 
-from peft_hoe.evaluation.policy_training import policy_gradient_config, train_policy
+from peft_hoe.objectives import RewardNormalizer
+from peft_hoe.policies import policy_gradient_config, train_policy
 from peft_hoe.preference import one_hot, read_preference
-from peft_hoe.training.normalization import RewardNormalizer
-from peft_hoe.training.reward_sources import parse_rewards
+from peft_hoe.rewards.command_line import parse_rewards
 
 
 def main() -> None:

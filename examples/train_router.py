@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from peft_hoe.training import HoERouterConfig
-from peft_hoe.training.train_routers import train_routers
+from peft_hoe.training.every_router import train_routers
 
 vader = SentimentIntensityAnalyzer()
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import numpy as np
 import pytest
 import torch
+
+from peft_hoe import Sweep
+from peft_hoe.objectives import RewardNormalizer
 
 torch.set_num_threads(1)
 
@@ -25,3 +34,103 @@ def shared_dir() -> Path:
     if os.environ.get("PEFT_HOE_REQUIRE_SHARED"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def _load_toys() -> ModuleType:
+    """`router_toys.py` under its own name, which spawned processes import too."""
+    spec = importlib.util.spec_from_file_location("router_toys", Path(__file__).with_name("router_toys.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["router_toys"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """transformers 4 leaves `bf16=True` in the environment, where later trainers and spawned processes find it."""
+    name = "ACCELERATE_MIXED_PRECISION"
+    before = os.environ.pop(name, None)
+    yield
+    os.environ.pop(name, None)
+    if before is not None:
+        os.environ[name] = before
+
+
+@pytest.fixture(scope="session")
+def toys() -> ModuleType:
+    return _load_toys()
+
+
+def _maker(name: str, doc: str, needs: str | None = None) -> Any:
+    """A fixture that makes trainers by a function of the toys; keywords beside the constructor's change the configuration."""
+
+    def fixture(toys: ModuleType, tmp_path: Path) -> Callable[..., Any]:
+        if needs is not None:
+            pytest.importorskip(needs)
+
+        def make(
+            *,
+            model: Any = None,
+            output_dir: Path | None = None,
+            constructor: dict[str, Any] | None = None,
+            **changes: Any,
+        ) -> Any:
+            return getattr(toys, name)(model, output_dir or tmp_path / "run", constructor or {}, **changes)
+
+        return make
+
+    fixture.__doc__ = doc
+    return pytest.fixture(fixture)
+
+
+make_trainer = _maker("make_trainer", "A HoERouterTrainer on the toy.", "trl.experimental.ppo")
+make_grpo = _maker("make_grpo_trainer", "A HoEGRPOTrainer on the toy.", "trl")
+make_dpo_trainer = _maker("make_dpo_trainer", "A HoEDPOTrainer on the toy.", "trl")
+make_distillation = _maker("make_distillation_trainer", "A HoEDistillationTrainer on the toy.")
+
+
+@pytest.fixture(scope="session")
+def policy(toys: ModuleType) -> Any:
+    """Two routers, the first of them trained to something of its own."""
+    model = toys.make_policy()
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if "hoe_router" in name:
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+    model.mark_trained("r0")
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer(toys: ModuleType) -> Any:
+    return toys.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def prompts(toys: ModuleType) -> list[str]:
+    return [row["prompt"] for row in toys.PROMPTS[:6]]
+
+
+def _make_sweep(
+    points: Any, *, name: str = "A", preferences: Any = None, noise: float = 0.0, prompts: int = 4, **changes: Any
+) -> Sweep:
+    """A sweep whose mean rewards are `points` `(K, N)`; prompts differ by `noise` times a number of mean 0."""
+    means = np.asarray(points, dtype=float)
+    n = means.shape[1]
+    offsets = np.resize([1.0, -1.0], prompts)[:, None] * noise
+    rewards = (means[:, None] + offsets)[None, :, :, None]
+    names = ("a", "b", "c", "d", "e")[:n]
+    wanted = np.asarray(preferences if preferences is not None else np.eye(n)[np.arange(len(means)) % n], dtype=float)
+    settings: dict[str, Any] = {
+        "name": name, "objectives": names, "preferences": wanted, "prompts": [f"prompt {p}" for p in range(prompts)],
+        "rewards": rewards, "completions": [[[[f"{name} {k} {p}"] for p in range(prompts)] for k in range(len(means))]],
+        "normalizer": RewardNormalizer(np.eye(n), names) if n > 1 else None, "payoff_source": "given", "runs": [{"seed": 0}],
+    }  # fmt: skip
+    return Sweep(**{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def make_sweep() -> Any:
+    return _make_sweep

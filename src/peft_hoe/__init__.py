@@ -1,14 +1,15 @@
 """peft_hoe: one language model, many preferences (HoE, hierarchical experts, arXiv 2505.20925).
 
-Importing the package registers the `HOE` tuner with PEFT and does nothing else.
+Importing the package registers the `HOE` tuner with PEFT and does nothing else: what trains and measures is imported when it
+is first used, so that neither trl nor moocore need be installed to steer a model.
 """
 
-from importlib import import_module
-from typing import Any
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
 
-from . import versions
+from . import versions as _versions
 
-versions.check()
+_versions.check()
 
 from .config import HoEConfig  # noqa: E402
 from .errors import (  # noqa: E402
@@ -16,10 +17,12 @@ from .errors import (  # noqa: E402
     ExpertError,
     HoEError,
     HoEWarning,
+    MetricError,
     PreferenceError,
+    RewardError,
     StaticMergeError,
 )
-from .experts import build_adapter  # noqa: E402
+from .experts import BuildReport, build_adapter  # noqa: E402
 from .preference import das_dennis, parse_preference, preference_grid  # noqa: E402
 from .registration import register  # noqa: E402
 from .routing import Route  # noqa: E402
@@ -37,56 +40,98 @@ from .tuner.model import HoEModel  # noqa: E402
 
 register()
 
-# Resolved when they are first used: importing peft_hoe imports no trl.
-_TRAINING = {
-    "HoEDPOConfig": "training",
-    "HoEDPOTrainer": "training",
-    "HoEDistillationConfig": "training",
-    "HoEDistillationTrainer": "training",
-    "HoEGRPOConfig": "training",
-    "HoEGRPOTrainer": "training",
-    "HoERouterConfig": "training",
-    "HoERouterTrainer": "training",
-    "ObjectiveWeights": "training.objective_weights",
-    "RewardNormalizer": "training.normalization",
-    "Sweep": "evaluation",
-    "payoff_table": "training.normalization",
-    "sweep": "evaluation",
-    "train_routers": "training.train_routers",
-}
+__version__ = metadata.version("peft-hoe")
 
+if TYPE_CHECKING:
+    from . import metrics
+    from .evaluation import Sweep
+    from .evaluation import sweep as sweep
+    from .objectives import ObjectiveWeights, RewardNormalizer, payoff_table
+    from .policies import train_policy
+    from .training import (
+        HoEDistillationConfig,
+        HoEDistillationTrainer,
+        HoEDPOConfig,
+        HoEDPOTrainer,
+        HoEGRPOConfig,
+        HoEGRPOTrainer,
+        HoERouterConfig,
+        HoERouterTrainer,
+        train_routers,
+    )
+else:
+    # Where each of these names lives; a type checker reads the imports above, and so knows which names there are.
+    _LAZY = {
+        "HoEDPOConfig": "training",
+        "HoEDPOTrainer": "training",
+        "HoEDistillationConfig": "training",
+        "HoEDistillationTrainer": "training",
+        "HoEGRPOConfig": "training",
+        "HoEGRPOTrainer": "training",
+        "HoERouterConfig": "training",
+        "HoERouterTrainer": "training",
+        "ObjectiveWeights": "objectives",
+        "RewardNormalizer": "objectives",
+        "Sweep": "evaluation",
+        "metrics": "metrics",
+        "payoff_table": "objectives",
+        "sweep": "evaluation",
+        "train_policy": "policies",
+        "train_routers": "training",
+    }
 
-def __getattr__(name: str) -> Any:
-    if name == "metrics":  # needs moocore
-        return import_module(".metrics", __name__)
-    if name not in _TRAINING:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_TRAINING[name]}", __name__), name)
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f".{_LAZY[name]}", __name__)
+        found = module if name == _LAZY[name] else getattr(module, name)
+        globals()[name] = found
+        return found
 
+    def __dir__():
+        return sorted(set(globals()) | set(__all__))
 
-__version__ = "0.1.0"
 
 __all__ = [
+    "BuildReport",
     "CheckpointError",
     "ExpertError",
     "ExpertSpec",
     "HoEConfig",
+    "HoEDPOConfig",
+    "HoEDPOTrainer",
+    "HoEDistillationConfig",
+    "HoEDistillationTrainer",
     "HoEError",
+    "HoEGRPOConfig",
+    "HoEGRPOTrainer",
     "HoELayer",
     "HoEModel",
+    "HoERouterConfig",
+    "HoERouterTrainer",
     "HoEWarning",
+    "MetricError",
+    "ObjectiveWeights",
     "PreferenceError",
+    "RewardError",
+    "RewardNormalizer",
     "Route",
     "RouterSpec",
     "StaticMergeError",
+    "Sweep",
     "build_adapter",
     "das_dennis",
     "get_preference",
     "mark_trained",
+    "metrics",
     "parse_preference",
+    "payoff_table",
     "preference_grid",
     "record_votes",
     "route",
     "set_preference",
+    "sweep",
+    "train_policy",
+    "train_routers",
     "use_preference",
 ]

@@ -14,6 +14,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
 from .errors import ExpertError, HoEWarning, PreferenceError
+from .files import check_readable
+from .model_card import complete
+from .peft_type import peft_type
 from .preference import FloatArray, one_hot, parse_preference, uniform
 from .routing import HULL, PreferenceRouter, check_apart, coarse_weights, in_hull, voting_set
 from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_rank, checked_temperature
@@ -69,8 +72,6 @@ class HoEConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from .registration import peft_type
-
         self.peft_type = peft_type()
         self._owner: str | None = None
         self._claimed: tuple[list[float] | None, list[bool]] = (None, [])
@@ -288,17 +289,13 @@ class HoEConfig(PeftConfig):
         config: HoEConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder=subfolder, **kwargs)
         weights = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
         if os.path.isfile(weights):
-            from .tuner.loading import check_readable
-
             check_readable(weights)
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and complete the model card beside it (see `model_card.complete`)."""
         super().save_pretrained(save_directory, **kwargs)
-        from .model_card import complete
-
-        complete(save_directory, self)
+        complete(save_directory, self.to_dict())
 
 
 def _default_experts(n: int) -> list[FloatArray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -12,19 +13,20 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from .preference import example
 from .tasks import AUTO_CLASSES
 
-if TYPE_CHECKING:
-    from .config import HoEConfig
-
 _BEGIN, _END = "<!-- peft_hoe: begin -->", "<!-- peft_hoe: end -->"
 
 
-def complete(directory: str | os.PathLike[str], config: HoEConfig) -> None:
+def complete(directory: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Put what a user of the adapter must know into `directory/README.md`.
 
     PEFT writes the card before the configuration. A named adapter's folder has weights but no card: it gets one. Where
     there is neither, nothing is written.
+
+    Args:
+        directory: where the adapter is saved.
+        config: of the adapter, as `HoEConfig.to_dict` gives it.
     """
-    if config.objectives is None:
+    if config["objectives"] is None:
         return
     path = os.path.join(directory, "README.md")
     if os.path.exists(path):
@@ -44,11 +46,13 @@ def complete(directory: str | os.PathLike[str], config: HoEConfig) -> None:
     card.save(path)
 
 
-def describe(config: HoEConfig) -> str:
+def describe(config: Mapping[str, Any]) -> str:
     """The block's Markdown: how to load and steer, objectives, experts, routers, default preference."""
-    objectives = list(config.objectives or [])
-    auto = AUTO_CLASSES.get(str(config.task_type or "CAUSAL_LM").removeprefix("TaskType."), "AutoModel")
-    base = config.base_model_name_or_path or "BASE_MODEL"
+    objectives = list(config["objectives"] or [])
+    task = str(config["task_type"] or "CAUSAL_LM").removeprefix("TaskType.")
+    auto = AUTO_CLASSES.get(task, "AutoModel")
+    base = config["base_model_name_or_path"] or "BASE_MODEL"
+    default = _numbers(config["default_preference"]) if config["default_preference"] else "uniform"
     lines = [
         "## Steering this adapter",
         "",
@@ -68,23 +72,32 @@ def describe(config: HoEConfig) -> str:
         "",
         "Every call can bring its own preference, or one per row: `model.generate(**batch, preference=[...])`.",
         "",
-        f"Default preference: {_numbers(config.default_preference) if config.default_preference else 'uniform'}.",
+        f"Default preference: {default}.",
         "",
         f"| expert | {' | '.join(objectives)} | rank |",
         "|---|" + "---|" * (len(objectives) + 1),
-        *(f"| {spec.name} | {_cells(spec.preference)} | {spec.r} |" for spec in config.experts or []),
+        *(_row(spec["name"], _cells(spec["preference"]), spec["r"]) for spec in config["experts"] or []),
     ]
-    if config.routers:
+    if config["routers"]:
         lines += [
             "",
             f"| router | {' | '.join(objectives)} | votes for | trained |",
             "|---|" + "---|" * (len(objectives) + 2),
             *(
-                f"| {spec.name} | {_cells(spec.preference)} | {', '.join(spec.votes_for)} | {'yes' if spec.trained else 'no'} |"
-                for spec in config.routers
+                _row(
+                    spec["name"],
+                    _cells(spec["preference"]),
+                    ", ".join(spec["votes_for"]),
+                    "yes" if spec["trained"] else "no",
+                )
+                for spec in config["routers"]
             ),
         ]
     return "\n".join(lines)
+
+
+def _row(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _cells(preference: list[float]) -> str:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEWarning, PreferenceError
-from peft_hoe.experts import adapter_files, build_adapter, factors
+from peft_hoe.experts import adapter_files, build_adapter
+from peft_hoe.experts import module_builder as factors
 from peft_hoe.experts.merging import ties
 from peft_hoe.experts.pruning import drop_below
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peft_hoe import CheckpointError
-from peft_hoe.experts.scope import read_architecture
+from peft_hoe.experts.architecture import read_architecture
 from peft_hoe.experts.task_vectors import Agreement, Weights, outside_scope, task_vectors
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from peft_hoe import cli
 from peft_hoe.evaluation import Sweep
-from peft_hoe.evaluation.reproduce import Plan, describe, reproduce
+from peft_hoe.reproduce import Plan, describe, reproduce
 
 pytest.importorskip("trl.experimental.ppo")
 pytestmark = [

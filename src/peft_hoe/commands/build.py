@@ -7,7 +7,14 @@ from typing import Any
 
 from ..experts import build_adapter
 from ..experts.merging import METHODS
-from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
+from ..experts.options import (
+    DEFAULT_INTERPOLATION,
+    DEFAULT_PRUNE,
+    DEFAULT_RANK,
+    DEFAULT_RESCALE,
+    DTYPES,
+    PRUNE_SCOPES,
+)
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
 from .arguments import read_number, read_pairs

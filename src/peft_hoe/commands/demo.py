@@ -118,7 +118,7 @@ def _read_prompts(path: str) -> list[str]:
 
 def _load_reward(path: str) -> Reward:
     """The function `module:function`, from the working directory or installed."""
-    from ..training.reward_sources import load_function
+    from ..rewards.command_line import load_function
 
     module, _, name = path.partition(":")
     if not module or not name:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from ..evaluation import recipes
-from ..evaluation.recipes import Recipe, RewardRecipe
+from .. import recipes
+from ..recipes import Recipe, RewardRecipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

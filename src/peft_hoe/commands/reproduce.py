@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         HoEError: an argument, a file or a stage is not what it should be, or a package is missing.
     """
     try:
-        from ..evaluation.reproduce import describe, reproduce
+        from ..reproduce import describe, reproduce
     except ImportError as error:
         raise HoEError(str(error)) from None
     plan = _plan(arguments)
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Any:
-    from ..evaluation.reproduce import Plan
+    from ..reproduce import Plan
 
     return Plan.of(
         arguments.task,

@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise HoEError(str(error)) from None
     from ..evaluation import Sweep, sweep
-    from ..training.reward_sources import parse_rewards
-    from ..training.rewards import Rewards
+    from ..rewards.command_line import parse_rewards
+    from ..rewards.sources import Rewards
 
     baselines = read_pairs(arguments.baseline, "--baseline", "NAME=FILE")
     _check_judge(arguments, baselines)
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace, found: Any, others: list[Any], output: Path) -> None:
     """Tables on the screen, everything else into the output directory."""
-    from ..evaluation.records import record
+    from ..evaluation.reporting.json_record import record
 
     say = (lambda text: None) if arguments.quiet else print
     say(found.table() + "\n")

@@ -68,14 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HoEError: an argument, a file or a reward is not what it should be.
     """
-    from ..training.train_routers import TRAINERS, train_routers
+    from ..training.every_router import TRAINERS, train_routers
     from ..training.trl_versions import missing
 
     reason = missing(TRAINERS[arguments.trainer][0])
     if reason:
         raise HoEError(reason)
     check_options(arguments)
-    from ..training.policies import hidden_size
+    from ..training.run.steered_policy import hidden_size
 
     data = _data(arguments)
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
@@ -102,7 +102,7 @@ def _data(arguments: argparse.Namespace) -> dict[str, Any]:
     data: dict[str, Any] = {"train_dataset": read_rows(arguments.prompts, "prompts", texts)}
     if arguments.trainer == "distill":
         return data
-    from ..training.reward_sources import parse_rewards
+    from ..rewards.command_line import parse_rewards
 
     held_out = arguments.eval_prompts
     name = {"ppo": "reward_model", "grpo": "reward_funcs"}[arguments.trainer]

@@ -43,7 +43,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
     """The trainer's configuration; `learning_rate` where none is given."""
-    from ..training.train_routers import TRAINERS
+    from ..training.every_router import TRAINERS
 
     micro = arguments.micro_batch_size or arguments.batch_size
     settings = {

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..tuner.lengths import gram
+from .architecture import LinearModule
 from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .scope import LinearModule
 
 _PREFIX = "base_model.model."
 

@@ -23,8 +23,8 @@ from ..preference import one_hot, parse_preference, uniform
 from ..routing import HULL
 from ..specs import ExpertSpec, as_spec
 from .adapter_files import check_output, complete_directory, module_tensors, write_adapter
-from .factors import ModuleBuilder
 from .lora_policy import LoraPolicy
+from .module_builder import ModuleBuilder
 from .options import DEFAULT_INTERPOLATION, DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, BuildOptions
 from .report import REPORT_FILE, BuildReport, ModuleReport
 from .scan import Scan, scan_policies

@@ -15,8 +15,8 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .architecture import Architecture, LinearModule
 from .checkpoints import ADAPTER_CONFIG, Checkpoint, read_json
-from .scope import Architecture, LinearModule
 
 _PREFIX = "base_model.model."
 _REFUSED = {  # config field: why its adapter is not the B A that an expert holds

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..errors import ExpertError
+from .architecture import Architecture, read_architecture
 from .checkpoints import fetch
 from .lora_policy import LoraPolicy, is_adapter
-from .scope import Architecture, read_architecture
 from .task_vectors import Weights
 
 Source = str | os.PathLike[str]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .architecture import LINEAR, Architecture, LinearModule
 from .checkpoints import FLOATING, Checkpoint, read_json
 from .lora_policy import LoraPolicy
-from .scope import LINEAR, Architecture, LinearModule
 
 _CHUNK = 1 << 24  # entries of a tensor out of scope that are read at once
 

@@ -13,7 +13,7 @@ TRL_SINCE = "1.9"
 
 def missing(name: str) -> str | None:
     """What is wrong with the installed TRL for a trainer or its configuration, and the remedy; None where nothing is."""
-    if name.startswith("HoEDistillation"):
+    if name.startswith("HoEDistillation") or name == "train_routers":
         return None
     return missing_ppo() if name.startswith("HoERouter") else missing_trl(name)
 

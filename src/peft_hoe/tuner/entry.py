@@ -8,36 +8,51 @@ forward skips them on any error. So a forward that enters ignores what an earlie
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import PreferenceError
 from .frames import ACTIVE, Frame, tensors_with_graph
-from .loading import check_finite, check_state_dict
+from .plan import Plan
 
-if TYPE_CHECKING:
-    from .steering import Steering
+
+class Plans(Protocol):
+    """What an entry asks of the model's `Steering`."""
+
+    blocks_open: int
+
+    def plan_for(self, value: Any = None) -> Plan:
+        """The plan of a call that brings `value` or nothing."""
+
+    def publish(self) -> None:
+        """Write defaults and marks into the configurations."""
 
 
 class Entry:
     """The hooks on one root model."""
 
-    def __init__(self, steering: Steering) -> None:
+    def __init__(self, steering: Plans) -> None:
         self.steering = steering
         self._hooks: list[Any] = []
-        self._unchecked = False
+        self._check: Callable[[nn.Module], None] | None = None
 
-    def attach(self, root: nn.Module) -> None:
-        """Watch a root model's forward, loading and saving; its weights are checked at the next forward."""
-        self._unchecked = True
+    def attach(self, root: nn.Module, check_loading: Callable[..., None], check: Callable[[nn.Module], None]) -> None:
+        """Watch a root model's forward, loading and saving.
+
+        Args:
+            root: the model that is called.
+            check_loading: a hook that sees every state dict before it is loaded.
+            check: sees the root before its next forward, once, however its weights were loaded.
+        """
+        self._check = check
         if not self._hooks:
             self._hooks = [
                 root.register_forward_pre_hook(self._before, with_kwargs=True),
                 root.register_forward_hook(self._after, always_call=True),
-                root.register_load_state_dict_pre_hook(check_state_dict),
+                root.register_load_state_dict_pre_hook(check_loading),
                 root.register_state_dict_pre_hook(self._before_saving),
             ]
 
@@ -49,8 +64,7 @@ class Entry:
 
     def _before_saving(self, *unused: Any) -> None:
         # Saving reads the state dict, then the configurations: let them be this model's.
-        for routing in self.steering.adapters.values():
-            routing.publish()
+        self.steering.publish()
 
     @contextlib.contextmanager
     def generating(self, preference: Any, expansions: Iterable[int], batch: int | None) -> Iterator[None]:
@@ -81,9 +95,9 @@ class Entry:
         hidden = ACTIVE.frame if ACTIVE.frame is None or ACTIVE.frame.steering is not self.steering else None
         # In place before anything can fail: _after is called on an error too, and takes it away again.
         frame = ACTIVE.frame = Frame(self.steering, previous=hidden, grad=torch.is_grad_enabled())
-        if self._unchecked:
-            check_finite(root)
-            self._unchecked = False
+        if self._check is not None:
+            self._check(root)
+            self._check = None
         preference = kwargs.get("preference")
         batch, frame.lengths = extent(args, kwargs)
         outer = ACTIVE.generating

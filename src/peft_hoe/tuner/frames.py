@@ -14,21 +14,18 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .plan import Plan
-
-if TYPE_CHECKING:
-    from .steering import Steering
 
 
 class Frame:
     """One forward or generate under way in this thread.
 
     Attributes:
-        steering: whose layers it is for.
+        steering: whose layers it is for; known by its identity alone.
         plan: in effect for all of them; None while it is being made.
         previous: the frame that it hides, restored when it ends.
         expansions: how often generate may repeat each row (beams, num_return_sequences); 1 is always among them.
@@ -38,7 +35,7 @@ class Frame:
     """
 
     def __init__(
-        self, steering: Steering, plan: Plan | None = None, previous: Frame | None = None, *, grad: bool = False
+        self, steering: object, plan: Plan | None = None, previous: Frame | None = None, *, grad: bool = False
     ) -> None:
         self.steering = steering
         self.plan = plan
@@ -70,10 +67,10 @@ class _Active(threading.local):
     def __init__(self) -> None:
         self.frame: Frame | None = None
         self.generating: Frame | None = None
-        self.recorder: tuple[Steering, str, dict[str, torch.Tensor]] | None = None
+        self.recorder: tuple[object, str, dict[str, torch.Tensor]] | None = None
         self.drop_routers = False
 
-    def frame_of(self, steering: Steering) -> Frame | None:
+    def frame_of(self, steering: object) -> Frame | None:
         """The frame that the layers of `steering` go by."""
         for frame in (self.frame, self.generating):
             if frame is not None and frame.steering is steering and frame.plan is not None:

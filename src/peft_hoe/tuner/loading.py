@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import CheckpointError
-
-
-def check_readable(path: str | os.PathLike[str]) -> None:
-    """Read a safetensors file's header, which says how long the file must be.
-
-    Raises:
-        CheckpointError: names the file and the remedy.
-    """
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{os.fspath(path)} is truncated or not a safetensors file ({error}); save or download the adapter again"
-        ) from error
+from .layer import HoELayer
 
 
 def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str, *unused: Any) -> None:
@@ -37,8 +21,6 @@ def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str
     Raises:
         CheckpointError: names the tensor, what is wrong with it and the remedy.
     """
-    from .layer import HoELayer
-
     layers = [(name, module) for name, module in root.named_modules() if isinstance(module, HoELayer)]
     expected = {
         f"{prefix}{name}.{key}": (adapter, shape) for name, layer in layers for adapter, key, shape in layer.tensors()
@@ -68,8 +50,6 @@ def check_finite(root: nn.Module) -> None:
     Raises:
         CheckpointError: names the tensor and the remedy.
     """
-    from .layer import HoELayer
-
     for name, layer in root.named_modules():
         if isinstance(layer, HoELayer):
             for part in layer.adapter_layer_names:

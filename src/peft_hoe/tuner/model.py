@@ -21,6 +21,7 @@ from .entry import extent
 from .frames import ACTIVE
 from .layer import HoELayer
 from .linear import HoELinear
+from .loading import check_finite, check_state_dict
 from .plan import AdapterRouting
 from .steering import Steering
 
@@ -49,7 +50,7 @@ class HoEModel(BaseTuner):
         routing = AdapterRouting(config, *config.claim(f"{self.steering.token}.{adapter_name}"))
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.steering.add(adapter_name, routing)
-        self.steering.entry.attach(model)
+        self.steering.entry.attach(model, check_state_dict, check_finite)
 
     def _create_and_replace(
         self,

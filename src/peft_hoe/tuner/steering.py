@@ -109,6 +109,11 @@ class Steering:
         """Plan the defaults anew. Done whenever one changes, so that a compiled forward finds them ready."""
         self.default = Plan({name: routing.plan(routing.default) for name, routing in self.adapters.items()}, None)
 
+    def publish(self) -> None:
+        """Write every adapter's default and marks into its configuration, to be seen and saved."""
+        for routing in self.adapters.values():
+            routing.publish()
+
     def set_preference(self, value: Any) -> None:
         """Make a preference the default of the active adapters, or of those that `{adapter: preference}` names."""
         parsed = self._by_adapter(value, rows=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..methods import Generate
+from ..methods.hoe import Generate
 from .logit_fusion import mod
 from .lora_moe import lora_moe
 from .merges import pcb, ta, ties

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...generation.fused_generation import generate_fused
+from ...generation.settings import evaluating
 from ...preference import FloatArray
-from ...training.policies import evaluating
-from ..fused_generation import generate_fused
-from ..methods import HoEMethod
+from ..methods.hoe import HoEMethod
 from .adapters import Source, load_adapted, one_hot_adapter
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import HoEError
 from ...preference import FloatArray, uniform
-from ..methods import HoEMethod
+from ..methods.hoe import HoEMethod
 from .adapters import Source, built_adapter, load_adapted
 
 

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...generation.decoder import Decoder
 from ...preference import FloatArray
 from ...routing import HULL
 from ...tuner.functional import use_preference
-from ..decoding import Decoder
 from .adapters import Source, built_adapter, load_adapted, load_base, one_hot_adapter
 from .per_preference import PerPreference, sources_identity
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import HoEError
+from ...generation.decoder import Decoder
 from ...preference import FloatArray
-from ..decoding import Decoder
 from .adapters import Source, load_base
 from .per_preference import PerPreference, sources_identity
 

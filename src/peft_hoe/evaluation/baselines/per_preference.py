@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...generation.decoder import Decoder
 from ...preference import FloatArray
-from ..decoding import Decoder
 from .adapters import Source, source_digest
 
 

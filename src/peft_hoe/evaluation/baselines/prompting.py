@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import HoEError
+from ...generation.decoder import Decoder, weights_digest
+from ...generation.settings import evaluating
 from ...preference import FloatArray
-from ...training.policies import evaluating
-from ..decoding import Decoder, weights_digest
 from .adapters import Source, load_base
 
 TEMPLATE = "Write a text that is {preference}.\n\n"

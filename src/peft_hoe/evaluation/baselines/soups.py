@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ...errors import HoEError
+from ...generation.decoder import Decoder
 from ...preference import FloatArray
-from ..decoding import Decoder
-from ..methods import HoEMethod
+from ..methods.hoe import HoEMethod
 from .adapters import Source, load_adapted, load_base, one_hot_adapter
 from .per_preference import PerPreference, sources_identity
 

@@ -1,0 +1,1 @@
+"""What a sweep is shown as: measures, tables, plots, a page, and plain JSON."""

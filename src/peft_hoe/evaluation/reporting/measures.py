@@ -1,0 +1,249 @@
+"""Metrics of a sweep, and of two against each other, with their uncertainty.
+
+Points are means over prompts and runs, on the payoff table's scale; intervals are percentiles of the hierarchical bootstrap of
+`peft_hoe.metrics`. A comparison is on the scale and with the reference point of its first sweep, for both.
+
+Shapes: K preferences, N objectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import metrics
+from ...errors import HoEError, HoEWarning
+from ...metrics import HypervolumeRecord, Interval, Replicates
+from ...preference import FloatArray
+from ..sweeps.result import REFERENCE_POINT, SweepResult
+
+CONFIDENCE = 0.95  # share of the replicates in which "A dominates B" must hold to be said
+
+
+@dataclass(frozen=True)
+class SweepMetrics:
+    """Metrics of one sweep.
+
+    Attributes:
+        name: the method's.
+        values: each metric with its interval.
+        record: the hypervolume with its reference point, and how many points there are, non-dominated and clipped.
+        payoff_source: what the scale is; None for raw rewards.
+        level: of the intervals.
+        replicates: number of bootstrap replicates.
+        runs: S, runs of training.
+    """
+
+    name: str
+    values: dict[str, Interval]
+    record: HypervolumeRecord
+    payoff_source: str | None
+    level: float
+    replicates: int
+    runs: int
+
+    def table(self) -> str:
+        """The metrics as text."""
+        lines = [f"{name:<28}{shown(interval)}" for name, interval in self.values.items()]
+        return "\n".join([*lines, self.note()])
+
+    def note(self) -> str:
+        """What the hypervolume depends on."""
+        scale = (
+            "raw rewards" if self.payoff_source is None else f"normalised by the payoff table ({self.payoff_source})"
+        )
+        return (
+            f"reference point {compact(self.record.reference_point)}, {scale}; {self.record.points} points, "
+            f"{self.record.non_dominated} not dominated, {self.record.clipped} below the reference point (clipped); "
+            f"{self.level:.0%} intervals, {self.replicates} replicates, {self.runs} run{'s' * (self.runs > 1)}"
+        )
+
+
+@dataclass(frozen=True)
+class SweepComparison:
+    """Two sweeps, A and B.
+
+    Attributes:
+        names: of A and B.
+        values: each metric with its interval.
+        dominates: share of the replicates in which each point of B is dominated by some point of A.
+        dominated: the other way round.
+        reference_point: for both, in A's normalised rewards.
+        level: of the intervals.
+        replicates: number of bootstrap replicates.
+    """
+
+    names: tuple[str, str]
+    values: dict[str, Interval]
+    dominates: float
+    dominated: float
+    reference_point: list[float]
+    level: float
+    replicates: int
+
+    def verdict(self) -> str:
+        """One sentence on dominance."""
+        a, b = self.names
+        for share, first, second in ((self.dominates, a, b), (self.dominated, b, a)):
+            if share >= CONFIDENCE:
+                return f"{first} dominates {second} ({share:.1%} of the replicates)"
+        shares = f"A over B in {self.dominates:.1%} of the replicates, B over A in {self.dominated:.1%}"
+        return f"neither front dominates the other ({shares})"
+
+    def table(self) -> str:
+        """The comparison as text."""
+        lines = [f"A = {self.names[0]}, B = {self.names[1]}: {self.verdict()}"]
+        lines += [f"{name:<28}{shown(interval)}" for name, interval in self.values.items()]
+        lines.append(self.note())
+        return "\n".join(lines)
+
+    def note(self, first: str = "A") -> str:
+        """What the numbers depend on; `first` is what A is called."""
+        point = compact(self.reference_point)
+        return f"reference point {point} on {first}'s scale; {self.level:.0%} intervals, {self.replicates} replicates"
+
+
+def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> SweepMetrics:
+    """Hypervolume, expected utility, control regret, spread, sparsity, and for each objective Spearman and order violations.
+
+    Steerability needs two preferences at least; with one it is left out.
+
+    Raises:
+        HoEError: rewards without a scale and the project's reference point, which is for normalised ones.
+    """
+    _check_scale(sweep)
+    with _each_warning_once():
+        return _measure(sweep, level, replicates, seed)
+
+
+def _measure(sweep: SweepResult, level: float, replicates: int, seed: int) -> SweepMetrics:
+    drawn = sweep.replicates(replicates, seed)
+    reference, wanted = sweep.reference_point, sweep.preferences
+    values = {"hypervolume": drawn.interval(lambda a: metrics.hypervolume(a, reference_point=reference), level=level)}
+    if len(wanted) > 1:
+        parts = drawn.interval(lambda a: _steerability(a, wanted), level=level)
+        labels = [f"{what} {name}" for what in ("Spearman", "order violations") for name in sweep.objectives]
+        labels = ["expected utility", "control regret", *labels]
+        values |= {label: _part(parts, i) for i, label in enumerate(labels)}
+    values["spread"] = drawn.interval(metrics.spread, level=level)
+    values["sparsity"] = drawn.interval(metrics.sparsity, level=level)
+    record = metrics.hypervolume_record(drawn.estimates[sweep.name], reference_point=reference)
+    source = None if sweep.normalizer is None else sweep.payoff_source
+    return SweepMetrics(sweep.name, values, record, source, level, replicates, len(sweep.rewards))
+
+
+def compare(
+    a: SweepResult, b: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
+) -> SweepComparison:
+    """Hypervolumes, coverage, ε, IGD+ and utility of A against B; prompts are drawn once for both.
+
+    Raises:
+        HoEError: they differ in objectives or prompts, or rewards without a scale.
+    """
+    if a.objectives != b.objectives or a.prompts != b.prompts:
+        what = "objectives" if a.objectives != b.objectives else "prompts"
+        raise HoEError(
+            f"{a.name!r} and {b.name!r} have different {what}; compare sweeps of the same prompts and objectives"
+        )
+    _check_scale(a)
+    with _each_warning_once():
+        return _compare(a, b, level, replicates, seed)
+
+
+def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed: int) -> SweepComparison:
+    drawn = metrics.bootstrap(
+        {"A": a.normalized(a.values), "B": a.normalized(b.values)}, replicates=replicates, seed=seed
+    )
+    reference, wanted = a.reference_point, a.preferences
+
+    def volume(points: FloatArray) -> float:
+        return metrics.hypervolume(points, reference_point=reference)
+
+    def utility(points: FloatArray) -> float:
+        return metrics.expected_utility(points, wanted)
+
+    pairs: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+        "hypervolume A": (volume, ("A",)),
+        "hypervolume B": (volume, ("B",)),
+        "hypervolume A - B": (lambda x, y: volume(x) - volume(y), ("A", "B")),
+        "expected utility A - B": (lambda x, y: utility(x) - utility(y), ("A", "B")),
+        "coverage C(A, B)": (metrics.coverage, ("A", "B")),
+        "coverage C(B, A)": (metrics.coverage, ("B", "A")),
+        "additive epsilon A to B": (metrics.epsilon, ("A", "B")),
+        "additive epsilon B to A": (metrics.epsilon, ("B", "A")),
+        "IGD+ A to union": (_igd_plus_to_union, ("A", "B")),
+        "IGD+ B to union": (_igd_plus_to_union, ("B", "A")),
+    }
+    values = {label: drawn.interval(statistic, *names, level=level) for label, (statistic, names) in pairs.items()}
+    values |= _relative(drawn, volume, level)
+    return SweepComparison(
+        (a.name, b.name), values, drawn.share(metrics.front_dominates, "A", "B"),
+        drawn.share(metrics.front_dominates, "B", "A"),
+        np.broadcast_to(np.asarray(reference, dtype=float), (len(a.objectives),)).tolist(), level, replicates,
+    )  # fmt: skip
+
+
+def shown(interval: Interval) -> str:
+    """A number with its interval."""
+    undefined = f"   (undefined in {int(interval.undefined)} replicates)" if int(interval.undefined) else ""
+    return f"{float(interval.estimate):8.4f}  [{float(interval.low):.4f}, {float(interval.high):.4f}]{undefined}"
+
+
+def compact(point: list[float]) -> str:
+    """A reference point: one number where all are equal."""
+    return f"{point[0]:g}" if len(set(point)) == 1 else "[" + ", ".join(f"{number:g}" for number in point) + "]"
+
+
+def _check_scale(sweep: SweepResult) -> None:
+    if not sweep.has_scale:
+        raise HoEError(
+            f"the rewards of {sweep.name!r} are not normalised, and {REFERENCE_POINT} is a reference point for normalised "
+            "ones; set sweep.normalizer to a RewardNormalizer, or sweep.reference_point to a point of raw rewards that was "
+            "fixed beforehand"
+        )
+
+
+def _steerability(points: FloatArray, preferences: FloatArray) -> FloatArray:
+    found = metrics.steerability(points, preferences)
+    return np.asarray(
+        [found.expected_utility, found.control_regret, *found.spearman, *found.order_violations], dtype=np.float64
+    )
+
+
+def _igd_plus_to_union(front: FloatArray, other: FloatArray) -> float:
+    union = np.concatenate([front, other])
+    return metrics.igd_plus(front, union[metrics.non_dominated_mask(union)])
+
+
+def _relative(drawn: Replicates, volume: Callable[[FloatArray], float], level: float) -> dict[str, Interval]:
+    """HV(A) / HV(B); NaN, and counted as undefined, in replicates where B encloses nothing."""
+
+    def ratio(a: FloatArray, b: FloatArray) -> float:
+        whole = volume(b)
+        return volume(a) / whole if whole > 0 else np.nan
+
+    return {"relative hypervolume A / B": drawn.interval(ratio, "A", "B", level=level)}
+
+
+def _part(interval: Interval, i: int) -> Interval:
+    return Interval(interval.estimate[i], interval.low[i], interval.high[i], interval.level, interval.undefined[i])
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Several metrics warn of the same thing, such as a front below the reference point."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    told = set()
+    for item in caught:
+        if not issubclass(item.category, HoEWarning):
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+        elif str(item.message) not in told:
+            told.add(str(item.message))
+            warnings.warn(str(item.message), HoEWarning, stacklevel=5)

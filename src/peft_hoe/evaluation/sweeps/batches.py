@@ -1,0 +1,136 @@
+"""Completing every prompt at every preference with one method, batch by batch, so that nothing is done twice.
+
+Shapes: K preferences, P prompts, T texts for each prompt, N objectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ...errors import HoEError
+from ...preference import FloatArray
+from .generations import GenerationLog, Row, row_key
+
+Texts = list[list[list[str | None]]]  # (K, P, T), None where there is no completion
+
+
+@dataclass
+class Run:
+    """A method with everything else that decides what it writes."""
+
+    method: Any
+    name: str
+    texts: int
+    seed: int
+    batch_size: int
+    progress: bool
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        if self.texts < 1 or self.batch_size < 1:
+            raise HoEError(f"texts is {self.texts} and batch_size {self.batch_size}; both must be at least 1")
+        own = dict(getattr(self.method, "decoding", {}))
+        self.sampled = bool(own.get("do_sample", False))
+        if self.texts > 1 and own.get("do_sample") is False:
+            raise HoEError(
+                f"texts is {self.texts}, but greedy texts are all the same; sample (do_sample=True), or texts=1"
+            )
+        self.decoding = own | {"texts": self.texts}
+        if self.sampled:
+            self.decoding |= {"seed": self.seed, "batch_size": self.batch_size}
+        tell = getattr(self.method, "fingerprint", None)
+        self.fingerprint = tell() if callable(tell) else None
+
+    def complete(self, prompts: list[Any], points: FloatArray, objectives: Sequence[str], path: Path | None) -> Texts:
+        """Texts `(K, P, T)`."""
+        if not prompts:
+            raise HoEError("there are no prompts to complete; give at least one")
+        digest = hashlib.sha256(json.dumps(prompts, default=str).encode()).hexdigest()
+        header = {
+            "name": self.name, "fingerprint": self.fingerprint, "decoding": self.decoding, "objectives": list(objectives),
+            "preferences": points.tolist(), "prompts_sha256": digest, "prompts": prompts,
+        }  # fmt: skip
+        log = None if path is None else GenerationLog(path, header, overwrite=self.overwrite)
+        done = {} if log is None else dict(log.done)
+        rows = [
+            {"preference": point, "prompt_id": p, "text": text, "run": 0}
+            for p in _by_length(prompts)  # neighbours of like length need little padding
+            for text in range(self.texts)
+            for point in points.tolist()
+        ]
+        found = sum(row_key(row) in done for row in rows)
+        with tqdm(total=len(rows), initial=found, desc=f"sweep {self.name}", disable=not self.progress) as bar:
+            for number, batch in self._batches(rows, done):
+                with _seeded(self.seed + 1_000_003 * number):
+                    completed = self._call(batch, prompts)
+                for row, completion in zip(batch, completed, strict=True):
+                    row["completion"] = completion
+                if log is not None:
+                    log.append([row for row in batch if row_key(row) not in done])
+                done |= {row_key(row): row["completion"] for row in batch if row_key(row) not in done}
+                bar.update(len(done) - bar.n)
+
+        def text_of(point: list[float], p: int, text: int) -> str:
+            return done[row_key({"preference": point, "prompt_id": p, "text": text, "run": 0})]
+
+        places = range(len(prompts))
+        return [[[text_of(point, p, t) for t in range(self.texts)] for p in places] for point in points.tolist()]
+
+    def _batches(self, rows: list[Row], done: Mapping[Any, str]) -> Iterator[tuple[int, list[Row]]]:
+        """Numbered batches. Sampled ones are cut the same in every run, so that resuming changes no random number."""
+        if self.sampled:
+            if not getattr(self.method, "mixes_rows", True):
+                rows = sorted(rows, key=lambda row: row["preference"])
+                groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["preference"])]
+            else:
+                groups = [rows]
+            cut = [
+                group[start : start + self.batch_size]
+                for group in groups
+                for start in range(0, len(group), self.batch_size)
+            ]
+            yield from ((i, batch) for i, batch in enumerate(cut) if any(row_key(row) not in done for row in batch))
+            return
+        left, number = [row for row in rows if row_key(row) not in done], 0
+        while left:
+            batch = left[: self.batch_size]
+            if not getattr(self.method, "mixes_rows", True):
+                batch = [row for row in left if row["preference"] == left[0]["preference"]][: self.batch_size]
+            yield number, batch
+            taken = set(map(id, batch))
+            left, number = [row for row in left if id(row) not in taken], number + 1
+
+    def _call(self, batch: list[Row], prompts: list[Any]) -> list[str]:
+        texts = self.method(
+            [prompts[row["prompt_id"]] for row in batch], np.asarray([row["preference"] for row in batch])
+        )
+        if isinstance(texts, str) or len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
+            raise HoEError(
+                f"the method {self.name!r} returned {str(texts)[:100]!r} for {len(batch)} prompts; it must return "
+                f"{len(batch)} texts"
+            )
+        return list(texts)
+
+
+def _by_length(prompts: list[Any]) -> list[int]:
+    return sorted(range(len(prompts)), key=lambda p: len(str(prompts[p])), reverse=True)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """`generate` draws from the global generators only, so they are seeded here and put back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
+        yield

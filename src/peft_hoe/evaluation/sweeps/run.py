@@ -1,0 +1,179 @@
+"""Running a sweep: every prompt at every preference, in few large batches of mixed preferences.
+
+Shapes: K preferences, P prompts, T texts for each prompt, N objectives.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import HoEError, HoEWarning, PreferenceError
+from ...generation.prompts import check_prompts, is_chat
+from ...objectives.payoff import RewardNormalizer
+from ...preference import FloatArray, parse_preference, preference_grid
+from ..methods.hoe import HoEMethod
+from .batches import Run
+from .result import REFERENCE_POINT, installed_versions
+from .scoring import objective_names, own_corners, score, text_rewards
+from .sweep import Sweep
+
+
+def sweep(
+    model: Any = None,
+    tokenizer: Any = None,
+    prompts: Sequence[Any] = (),
+    rewards: Any = None,
+    preferences: Any = "grid",
+    *,
+    generate: Any = None,
+    objectives: Sequence[str] | None = None,
+    name: str | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    normalizer: RewardNormalizer | None = None,
+    payoff_prompts: Sequence[Any] | None = None,
+    payoff_columns: Mapping[str, Sequence[Any]] | None = None,
+    max_new_tokens: int = 64,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    texts: int = 1,
+    generation_config: Any = None,
+    routers: str = "keep",
+    seed: int = 0,
+    batch_size: int = 128,
+    reference_point: Any = REFERENCE_POINT,
+    output_dir: Any = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Sweep:
+    """Complete every prompt at every preference and score the completions.
+
+    Args:
+        model: carries HoE layers; its first active HoE adapter is steered. None with `generate`.
+        tokenizer: the policy's.
+        prompts: P texts, continued as they are, or lists of chat messages, which go through the chat template.
+        rewards: a Rewards, or what makes one; sources that read texts, not token ids.
+        preferences: `(K, N)`, rows as `parse_preference` takes them, or "grid" for `preference_grid`.
+        generate: any other method in place of a HoE model, see `evaluation.methods`; its own decoding is in effect.
+        objectives: the N names, where neither model nor method knows them; default those of the rewards.
+        name: of the method, in tables and plots.
+        columns: the data set's other columns, P values each, for the rewards.
+        normalizer: the scale for hypervolumes: the payoff table of the single-objective experts at this decoding.
+        payoff_prompts: held-out prompts to measure that table on, with the same method and decoding. Without either, the table
+            is the sweep's own rows at the one-hot preferences, recorded as "own corners".
+        payoff_columns: the other columns of the payoff prompts.
+        max_new_tokens: length of a completion.
+        do_sample: sample from the whole vocabulary; off, greedy.
+        temperature: of sampling.
+        texts: T, texts for each prompt and preference.
+        generation_config: any other decoding, see `HoEMethod`.
+        routers: "keep" or "drop", see `HoEMethod`.
+        seed: of sampling, through torch's random numbers.
+        batch_size: completions at once.
+        reference_point: of hypervolumes, in normalised rewards.
+        output_dir: completions are written there as batches finish, and read there when an interrupted sweep is run again;
+            the result is saved there.
+        overwrite: begin anew where `output_dir` holds another sweep.
+        progress: show a bar.
+
+    Raises:
+        HoEError: no prompts, options that contradict each other, a method that returns something else than texts, or an
+            `output_dir` that holds another sweep.
+        PreferenceError: a preference is no point of the simplex, or given twice.
+        RewardError: a reward is missing or fails.
+
+    Warns:
+        HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, or own corners that
+            give no scale.
+    """
+    prompts = _listed(prompts)
+    payoff_prompts = None if payoff_prompts is None else _listed(payoff_prompts)
+    if generate is None:
+        method = HoEMethod(
+            model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+            routers=routers, generation_config=generation_config,
+        )  # fmt: skip
+        plain = [prompt for prompt in [*prompts, *(payoff_prompts or [])] if isinstance(prompt, str)]
+        if plain:
+            check_prompts([{"prompt": plain[0]}], tokenizer)
+    else:
+        if model is not None:
+            raise HoEError("both a model and generate= are given; give one of them")
+        method = generate
+    names = objective_names(objectives, getattr(method, "objectives", None), rewards)
+    scorer = text_rewards(rewards, names)
+    points = _preferences(preferences, names)
+    _check_decoding(normalizer, getattr(method, "decoding", {}))
+    run = Run(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
+    directory = None if output_dir is None else Path(output_dir)
+    source = "given"
+    if normalizer is None and payoff_prompts is not None:  # first, so that a reward that fails does so early
+        corners = run.complete(payoff_prompts, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
+        table = score(scorer, payoff_prompts, corners, payoff_columns)
+        record = {**run.decoding, "prompts": len(payoff_prompts)}
+        normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, record)
+        source = "payoff prompts"
+    completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
+    table = score(scorer, prompts, completions, columns)[None]
+    if normalizer is None:
+        normalizer, source = own_corners(table, points, names, {**run.decoding, "prompts": len(prompts)}), "own corners"
+    result = Sweep(
+        name=run.name, objectives=names, preferences=points, prompts=prompts, rewards=table,
+        completions=[completions], normalizer=normalizer, payoff_source=source, reference_point=reference_point,
+        runs=[{"fingerprint": run.fingerprint, "decoding": run.decoding, "seed": seed, "versions": installed_versions()}],
+    )  # fmt: skip
+    if directory is not None:
+        result.save(directory)
+    return result
+
+
+def method_name(method: Any) -> str:
+    """What a method calls itself."""
+    return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
+
+
+def _listed(given: Sequence[Any]) -> list[Any]:
+    prompts = [given] if isinstance(given, str) else list(given)
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not (is_chat(prompt) and prompt):
+            raise HoEError(
+                f"prompt {number} is {str(prompt)[:80]!r}, a {type(prompt).__name__}; give text, or a list of chat messages "
+                '[{"role": "user", "content": "..."}]'
+            )
+    return prompts
+
+
+def _check_decoding(normalizer: RewardNormalizer | None, decoding: Mapping[str, Any]) -> None:
+    """A payoff table belongs to its decoding: that of sampled training is none for greedy evaluation."""
+    there = {} if normalizer is None else normalizer.decoding
+    for name in ("do_sample", "temperature", "max_new_tokens"):
+        if name in there and name in decoding and there[name] != decoding[name]:
+            warnings.warn(
+                f"the payoff table was measured with {name} {there[name]}, but the sweep has {decoding[name]}; give "
+                "payoff_prompts= in place of normalizer= to measure one at the sweep's own decoding",
+                HoEWarning,
+                stacklevel=3,
+            )
+
+
+def _preferences(value: Any, objectives: Sequence[str]) -> FloatArray:
+    if isinstance(value, str):
+        if value != "grid":
+            raise PreferenceError(f'preferences is {value!r}; use "grid" or give rows of {len(objectives)} numbers')
+        return preference_grid(len(objectives))
+    points = np.atleast_2d(parse_preference(value, objectives, rows=True))
+    if not points.size:
+        raise PreferenceError("there are no preferences; give at least one")
+    _, first = np.unique(points.round(9), axis=0, return_index=True)
+    twice = sorted(set(range(len(points))) - set(first.tolist()))
+    if twice:
+        raise PreferenceError(f"the preference {points[twice[0]].tolist()} is given twice; give each once")
+    return points
+
+
+def _inside(directory: Path | None, name: str) -> Path | None:
+    return None if directory is None else directory / name

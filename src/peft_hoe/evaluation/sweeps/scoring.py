@@ -1,0 +1,106 @@
+"""From completions to rewards, and from rewards to the scale of hypervolumes.
+
+Shapes: S runs of training, K preferences, P prompts, T texts for each prompt, N objectives.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...errors import HoEError, HoEWarning, RewardError
+from ...objectives.payoff import RewardNormalizer
+from ...preference import FloatArray
+from ...rewards.sources import Rewards
+from .batches import Texts
+
+
+def objective_names(given: Sequence[str] | None, known: Sequence[str] | None, rewards: Any) -> tuple[str, ...]:
+    """The N names: what the method knows, what the user said, or the names of the rewards.
+
+    Raises:
+        HoEError: nobody knows, or they contradict each other.
+    """
+    if given is not None and known is not None and tuple(given) != tuple(known):
+        raise HoEError(f"objectives are {list(given)}, but the method's are {list(known)}; leave objectives= out")
+    if given is not None or known is not None:
+        return tuple(given if given is not None else known or ())
+    if isinstance(rewards, Rewards):
+        return rewards.objectives
+    if isinstance(rewards, Mapping) and rewards:
+        return tuple(name for key in rewards for name in ((key,) if isinstance(key, str) else key))
+    raise HoEError('the objectives have no names; give objectives=["a", "b"], or rewards as {"a": ..., "b": ...}')
+
+
+def text_rewards(rewards: Any, objectives: Sequence[str]) -> Rewards:
+    """Rewards that can score texts alone.
+
+    Raises:
+        RewardError: there are none, or one reads the policy's token ids, which a file of completions does not hold.
+    """
+    if rewards is None:
+        raise RewardError(f"there are no rewards; give one for each of {list(objectives)}")
+    scorer = Rewards.of(rewards, objectives)
+    if scorer.needs_tokens:
+        raise RewardError(
+            "a reward is a module that reads the policy's token ids, but sweeps score texts; wrap it as "
+            "peft_hoe.rewards.sources.ClassifierReward(model, its_tokenizer)"
+        )
+    return scorer
+
+
+def score(
+    rewards: Rewards, prompts: Sequence[Any], completions: Texts, columns: Mapping[str, Sequence[Any]] | None = None
+) -> FloatArray:
+    """Rewards `(K, P, T, N)` of completions `(K, P, T)`, one call for each preference; NaN where there is no text or no reward.
+
+    Raises:
+        RewardError: a reward fails, or gives no number at all for a preference; or a column has not P values.
+    """
+    for name, column in (columns or {}).items():
+        if len(column) != len(prompts):
+            raise RewardError(f"column {name!r} has {len(column)} rows, but there are {len(prompts)} prompts")
+    table = np.full((len(completions), len(prompts), len(completions[0][0]), len(rewards.objectives)), np.nan)
+    for k, by_prompt in enumerate(completions):
+        there = [(p, t) for p, texts in enumerate(by_prompt) for t, text in enumerate(texts) if text is not None]
+        some = {name: [column[p] for p, _ in there] for name, column in (columns or {}).items()}
+        texts = [str(by_prompt[p][t]) for p, t in there]
+        for place, row in zip(there, rewards([prompts[p] for p, _ in there], texts, some), strict=True):
+            table[k][place] = row
+    return table
+
+
+def mean_over(table: FloatArray, axes: tuple[int, ...]) -> FloatArray:
+    """The mean of what is not NaN, NaN where all is, without a warning."""
+    known = ~np.isnan(table)
+    count = known.sum(axis=axes)
+    total = np.where(known, table, 0.0).sum(axis=axes)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+
+
+def own_corners(
+    table: FloatArray, preferences: FloatArray, objectives: Sequence[str], decoding: Mapping[str, Any]
+) -> RewardNormalizer | None:
+    """The payoff table that a sweep's own one-hot preferences make, from rewards `(S, K, P, T, N)`; None without a scale.
+
+    Warns:
+        HoEWarning: a one-hot preference is not among them, or an objective is the same at all of them.
+    """
+    rows = [np.flatnonzero(np.abs(preferences - corner).max(axis=1) < 1e-9) for corner in np.eye(len(objectives))]
+    missing = [name for name, row in zip(objectives, rows, strict=True) if not len(row)]
+    reason = f"the one-hot preferences of {missing} are not in the sweep"
+    if not missing:
+        payoff = [mean_over(table[:, row[0]], (0, 1, 2)) for row in rows]
+        try:
+            return RewardNormalizer(payoff, objectives, decoding)
+        except RewardError as error:
+            reason = str(error)
+    warnings.warn(
+        f"rewards are not normalised: {reason}. Hypervolumes need a scale: give normalizer= or payoff_prompts=",
+        HoEWarning,
+        stacklevel=3,
+    )
+    return None

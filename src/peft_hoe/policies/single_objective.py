@@ -1,0 +1,240 @@
+"""Policies to compare with and to build from: one model, trained with TRL's GRPOTrainer on a weighted sum of rewards.
+
+A one-hot preference makes a single-objective policy, what `build_adapter` takes. MORLHF (multi-objective RLHF) is one such run
+for every preference: the strongest baseline and the dearest, as nothing is shared between preferences.
+
+The objective is max E[Σ_i λ_i R̂_i] − β KL(π ‖ base), R̂ the rewards on the scale of a payoff table where there is one.
+
+Shapes: B completions, N objectives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import HoEError, RewardError
+from ..generation.prompts import check_prompts
+from ..objectives.payoff import RewardNormalizer
+from ..preference import FloatArray, parse_preference
+from ..rewards.sources import Rewards
+
+try:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
+except ImportError as error:
+    raise ImportError("policies are trained by TRL's GRPOTrainer: pip install 'peft-hoe[train]'") from error
+
+# The field's name since transformers 5.23, and before.
+_FIELDS = {field.name for field in dataclasses.fields(GRPOConfig)}
+_CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+
+
+def policy_gradient_config(
+    output_dir: str | os.PathLike[str], *, prompts: int, samples: int, **settings: Any
+) -> GRPOConfig:
+    """The plain policy gradient with a group baseline, as TRL names it.
+
+    Every batch of samples is used for one update, so that nothing is clipped; the advantage of a sample is its reward minus
+    the mean of its prompt's samples, not divided by a standard deviation (`scale_rewards="none"`); the loss is a sum over
+    tokens with a constant divisor, so that it does not depend on lengths (`loss_type="dr_grpo"`). The learning rate is
+    constant, arithmetic float32, dropout off, and nothing is saved on the way.
+
+    Args:
+        output_dir: where the policy goes.
+        prompts: prompts of an update.
+        samples: completions of each, at least 2.
+        settings: more fields of GRPOConfig, which win over those above.
+    """
+    plain: dict[str, Any] = {
+        "loss_type": "dr_grpo",
+        "scale_rewards": "none",
+        "num_iterations": 1,
+        "lr_scheduler_type": "constant",
+        "bf16": False,
+        _CHECKPOINTING: False,
+        "disable_dropout": True,
+        "save_strategy": "no",
+        "report_to": [],
+    }
+    if prompts < 1 or samples < 2:
+        raise HoEError(
+            f"an update has {prompts} prompts and {samples} samples of each; it needs at least 1 prompt, and 2 samples for "
+            "a baseline"
+        )
+    batch = {"per_device_train_batch_size": prompts * samples, "num_generations": samples}
+    return GRPOConfig(output_dir=os.fspath(output_dir), **{**plain, **batch, **settings})
+
+
+def train_policy(
+    base: str | os.PathLike[str],
+    args: GRPOConfig,
+    *,
+    rewards: Any,
+    preference: Any,
+    train_dataset: Any,
+    objectives: Sequence[str] | None = None,
+    normalizer: RewardNormalizer | None = None,
+    peft_config: Any = None,
+    processing_class: Any = None,
+    callbacks: Sequence[Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Train one policy for one preference and save it in `args.output_dir`, with its tokenizer.
+
+    The folder is an ordinary model folder, or a LoRA adapter, and appears when it is complete.
+
+    Args:
+        base: directory or Hub id of the model to start from, and to stay close to (`args.beta`).
+        args: as from `policy_gradient_config`, or any GRPOConfig.
+        rewards: a Rewards, or what makes one.
+        preference: λ; weights the rewards.
+        train_dataset: rows with `prompt` (text or chat messages); other columns go to the rewards.
+        objectives: the N names; default the names that a mapping of rewards has.
+        normalizer: the scale of the rewards; None for the rewards as they are.
+        peft_config: a LoraConfig to train an adapter; None to train every weight.
+        processing_class: the tokenizer; default the base's.
+        callbacks: of transformers' Trainer.
+
+    Returns:
+        what was logged; `rewards/<objective>/mean` is on the scale of the normalizer. A completion that has no reward (None
+        or NaN) in an objective of positive weight is left out.
+
+    Raises:
+        HoEError: the folder is not empty, there are no prompts, or `args` has reward weights of its own.
+        PreferenceError: the preference does not fit the objectives.
+        RewardError: nor do the rewards or the normalizer, or a reward fails.
+    """
+    scores = _Scores(rewards, preference, objectives, normalizer)
+    _check_arguments(args)
+    target = _empty_folder(args.output_dir)
+    dataset = train_dataset if isinstance(train_dataset, Dataset) else Dataset.from_list(list(train_dataset))
+    check_prompts(dataset, processing_class)
+    if "prompt" not in dataset.column_names:
+        raise HoEError(
+            f"the dataset's columns are {dataset.column_names}; GRPOTrainer needs `prompt`, text or chat messages"
+        )
+    scores.columns = [name for name in dataset.column_names if name != "prompt"]
+    args.reward_weights = scores.preference.tolist()
+    try:
+        trainer = GRPOTrainer(
+            model=os.fspath(base),
+            reward_funcs=scores.functions(),  # type: ignore[arg-type]
+            args=args,
+            train_dataset=dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=list(callbacks or []),
+        )
+    finally:
+        args.reward_weights = None
+    trainer.train()
+    _save(trainer, target)
+    return trainer.state.log_history
+
+
+class _Scores:
+    """The rewards as N functions of TRL, computed once for all of them."""
+
+    def __init__(
+        self, sources: Any, preference: Any, objectives: Sequence[str] | None, normalizer: RewardNormalizer | None
+    ) -> None:
+        self.rewards = Rewards.of(sources, _objective_names(sources, objectives, normalizer))
+        if normalizer is not None and normalizer.objectives != self.rewards.objectives:
+            raise RewardError(
+                f"the normalizer is for {list(normalizer.objectives)}, but the rewards are for "
+                f"{list(self.rewards.objectives)}; measure its payoff table with the same objectives, in the same order"
+            )
+        if self.rewards.needs_tokens:
+            raise RewardError(
+                "a reward is a bare module that reads the policy's tokens, which GRPOTrainer does not pass on; wrap it as "
+                "ClassifierReward(model, tokenizer)"
+            )
+        self.preference = parse_preference(preference, self.rewards.objectives)
+        self.normalizer = normalizer
+        self.columns: list[str] = []
+        self._of: Any = None  # the completions that the table is of
+        self._table: FloatArray = np.empty((0, 0))
+
+    def functions(self) -> list[Callable[..., list[float]]]:
+        """One for each objective, under its name."""
+        return [self._function(index, name) for index, name in enumerate(self.rewards.objectives)]
+
+    def _function(self, index: int, name: str) -> Callable[..., list[float]]:
+        def reward(prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> list[float]:
+            if self._of is not completions:  # TRL passes one list to all functions
+                self._table = self._score(prompts, completions, others)
+                self._of = completions
+            column: list[float] = self._table[:, index].tolist()
+            return column
+
+        reward.__name__ = name
+        return reward
+
+    def _score(self, prompts: Sequence[Any], completions: Sequence[Any], others: Mapping[str, Any]) -> FloatArray:
+        """`(B, N)`; a row that lacks a reward which counts is NaN throughout, which TRL leaves out."""
+        columns = {name: others[name] for name in self.columns}
+        table = self.rewards(prompts, [_text(completion) for completion in completions], columns)
+        if self.normalizer is not None:
+            table = self.normalizer.normalize(table)
+        incomplete = np.isnan(table[:, self.preference > 0]).any(axis=1)
+        table[incomplete] = np.nan
+        return table
+
+
+def _objective_names(
+    sources: Any, objectives: Sequence[str] | None, normalizer: RewardNormalizer | None
+) -> Sequence[str]:
+    if objectives is not None:
+        return objectives
+    if isinstance(sources, Rewards):
+        return sources.objectives
+    if normalizer is not None:
+        return normalizer.objectives
+    if isinstance(sources, Mapping):
+        return [name for key in sources for name in ([key] if isinstance(key, str) else key)]
+    raise RewardError("the objectives have no names; give objectives=[...], or rewards as {objective: reward}")
+
+
+def _text(completion: Any) -> str:
+    """TRL's completion of a chat is a list of messages."""
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
+def _check_arguments(args: Any) -> None:
+    if not isinstance(args, GRPOConfig):
+        raise HoEError(f"args is a {type(args).__name__}; use policy_gradient_config(...) or a GRPOConfig")
+    if args.reward_weights is not None:
+        raise HoEError(
+            f"args.reward_weights is {args.reward_weights}; leave it out, the preference weights the rewards"
+        )
+
+
+def _empty_folder(output_dir: Any) -> Path:
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HoEError(f"{folder} exists and is not an empty folder; name another output_dir, or remove it yourself")
+    return folder
+
+
+def _save(trainer: Any, target: Path) -> None:
+    """All or nothing: written beside the folder first."""
+    part = target.with_name(f".{target.name}.part")
+    if trainer.args.should_save:
+        shutil.rmtree(part, ignore_errors=True)  # what an interrupted save left
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(part))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        if target.exists() and any(target.iterdir()):  # checkpoints, where the user asked for them
+            shutil.copytree(part, target, dirs_exist_ok=True)
+            shutil.rmtree(part)
+        else:
+            if target.exists():
+                target.rmdir()
+            os.replace(part, target)

@@ -1,0 +1,83 @@
+"""Running an experiment stage by stage, so that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import HoEError
+from ..evaluation.sweeps.sweep import Sweep
+from .plan import Plan
+from .record import Record
+from .stages import SUMMARY, Stage, Work, stages, sweeps
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduction:
+    """What an experiment found.
+
+    Attributes:
+        sweeps: `{name: sweep}`, HoE's first, as the folders in `sweeps`.
+        report: the page.
+        summary: HoE's table and metrics, and how the others compare, as text.
+    """
+
+    sweeps: dict[str, Sweep]
+    report: Path
+    summary: str
+
+
+def reproduce(
+    plan: Plan, *, restart: bool = False, progress: bool = True, say: Callable[[str], None] | None = None
+) -> Reproduction:
+    """Build, train, sweep, compare; the same call after an interruption goes on where it ended.
+
+    Args:
+        plan: the settings; `output_dir` must be empty, or hold an experiment with the same ones. Baselines may be added.
+        restart: delete the experiment in `output_dir` first.
+        progress: show the bars and tables of the stages.
+        say: is told each stage as it begins.
+
+    Raises:
+        HoEError: the settings differ from those of the experiment in `output_dir`, or a stage fails. What the stages before
+            it wrote is kept.
+    """
+    record = Record(plan, restart=restart)
+    say = say or (lambda text: None)
+    work = Work(plan, progress)
+    planned = stages(plan)
+    if not all(stage.is_finished(plan.folder, record.finished) for stage in planned):
+        try:
+            work.check()
+        except ImportError as error:
+            raise HoEError(str(error)) from None
+        record.forget([])  # from here on the folder is an experiment's
+    for number, stage in enumerate(planned):
+        if stage.is_finished(plan.folder, record.finished):
+            say(f"{stage.name}: done")
+            continue
+        say(f"{stage.name}: {stage.summary}")
+        if stage.remakes:
+            record.forget([later.name for later in planned[number:]])
+        stage.run(work)
+        record.finish(stage.name, stage.note)
+    loaded = {name: Sweep.load(plan.folder / "sweeps" / name) for name in sweeps(plan)}
+    return Reproduction(loaded, plan.folder / "report.html", (plan.folder / SUMMARY).read_text(encoding="utf-8"))
+
+
+def describe(plan: Plan) -> str:
+    """The settings, and what is done and what will be; reads `reproduce.json` and nothing else.
+
+    Raises:
+        HoEError: the settings differ from those of the experiment in `output_dir`.
+    """
+    finished = Record(plan).finished
+    lines = [f"{name:16}  {json.dumps(value)}" for name, value in plan.settings().items() if value is not None]
+    return "\n".join([*lines, "", *(_line(plan, stage, finished) for stage in stages(plan))])
+
+
+def _line(plan: Plan, stage: Stage, finished: dict[str, object]) -> str:
+    state = "done" if stage.is_finished(plan.folder, finished) else "to do"
+    return f"{state:6} {stage.name}: {stage.summary} -> {plan.folder / stage.output}"

@@ -1,0 +1,46 @@
+"""The baselines of an experiment, from the same base, policies, decoding and rank as HoE."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import AutoConfig
+
+from ..errors import HoEError
+from ..evaluation.baselines import BASELINES
+from ..inputs import load_tokenizer
+from .plan import Plan
+from .prompts import Prompts
+from .training import ppo_settings
+
+FOLDER = "baselines"  # of the adapters that baselines build
+
+
+def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device: str, *, progress: bool) -> Any:
+    """A method for `sweep`.
+
+    Raises:
+        HoEError: it cannot be made.
+    """
+    make = BASELINES[name].make
+    taken = inspect.signature(make).parameters
+    options: dict[str, Any] = {"model_options": {"device_map": device}}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):  # of build_adapter
+        options |= {"r": plan.rank, "seed": plan.seed}
+    if "train_dataset" in taken:
+        if not prompts.train:
+            raise HoEError(
+                f"the baseline {name!r} is trained, and there are no training prompts; leave it out of baselines"
+            )
+        options |= {"rewards": rewards, "train_dataset": prompts.train, "training": ppo_settings(plan, progress)}
+        options["training"]["learning_rate"] = plan.learning_rate or 2 / _hidden_size(plan.base)
+    return make(
+        plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), max_new_tokens=plan.max_new_tokens,
+        do_sample=False, temperature=1.0, folder=plan.folder / FOLDER, **options,
+    )  # fmt: skip
+
+
+def _hidden_size(base: str) -> int:
+    size: int = AutoConfig.from_pretrained(base).get_text_config().hidden_size
+    return size

@@ -1,0 +1,250 @@
+"""The settings of an experiment, with the paper's or the recipe's where the user says nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import recipes
+from ..errors import HoEError, RewardError
+from ..evaluation.baselines import BASELINES
+from ..preference import parse_preference, preference_grid, uniform
+from ..training.run.arguments import check_choice
+
+OWN = "own"
+TRAINERS = ("ppo", "grpo", "distill")
+_NOT_ONE_CALL = {"morlhf"}  # needs a policy of its own for each preference
+# What may be others when a run goes on: more baselines, and how it is computed; who runs out of memory takes smaller batches.
+_EXECUTION = ("output_dir", "baselines", "cpu", "micro_batch_size", "sweep_batch_size", "save_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `reproduce` does; made by `Plan.of`, which fills in and checks.
+
+    Attributes:
+        task: a recipe's name, or "own".
+        base: directory or Hub id of the model that the policies were trained from.
+        policies: `{objective: directory or Hub id}`, in the order of the objectives.
+        output_dir: where everything goes.
+        rewards: `{objective: source}` instead of the recipe's: text as `parse_rewards` reads it, or a callable.
+        prompts: `{split: file}` or one file for `read_splits`, instead of the recipe's dataset; or `{split: rows}`.
+        data: local copy of the recipe's dataset, in the published schema.
+        experts: preferences of merged experts.
+        routers: preferences of routers.
+        trainer: "ppo", "grpo" or "distill".
+        updates: of each router; 0 trains none.
+        batch_size: responses of an update.
+        micro_batch_size: responses of a forward in training; None for all.
+        learning_rate: of routers; None for 2 / hidden size.
+        save_steps: a checkpoint every so many updates.
+        preferences: `(K, N)` rows that fronts are measured at.
+        baselines: names of `evaluation.baselines`.
+        max_new_tokens: length of a completion, in training and sweeps.
+        limit: test prompts at most; None for all.
+        rank: as `build_adapter`'s `r`.
+        seed: of prompts, build and training.
+        sweep_batch_size: completions at once.
+        cpu: use no accelerator.
+    """
+
+    task: str
+    base: str
+    policies: Mapping[str, str]
+    output_dir: str
+    rewards: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Any = None
+    data: str | None = None
+    experts: Sequence[Sequence[float]] = ()
+    routers: Sequence[Sequence[float]] = ()
+    trainer: str = "ppo"
+    updates: int = 100
+    batch_size: int = 128
+    micro_batch_size: int | None = None
+    learning_rate: float | None = None
+    save_steps: int = 10
+    preferences: Sequence[Sequence[float]] = ()
+    baselines: Sequence[str] = ()
+    max_new_tokens: int = 64
+    limit: int | None = None
+    rank: int | str = "auto"
+    seed: int = 0
+    sweep_batch_size: int = 128
+    cpu: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        *,
+        output_dir: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        policies: Mapping[str, Any] | None = None,
+        rewards: Mapping[str, Any] | None = None,
+        experts: Sequence[Any] | None = None,
+        routers: Sequence[Any] | None = None,
+        preferences: Any = "grid",
+        max_new_tokens: int | None = None,
+        **others: Any,
+    ) -> Plan:
+        """A checked plan.
+
+        Objectives are those that have a policy, the recipe's or given here: the recipe's first, in its order.
+
+        Args:
+            task: a recipe's name, or "own" for a task of one's own, for which policies, rewards and prompts are given.
+            output_dir: where everything goes.
+            base: default the recipe's fine-tune, or its base where it has one only.
+            policies: beside the recipe's published ones, or instead of them.
+            rewards: instead of the recipe's.
+            experts: default the paper's, `default_experts`; rows may be `{objective: weight}`.
+            routers: default the paper's, `default_routers`.
+            preferences: rows or "grid".
+            max_new_tokens: default the recipe's, else 64.
+            others: more attributes.
+
+        Raises:
+            HoEError: no such recipe, something that has no default is missing, or a setting out of range.
+            PreferenceError: a preference does not fit the objectives.
+        """
+        recipe = None if task == OWN else recipes.get(task)
+        chosen = {**(recipe.policies if recipe else {}), **(policies or {})}
+        order = [*(recipe.objectives if recipe else ()), *chosen]
+        objectives = [name for name in dict.fromkeys(order) if name in chosen]
+        if len(objectives) < 2:
+            known = (
+                f"the objectives of {task!r} are {list(recipe.objectives)}" if recipe else "name your own objectives"
+            )
+            raise HoEError(f"there are policies for {objectives}, and a front needs two at least; {known} (--policy)")
+        if base is None:
+            base = _default_base(recipe)
+        n = len(objectives)
+        rows = preference_grid(n) if isinstance(preferences, str) and preferences == "grid" else preferences
+        plan = cls(
+            task=task,
+            base=os.fspath(base),
+            policies={name: os.fspath(chosen[name]) for name in objectives},
+            output_dir=os.fspath(output_dir),
+            rewards=dict(rewards or {}),
+            experts=_points(default_experts(n) if experts is None else experts, objectives),
+            routers=_points(default_routers(n) if routers is None else routers, objectives),
+            preferences=_points(rows, objectives),
+            max_new_tokens=max_new_tokens or (recipe.max_new_tokens if recipe else 64),
+            **others,
+        )
+        _check(plan, recipe)
+        return plan
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The N names."""
+        return tuple(self.policies)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return Path(self.output_dir)
+
+    @property
+    def recipe(self) -> recipes.Recipe | None:
+        """The paper's task; None for one's own."""
+        return None if self.task == OWN else recipes.get(self.task)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are routers to train."""
+        return bool(self.routers) and self.updates > 0
+
+    def settings(self) -> dict[str, Any]:
+        """What results depend on, as plain JSON."""
+        found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _EXECUTION}
+        found["policies"] = dict(self.policies)
+        found["rewards"] = {name: _written(source) for name, source in self.rewards.items()}
+        if isinstance(self.prompts, Mapping):
+            found["prompts"] = {
+                split: source if isinstance(source, str) else _digest(source) for split, source in self.prompts.items()
+            }
+        return found
+
+
+def _default_base(recipe: recipes.Recipe | None) -> str:
+    if recipe is None:
+        raise HoEError("the base model is missing; give the one that the policies were trained from (--base)")
+    if recipe.sft is None and len(recipe.base) > 1:
+        raise HoEError(
+            f"the recipe {recipe.name!r} has several bases, {list(recipe.base)}; give the one that the policies were trained "
+            "from (--base)"
+        )
+    return recipe.sft or recipe.base[0]
+
+
+def _points(rows: Any, objectives: Sequence[str]) -> list[list[float]]:
+    return [np.asarray(parse_preference(row, objectives)).tolist() for row in rows]
+
+
+def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
+    """What can be known before anything is loaded."""
+    check_choice("trainer", plan.trainer, TRAINERS)
+    for name in ("batch_size", "micro_batch_size", "save_steps", "max_new_tokens", "limit", "sweep_batch_size"):
+        value = getattr(plan, name)
+        if value is not None and value < 1:
+            raise HoEError(f"{name} is {value}; it must be at least 1")
+    if plan.updates < 0 or plan.batch_size % (plan.micro_batch_size or plan.batch_size):
+        raise HoEError(
+            f"updates is {plan.updates}, batch_size {plan.batch_size} and micro_batch_size {plan.micro_batch_size}; updates "
+            "must be at least 0, and the batch a multiple of the micro-batch"
+        )
+    known = {*(recipe.objectives if recipe else ()), *plan.rewards}
+    missing = [name for name in plan.objectives if name not in known]
+    unknown = [name for name in plan.rewards if name not in plan.objectives]
+    if missing or unknown:
+        raise RewardError(
+            f"rewards are missing for {missing} and given for {unknown}, which have no policy; the objectives are "
+            f"{list(plan.objectives)} (--reward NAME=SOURCE)"
+        )
+    if recipe is None and plan.prompts is None:
+        raise HoEError("a task of one's own has no prompts; give them (--prompts FILE)")
+    if recipe is None and plan.data is not None:
+        raise HoEError(
+            "data is a local copy of a recipe's dataset, and there is no recipe; give prompts (--prompts FILE)"
+        )
+    known_baselines = sorted(BASELINES.keys() - _NOT_ONE_CALL)
+    if not set(plan.baselines) <= set(known_baselines) or len(set(plan.baselines)) < len(plan.baselines):
+        raise HoEError(f"baselines are {list(plan.baselines)}; each can be given once, of {known_baselines}")
+
+
+def _written(source: Any) -> str:
+    """A reward as JSON can hold it."""
+    if isinstance(source, str):
+        return source
+    named = source if hasattr(source, "__qualname__") else type(source)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _digest(rows: Any) -> str:
+    """Rows of prompts as JSON can hold them."""
+    text = json.dumps(list(rows), default=str, sort_keys=True)
+    return f"{len(list(rows))} rows, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def default_experts(n: int) -> list[list[float]]:
+    """The centroid; for five objectives the mean of the first three."""
+    return [[1 / 3] * 3 + [0.0] * 2] if n == 5 else [uniform(n).tolist()]
+
+
+def default_routers(n: int) -> list[list[float]]:
+    """One router: [.25, .25, .5] for three objectives, the centroid for five.
+
+    For two objectives the paper adds one "adaptively" and prints no preference: [.25, .75] here. Other numbers are not in the
+    paper: half for the last objective and the rest even, as with three.
+    """
+    if n == 5:
+        return [[0.2] * 5]
+    return [[0.25, 0.75]] if n == 2 else [[0.5 / (n - 1)] * (n - 1) + [0.5]]

@@ -1,0 +1,102 @@
+"""The prompts of an experiment: to train on, to scale rewards on, and to measure on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import HoEError
+from ..inputs import read_prompts
+from ..recipes import Recipe
+from .plan import Plan
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 128  # training prompts that are kept for the payoff table
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rows with `prompt` and the columns that rewards read.
+
+    Attributes:
+        train: of the routers, without the test prompts; empty where no router trains.
+        validation: of payoff tables; empty where there is nothing to hold out.
+        test: of the sweeps.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def load_prompts(plan: Plan) -> Prompts:
+    """The user's splits, and the recipe's for those that are not given.
+
+    Without validation prompts, up to 128 of the training prompts, a fifth at most, are held out for it.
+
+    Raises:
+        HoEError: a file or dataset cannot be read, or a split that is needed is missing.
+    """
+    found = _given(plan.prompts)
+    recipe = plan.recipe
+    if recipe is not None:
+        found = _published(plan, recipe, found) | found
+    missing = [split for split, needed in (("train", plan.trains), ("test", True)) if needed and not found.get(split)]
+    if missing:
+        raise HoEError(
+            f"there are no prompts for {missing}; give them, as --prompts {missing[0]}=FILE"
+            + (", or train no routers (--updates 0)" if missing == ["train"] else "")
+        )
+    test = found["test"][: plan.limit]
+    measured = {json.dumps(row["prompt"]) for row in test}
+    train = [row for row in found.get("train", []) if json.dumps(row["prompt"]) not in measured]
+    validation = found.get("validation", [])[: plan.limit]
+    if not validation:
+        held_out = min(HELD_OUT, plan.limit or HELD_OUT, len(train) // 5)
+        train, validation = train[: len(train) - held_out], train[len(train) - held_out :]
+    return Prompts(train if plan.trains else [], validation, test)
+
+
+def _given(prompts: Any) -> dict[str, Rows]:
+    if prompts is None:
+        return {}
+    if isinstance(prompts, str):
+        prompts = _read_splits(prompts)
+    unknown = [split for split in prompts if split not in SPLITS]
+    if unknown:
+        raise HoEError(f"prompts are given for {unknown}; the splits are {list(SPLITS)}")
+    return {split: _rows(source) for split, source in prompts.items()}
+
+
+def _read_splits(path: str) -> Mapping[str, Any]:
+    """A JSON file of all splits; a file of another kind holds test prompts."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8")) if path.endswith(".json") else None
+    except (OSError, ValueError) as error:
+        raise HoEError(f"cannot read the prompts {path!r}: {error}") from None
+    return content if isinstance(content, dict) else {"test": path}
+
+
+def _rows(source: Any) -> Rows:
+    if isinstance(source, str):
+        return read_prompts(source)
+    return [row if isinstance(row, dict) else {"prompt": row} for row in source]
+
+
+def _published(plan: Plan, recipe: Recipe, given: Mapping[str, Sequence[Any]]) -> dict[str, Rows]:
+    """Of a recipe, what is not given: the split to measure on, and as many training prompts as are used."""
+    found = {}
+    if "test" not in given:
+        split = next((name for name in ("test", "validation") if name in recipe.splits), recipe.splits[0])
+        seed = None if plan.limit is None else plan.seed
+        found["test"] = recipe.load_prompts(split, plan.data, limit=plan.limit, seed=seed).to_list()
+    needed = plan.trains or "validation" not in given
+    if "train" not in given and needed and "train" in recipe.splits:
+        used = plan.updates * plan.batch_size * plan.trains + 5 * HELD_OUT
+        found["train"] = recipe.load_prompts("train", plan.data, limit=used, seed=plan.seed).to_list()
+    return found

@@ -1,0 +1,177 @@
+"""The stages of an experiment: each reads what the ones before it wrote, and writes into a place of its own.
+
+| stage | writes |
+|---|---|
+| build | `adapter` |
+| train | `trained` |
+| sweep hoe, sweep hoe_dropped | `sweeps/hoe`, `sweeps/hoe_dropped`: trained routers kept, and dropped |
+| sweep <baseline> | `sweeps/<baseline>` |
+| report | `report.html`, `front.png`, `metrics.json`, `summary.txt` |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.baselines import BASELINES
+from ..evaluation.reporting.json_record import record
+from ..evaluation.reporting.page import write_report
+from ..evaluation.reporting.tables import aligned, overview
+from ..evaluation.sweeps.run import sweep
+from ..evaluation.sweeps.sweep import Sweep
+from ..experts import build_adapter
+from ..inputs import columns_of, load_adapter
+from .methods import make_baseline
+from .plan import Plan
+from .prompts import Prompts, load_prompts
+from .rewards import load_rewards
+from .training import check_trainer, train
+
+HOE, DROPPED = "hoe", "hoe_dropped"
+SUMMARY = "summary.txt"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of them.
+
+    Attributes:
+        name: in `reproduce.json`.
+        summary: what it does, for people.
+        output: what it writes, in the experiment's folder.
+        run: does it.
+        note: what the record keeps; a finished stage whose note has changed is done again.
+        remakes: whether all stages after it build on what it writes.
+    """
+
+    name: str
+    summary: str
+    output: str
+    run: Callable[[Work], None]
+    note: Any = None
+    remakes: bool = False
+
+    def is_finished(self, folder: Path, finished: dict[str, Any]) -> bool:
+        """Whether the record says so, and its output is there."""
+        return self.name in finished and finished[self.name] == self.note and (folder / self.output).exists()
+
+
+class Work:
+    """What stages share, loaded when it is first needed."""
+
+    def __init__(self, plan: Plan, progress: bool) -> None:
+        self.plan, self.progress = plan, progress
+        self.device = "cuda" if torch.cuda.is_available() and not plan.cpu else "cpu"
+
+    def check(self) -> None:
+        """Find what is wrong before hours of work, not after."""
+        from .. import metrics  # noqa: F401  # needs moocore
+
+        check_trainer(self.plan)
+        _ = self.prompts, self.rewards
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Of all splits."""
+        return load_prompts(self.plan)
+
+    @cached_property
+    def rewards(self) -> Any:
+        """On the device."""
+        return load_rewards(self.plan, self.device)
+
+    @property
+    def adapter(self) -> Path:
+        """With trained routers, where routers train."""
+        return self.plan.folder / ("trained" if self.plan.trains else "adapter")
+
+    def sweep(self, where: str, model: Any = None, tokenizer: Any = None, **options: Any) -> None:
+        """A sweep of the test prompts into a folder of its own; an interrupted one goes on."""
+        prompts, columns = columns_of(self.prompts.test)
+        sweep(
+            model, tokenizer, prompts, self.rewards, self.plan.preferences, columns=columns,
+            batch_size=self.plan.sweep_batch_size, output_dir=self.plan.folder / "sweeps" / where,
+            progress=self.progress, **options,
+        )  # fmt: skip
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """In their order."""
+    routers = f"train {len(plan.routers)} routers with {plan.trainer}, {plan.updates} updates each"
+    found = [Stage("build", f"experts from {len(plan.policies)} policies", "adapter", _build, remakes=True)]
+    if plan.trains:
+        found.append(Stage("train", routers, "trained", _train, remakes=True))
+    names = sweeps(plan)
+    for name in names:
+        what = {HOE: "HoE", DROPPED: "HoE, its trained routers dropped"}.get(name) or BASELINES[name].summary
+        run = _sweep_baseline(name) if name in BASELINES else _sweep_hoe(name)
+        found.append(Stage(f"sweep {name}", what, f"sweeps/{name}/sweep.json", run))
+    return [*found, Stage("report", f"{len(names)} methods compared", "report.html", _report, note=names)]
+
+
+def sweeps(plan: Plan) -> list[str]:
+    """The folders of all methods' sweeps, HoE's first."""
+    return [HOE, *([DROPPED] if plan.trains else []), *plan.baselines]
+
+
+def _build(work: Work) -> None:
+    plan = work.plan
+    build_adapter(
+        plan.base, plan.policies, plan.folder / "adapter", experts=plan.experts, routers=plan.routers, r=plan.rank,
+        seed=plan.seed, overwrite=True, progress=work.progress,
+    )  # fmt: skip
+
+
+def _train(work: Work) -> None:
+    model, tokenizer = load_adapter(str(work.plan.folder / "adapter"), work.plan.base)
+    train(work.plan, model, tokenizer, work.prompts, work.rewards, progress=work.progress)
+
+
+def _sweep_hoe(name: str) -> Callable[[Work], None]:
+    """HoE itself measures the payoff table; without routers it is measured on the same scale."""
+
+    def run(work: Work) -> None:
+        model, tokenizer = load_adapter(str(work.adapter), work.plan.base)
+        options: dict[str, Any] = {"max_new_tokens": work.plan.max_new_tokens}
+        if name == DROPPED:
+            options |= {"routers": "drop", "name": "HoE, routers dropped", "normalizer": _scale(work.plan)}
+        elif work.prompts.validation:
+            held_out, columns = columns_of(work.prompts.validation)
+            options |= {"payoff_prompts": held_out, "payoff_columns": columns}
+        work.sweep(name, model.eval().to(work.device), tokenizer, **options)
+
+    return run
+
+
+def _sweep_baseline(name: str) -> Callable[[Work], None]:
+    def run(work: Work) -> None:
+        method = make_baseline(name, work.plan, work.prompts, work.rewards, work.device, progress=work.progress)
+        work.sweep(name, generate=method, normalizer=_scale(work.plan))
+
+    return run
+
+
+def _scale(plan: Plan) -> Any:
+    return Sweep.load(plan.folder / "sweeps" / HOE).normalizer
+
+
+def _report(work: Work) -> None:
+    folder, settings = work.plan.folder, work.plan.settings()
+    first, *others = (Sweep.load(folder / "sweeps" / name) for name in sweeps(work.plan))
+    measured = first.metrics() if first.has_scale else None
+    compared = [first.compare(other) for other in others] if first.has_scale else []
+    numbers = record(measured, compared) | {"settings": settings}
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    summary = [first.table()] + ([] if measured is None else [measured.table()])
+    if compared:
+        summary.append("\n".join("  ".join(row).rstrip() for row in aligned(overview(first.name, compared))))
+    (folder / SUMMARY).write_text("\n\n".join(summary) + "\n", encoding="utf-8")
+    first.plot(folder / "front.png", others=others)
+    write_report(first, folder / "report.html", others=others, compared=compared, settings=settings)

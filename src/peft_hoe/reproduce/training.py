@@ -1,0 +1,122 @@
+"""The router training of an experiment: the arguments of each trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import HoEError
+from ..training.every_router import RUN_FILE, TRAINERS, finished_routers, train_routers
+from ..training.run.steered_policy import hidden_size
+from ..training.trl_versions import missing
+from ..tuner.steering import Steering
+from .plan import Plan
+from .prompts import Prompts
+from .rewards import separate
+
+_SAMPLES = 8  # completions of a prompt with GRPO, as TRL's default
+
+
+def check_trainer(plan: Plan) -> None:
+    """See that the trainer is installed.
+
+    Raises:
+        HoEError: what to install.
+    """
+    reason = missing(TRAINERS[plan.trainer][0]) if plan.trains else None
+    if reason:
+        raise HoEError(reason)
+
+
+def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any, *, progress: bool) -> None:
+    """Train all routers and save the adapter in `trained`; goes on where an earlier call ended.
+
+    Raises:
+        KeyboardInterrupt: SIGINT stopped it, after a checkpoint.
+    """
+    output = plan.folder / "trained"
+    settings: dict[str, Any] = {"eval_dataset": prompts.validation or None}
+    if plan.trainer == "ppo":
+        settings["reward_model"] = rewards
+    elif plan.trainer == "grpo":
+        names = [name for name in prompts.train[0] if name != "prompt"]
+        settings["reward_funcs"] = separate(rewards, names)
+    else:
+        settings = {}
+    train_routers(
+        model,
+        _arguments(plan, 2 / hidden_size(model), progress),
+        trainer=plan.trainer,
+        train_dataset=prompts.train,
+        processing_class=tokenizer,
+        resume_from_checkpoint=(output / RUN_FILE).is_file(),
+        **settings,
+    )
+    steering = Steering.of(model)
+    names = steering.adapters[steering.active_adapter()].config.router_names
+    left = [name for name in names if name not in finished_routers(output)]
+    if left:
+        raise KeyboardInterrupt(f"the training of the routers {left} was interrupted")
+
+
+def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
+    own: dict[str, Any] = {
+        "output_dir": str(plan.folder / "trained"),
+        "learning_rate": plan.learning_rate or learning_rate,
+    }
+    if plan.trainer == "ppo":
+        from ..training.ppo.config import HoERouterConfig
+
+        return HoERouterConfig(**ppo_settings(plan, progress), **own, **_saving(plan))
+    shared = _shared_settings(plan, progress) | own | _saving(plan)
+    if plan.trainer == "grpo":
+        from ..training.grpo.config import HoEGRPOConfig
+
+        return HoEGRPOConfig(
+            max_completion_length=plan.max_new_tokens, num_generations=_group(plan.batch_size), **shared
+        )
+    from ..training.distillation.config import HoEDistillationConfig
+
+    return HoEDistillationConfig(max_new_tokens=plan.max_new_tokens, **shared)
+
+
+def ppo_settings(plan: Plan, progress: bool) -> dict[str, Any]:
+    """Fields of HoERouterConfig, but for the folder, the learning rate and checkpoints."""
+    return _shared_settings(plan, progress) | {
+        "response_length": plan.max_new_tokens,
+        "temperature": 1.0,
+        "local_rollout_forward_batch_size": min(64, plan.micro_batch_size or plan.batch_size),
+        "stop_token": "eos",
+        "num_sample_generations": 0,
+    }
+
+
+def _shared_settings(plan: Plan, progress: bool) -> dict[str, Any]:
+    micro = plan.micro_batch_size or plan.batch_size
+    return {
+        "max_steps": plan.updates,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": plan.batch_size // micro,
+        "seed": plan.seed,
+        "use_cpu": plan.cpu,
+        "disable_tqdm": not progress,
+        "logging_strategy": "steps" if progress else "no",
+        "report_to": [],
+    }
+
+
+def _saving(plan: Plan) -> dict[str, Any]:
+    return {"save_strategy": "steps", "save_steps": plan.save_steps, "save_total_limit": 1}
+
+
+def _group(batch: int) -> int:
+    """The completions of a prompt: the most that divide the batch.
+
+    Raises:
+        HoEError: the batch cannot be divided.
+    """
+    sizes = [size for size in range(2, _SAMPLES + 1) if batch % size == 0]
+    if not sizes:
+        raise HoEError(
+            f"the batch of {batch} cannot be divided into groups of 2 to {_SAMPLES}; with GRPO give one that can"
+        )
+    return sizes[-1]

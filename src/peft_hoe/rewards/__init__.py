@@ -1,0 +1,7 @@
+"""Rewards of completions: from functions, modules, classifiers and URLs to one column for each objective."""
+
+from .models import ClassifierReward, ModuleReward
+from .sources import Rewards
+from .url import URLReward
+
+__all__ = ["ClassifierReward", "ModuleReward", "Rewards", "URLReward"]

@@ -1,0 +1,246 @@
+"""Rewards that a model gives: a classifier that reads text, or a module that reads the policy's tokens.
+
+Shapes: B samples, S tokens of prompt and completion, K outputs that are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RewardError
+from ..generation.prompts import is_chat
+
+Text = str | tuple[str, str]
+Template = str | Callable[[Any, str], Text]
+
+
+@dataclass
+class ClassifierReward:
+    """A transformers sequence classifier with its own tokenizer: completions are decoded and tokenised again.
+
+    The reward is `sign` times the logit of `output`. Callable as any reward is, also without a trainer.
+
+    Args:
+        model: such as AutoModelForSequenceClassification; set to evaluation mode.
+        tokenizer: the classifier's, not the policy's.
+        output: which logit, as an index or one of the model's labels; several for several objectives.
+        sign: 1, or -1 where a high logit is bad; one for all outputs or one for each.
+        template: the text that is scored, such as "{completion}" or "Q: {prompt} A: {completion}", or a function of prompt and
+            completion that returns it, or two texts, which the tokenizer joins as a pair. Default: the prompt followed by the
+            completion; for chat messages, the classifier's chat template with the completion as the assistant's turn.
+        batch_size: texts at once. One at a time where tokenizer and model do not agree on a padding token.
+        max_length: tokens; longer texts (of a pair, the longer one) are cut off. Default: what tokenizer and model can take.
+        truncation_side: where, "left" or, if the completion comes first, "right".
+
+    Raises:
+        RewardError: an output that the model does not have, a template that cannot be filled in, or another truncation_side.
+    """
+
+    model: Any
+    tokenizer: Any
+    output: int | str | Sequence[int | str] = 0
+    sign: int | Sequence[int] = 1
+    template: Template | None = None
+    batch_size: int = 16
+    max_length: int | None = None
+    truncation_side: str = "left"
+
+    def __post_init__(self) -> None:
+        if self.truncation_side not in ("left", "right"):
+            raise RewardError(f'truncation_side is {self.truncation_side!r}; give "left" or "right"')
+        self.model.eval()
+        wanted = [self.output] if isinstance(self.output, (int, str)) else list(self.output)
+        self._columns = [_output_index(self.model.config, output) for output in wanted]
+        self._signs = _signs(self.sign, len(wanted))
+        if isinstance(self.template, str):
+            try:
+                self.template.format(prompt="", completion="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise RewardError(
+                    f"the template {self.template!r} cannot be filled in ({type(error).__name__}: {error}); it may hold "
+                    "{prompt} and {completion}, and other braces doubled"
+                ) from None
+
+    @property
+    def outputs(self) -> int:
+        """K, the number of objectives that it covers."""
+        return len(self._columns)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> Tensor:
+        """Rewards `(B, K)`, float32 on the CPU."""
+        texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        # A chat template writes its own special tokens.
+        chat = self.template is None and bool(prompts) and all(is_chat(prompt) for prompt in prompts)
+        size = self.batch_size if self._can_pad() else 1
+        logits = [self._logits(texts[start : start + size], not chat) for start in range(0, len(texts), size)]
+        return torch.cat(logits)[:, self._columns] * self._signs
+
+    def _logits(self, texts: Sequence[Text], special_tokens: bool) -> Tensor:
+        limit = self.max_length or _longest(self.tokenizer, self.model.config)
+        pairs = isinstance(texts[0], tuple)
+        with _truncating(self.tokenizer, self.truncation_side):
+            batch = self.tokenizer(
+                *([list(side) for side in zip(*texts, strict=True)] if pairs else [list(texts)]),
+                return_tensors="pt",
+                padding=len(texts) > 1,
+                truncation=limit is not None,
+                max_length=limit,
+                add_special_tokens=special_tokens,
+                # Some fast tokenizers return them for decoders too: Llama refuses them, GPT-2 adds their embedding.
+                return_token_type_ids=bool(getattr(self.model.config, "type_vocab_size", 0)),
+            )
+        logits: Tensor = self.model(**batch.to(_device(self.model))).logits
+        return logits.float().cpu()
+
+    def _text(self, prompt: Any, completion: str) -> Text:
+        if callable(self.template):
+            return self.template(prompt, completion)
+        if self.template is not None:
+            return self.template.format(prompt=_plain(prompt), completion=completion)
+        if not is_chat(prompt):
+            return str(prompt) + completion
+        if not self.tokenizer.chat_template:
+            raise RewardError(
+                "the prompts are chat messages, but the classifier's tokenizer has no chat template; state the text to score, "
+                'such as ClassifierReward(..., template="{prompt}\\n{completion}")'
+            )
+        messages = [*prompt, {"role": "assistant", "content": completion}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+
+    def _can_pad(self) -> bool:
+        """Decoders find a text's last token by the padding id of their configuration, so it must be the tokenizer's."""
+        padding = self.tokenizer.pad_token_id
+        return padding is not None and padding == self.model.config.pad_token_id
+
+
+@dataclass
+class ModuleReward:
+    """A module with the interface of TRL's PPO, on the policy's tokens: a backbone named by `base_model_prefix`, and `score`.
+
+    The reward is `score` of the backbone's last hidden state at the last token of the text. Padding is masked, and positions
+    are counted without it.
+
+    Args:
+        model: set to evaluation mode.
+        output: which outputs of `score`, one or several.
+        sign: 1, or -1 where a high score is bad; one for all outputs or one for each.
+        batch_size: rows at once.
+
+    Raises:
+        RewardError: the module has another interface, or not these outputs.
+    """
+
+    model: nn.Module
+    output: int | Sequence[int] = 0
+    sign: int | Sequence[int] = 1
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        prefix = getattr(self.model, "base_model_prefix", None)
+        if not (isinstance(prefix, str) and hasattr(self.model, prefix) and hasattr(self.model, "score")):
+            raise RewardError(
+                f"{type(self.model).__name__} has not the interface of TRL's reward models (a backbone named by "
+                "base_model_prefix, and score); wrap a classifier as peft_hoe.rewards.sources.ClassifierReward(model, "
+                "its_tokenizer)"
+            )
+        self.model.eval()
+        self._columns = [self.output] if isinstance(self.output, int) else list(self.output)
+        self._signs = _signs(self.sign, len(self._columns))
+        width = getattr(self.model.score, "out_features", None)
+        if width is not None and not all(0 <= column < width for column in self._columns):
+            raise RewardError(
+                f"{type(self.model).__name__}.score has {width} outputs; outputs {self._columns} are asked for"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """K, the number of objectives that it covers."""
+        return len(self._columns)
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Rewards `(B, K)`, float32 on the CPU.
+
+        Args:
+            input_ids: the policy's tokens `(B, S)`, prompt and completion; padding may be on both sides.
+            attention_mask: `(B, S)`, 0 on padding.
+        """
+        self._check_vocabulary(input_ids)
+        device = _device(self.model)
+        parts = []
+        for start in range(0, len(input_ids), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            parts.append(self._scores(input_ids[rows].to(device), attention_mask[rows].to(device).bool()).float().cpu())
+        return torch.cat(parts)[:, self._columns] * self._signs
+
+    def _scores(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """All outputs `(B, outputs of score)` at each row's last token."""
+        backbone = getattr(self.model, str(self.model.base_model_prefix))
+        answer = backbone(
+            input_ids=input_ids.masked_fill(~mask, 0),
+            attention_mask=mask,
+            position_ids=mask.long().cumsum(1) - mask.long(),
+            return_dict=True,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        last = mask.shape[1] - 1 - mask.long().flip(1).argmax(1)  # (B,)
+        hidden = answer.hidden_states[-1][torch.arange(len(last), device=last.device), last]
+        score: Tensor = self.model.score(hidden)  # type: ignore[operator]
+        return score
+
+    def _check_vocabulary(self, input_ids: Tensor) -> None:
+        embedding = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None  # type: ignore[operator]
+        size = getattr(embedding, "num_embeddings", None)
+        if size is not None and input_ids.numel() and int(input_ids.max()) >= size:
+            raise RewardError(
+                f"{type(self.model).__name__} knows {size} tokens, but the policy's ids go up to {int(input_ids.max())}: "
+                "it has another tokenizer; wrap it as peft_hoe.rewards.sources.ClassifierReward(model, its_tokenizer)"
+            )
+
+
+def _plain(prompt: Any) -> str:
+    return "\n".join(str(turn["content"]) for turn in prompt) if is_chat(prompt) else str(prompt)
+
+
+def _output_index(config: Any, output: int | str) -> int:
+    if isinstance(output, str) and output in config.label2id:
+        return int(config.label2id[output])
+    if isinstance(output, int) and 0 <= output < config.num_labels:
+        return output
+    raise RewardError(f"the classifier has no output {output!r}; it has {config.num_labels}: {dict(config.id2label)}")
+
+
+def _signs(sign: int | Sequence[int], count: int) -> Tensor:
+    signs = [sign] * count if isinstance(sign, int) else list(sign)
+    if len(signs) != count or any(number not in (1, -1) for number in signs):
+        raise RewardError(f"sign is {sign!r}; give 1 or -1, or one of them for each of the {count} outputs")
+    return torch.tensor(signs, dtype=torch.float32)
+
+
+def _longest(tokenizer: Any, config: Any) -> int | None:
+    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or -1]
+    known = [limit for limit in limits if 0 < limit < 1_000_000]  # tokenizers without a limit say 1e30
+    return min(known) if known else None
+
+
+@contextmanager
+def _truncating(tokenizer: Any, end: str) -> Iterator[None]:
+    """Texts that are too long are cut off at that end, which is not where the completion stands."""
+    side, tokenizer.truncation_side = tokenizer.truncation_side, end
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side
+
+
+def _device(model: Any) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

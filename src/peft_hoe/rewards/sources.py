@@ -1,0 +1,207 @@
+"""Rewards, one column for each objective, from whatever the user has.
+
+Shapes: B samples, N objectives. A reward is better the higher it is; None or NaN says that a sample has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..errors import RewardError
+from ..preference import FloatArray
+from .calls import Columns, Part, bind, check_numbers, read_rewards, run_call
+from .models import ClassifierReward, ModuleReward
+
+
+class Rewards:
+    """The rewards of N objectives as one callable.
+
+    Args:
+        sources: `{objective: source}`, where a tuple of objectives names what one source with several outputs covers; a
+            sequence of N sources in the objectives' order; or one source that covers all. A source is a callable
+            `(prompts, completions, **columns)` that returns a list of float or None, as ClassifierReward and URLReward
+            are, or an nn.Module with the interface of TRL's PPO (see ModuleReward).
+        objectives: the N names.
+        timeout: seconds that one source may take for a call; default for ever. A source that hangs is left behind in a daemon
+            thread: Python cannot stop it.
+
+    Raises:
+        RewardError: sources and objectives do not match, or a source is of no known kind.
+    """
+
+    def __init__(self, sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> None:
+        if timeout is not None and not timeout > 0:
+            raise RewardError(f"timeout is {timeout}; give seconds above 0, or None to wait for ever")
+        self.objectives = tuple(objectives)
+        self.timeout = timeout
+        self._parts = [
+            Part(_as_source(source, names), names, [self.objectives.index(name) for name in names])
+            for names, source in match_sources(sources, self.objectives)
+        ]
+
+    @classmethod
+    def of(cls, sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> Rewards:
+        """`sources` itself where it is a Rewards of these objectives, with the timeout that it has; else a new one."""
+        if not isinstance(sources, Rewards):
+            return cls(sources, objectives, timeout=timeout)
+        if sources.objectives != tuple(objectives):
+            raise RewardError(
+                f"the rewards are for {list(sources.objectives)}, but the objectives are {list(objectives)}"
+            )
+        return sources
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether a call needs `input_ids` and `attention_mask`."""
+        return any(isinstance(part.source, ModuleReward) for part in self._parts)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The models among the sources."""
+        for part in self._parts:
+            if isinstance(part.source, (ClassifierReward, ModuleReward)):
+                yield part.source.model
+
+    def to(self, device: Any) -> Rewards:
+        """Move the models among the sources."""
+        for module in self.modules():
+            module.to(device)
+        return self
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[str],
+        columns: Columns | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        allow_empty: bool = False,
+    ) -> FloatArray:
+        """Score completions.
+
+        Args:
+            prompts: B prompts as the data set holds them, text or chat messages.
+            completions: B texts.
+            columns: the data set's other columns, `{name: B values}`.
+            input_ids: the policy's tokens `(B, S)` of prompt and completion; only modules read them.
+            attention_mask: `(B, S)`, 0 on padding, on either side.
+            allow_empty: let an objective be without any number, as one process's share of a batch may be; `check_numbers`
+                then judges the whole.
+
+        Returns:
+            `(B, N)` float64, NaN where there is no reward.
+
+        Raises:
+            RewardError: a source raised, hung, returned anything else than B numbers for each of its objectives, or (unless
+                `allow_empty`) only NaN.
+        """
+        columns = {name: column for name, column in (columns or {}).items() if name not in ("prompts", "completions")}
+        _check_lengths(len(completions), {"prompts": prompts, **columns})
+        table = np.full((len(completions), len(self.objectives)), np.nan)
+        if not len(completions):
+            return table
+        for part in self._parts:
+            call = _prepare(part, prompts, completions, columns, input_ids, attention_mask)
+            table[:, part.indices] = read_rewards(run_call(call, part.label, self.timeout), part, len(completions))
+        if not allow_empty:
+            self.check_numbers((~np.isnan(table)).sum(0), len(completions))
+        return table
+
+    def check_numbers(self, known: Any, count: int) -> None:
+        """See that each objective of a batch has a number.
+
+        Args:
+            known: how many of the completions have one, `(N,)`.
+            count: the completions of the batch.
+
+        Raises:
+            RewardError: an objective has none.
+        """
+        for part in self._parts:
+            check_numbers(part, [int(known[i]) for i in part.indices], count)
+
+
+# -- what the user passed ---
+
+
+def match_sources(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    """Pairs of objectives and source; each objective exactly once.
+
+    Raises:
+        RewardError: sources and objectives do not match.
+    """
+    if isinstance(sources, Mapping):
+        named = [((key,) if isinstance(key, str) else tuple(key), source) for key, source in sources.items()]
+        given = [name for names, _ in named for name in names]
+        unknown = [name for name in given if name not in objectives]
+        missing = [name for name in objectives if name not in given]
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if unknown or missing or twice:
+            raise RewardError(
+                f"rewards are given for {given}, but the objectives are {list(objectives)}: unknown {unknown}, missing "
+                f"{missing}, twice {twice}; give exactly one reward for each objective"
+            )
+        return named
+    if isinstance(sources, (list, tuple)):
+        if len(sources) != len(objectives):
+            raise RewardError(
+                f"{len(sources)} rewards are given for the {len(objectives)} objectives {list(objectives)}; give one for "
+                "each, in that order, or {objective: reward}"
+            )
+        return [((name,), source) for name, source in zip(objectives, sources, strict=True)]
+    return [(objectives, sources)]
+
+
+def _as_source(source: Any, names: tuple[str, ...]) -> Callable[..., Any]:
+    label = f"the reward of {list(names)}"
+    if isinstance(source, nn.Module):
+        width = getattr(getattr(source, "score", None), "out_features", len(names))
+        if width != len(names):
+            raise RewardError(
+                f"{label} is a {type(source).__name__} whose score has {width} outputs, but {len(names)} are needed; name all "
+                "objectives that it covers, as {('a', 'b'): model}, or choose outputs with ModuleReward(model, output=...)"
+            )
+        source = ModuleReward(source, output=range(len(names)))
+    if not callable(source):
+        raise RewardError(
+            f"{label} is {source!r}; give a callable (prompts, completions, **columns), an nn.Module with TRL's interface, "
+            "ClassifierReward(model, tokenizer) or URLReward(url)"
+        )
+    outputs = (
+        getattr(source, "outputs", len(names)) if isinstance(source, (ClassifierReward, ModuleReward)) else len(names)
+    )
+    if outputs != len(names):
+        raise RewardError(f"{label} has {outputs} outputs; state one for each objective, as output=[0, 1]")
+    return source  # type: ignore[no-any-return]
+
+
+# -- one call ---
+
+
+def _check_lengths(count: int, columns: Columns) -> None:
+    for name, column in columns.items():
+        if len(column) != count:
+            raise RewardError(f"{name} has {len(column)} rows, but there are {count} completions; give one for each")
+
+
+def _prepare(
+    part: Part,
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    columns: Columns,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+) -> Callable[[], Any]:
+    source = part.source
+    if isinstance(source, ModuleReward):
+        if input_ids is None or attention_mask is None:
+            raise RewardError(
+                f"{part.label} is a module that reads tokens; pass input_ids and attention_mask with the call"
+            )
+        ids, mask = input_ids, attention_mask
+        return lambda: source(ids, mask)
+    return bind(source, part.label, list(prompts), list(completions), columns)

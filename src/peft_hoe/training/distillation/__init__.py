@@ -1,0 +1,1 @@
+"""HoEDistillationTrainer: a router learns the logit fusion of the experts."""

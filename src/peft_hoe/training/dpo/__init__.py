@@ -1,0 +1,1 @@
+"""HoEDPOTrainer: pairs of answers, each preferred under one objective."""

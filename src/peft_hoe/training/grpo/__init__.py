@@ -1,0 +1,1 @@
+"""HoEGRPOTrainer: rewards in groups of completions, without a critic."""

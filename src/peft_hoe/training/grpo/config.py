@@ -1,0 +1,79 @@
+"""HoEGRPOConfig: GRPOConfig, and what the training of a router adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig  # type: ignore[attr-defined]
+
+from ...errors import HoEError
+from ..run.arguments import ObjectiveArguments, RouterArguments, check_choice
+
+_AGGREGATIONS = {"joint": "sum_then_normalize", "objective": "normalize_then_sum"}
+
+_REFUSED = {
+    "use_vllm": "vLLM generates with merged weights, but a router's vote depends on the token: it would be another policy",
+    "use_liger_kernel": (
+        "Liger's loss calls the backbone past the model's own forward, where a backward pass learns its preference, and its "
+        "kernels replace modules of the model for good"
+    ),
+    "cast_lm_head_to_fp32": "it changes the model's head for good, and nothing but the router may change",
+    "sync_ref_model": "the reference is the base model, which does not move",
+    "reward_weights": "the weights are those of the objectives: give the router a preference",
+}
+
+
+@dataclass
+class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: ignore[misc]
+    """Configuration of `HoEGRPOTrainer`; what GRPOConfig has means the same here, with the exceptions below.
+
+    `beta` stays GRPO's coefficient of the KL divergence from the base model; how fast the weights of objectives forget, β, is
+    `objective_beta`.
+
+    Args:
+        objective_beta: β, how fast the weights of objectives forget.
+        advantage_scaling: "joint" mixes the normalised rewards by u, centres them in the group of a prompt and divides them by
+            what `scale_rewards` says; "objective" divides each objective by its own deviation in the group before they are
+            mixed, which moves the fixed point away from the smooth Tchebycheff solution where the deviations differ, and does
+            not read `scale_rewards`.
+        scale_rewards: "batch", here the default, divides by one σ, that of the mixed rewards of the batch: the relative weight
+            of prompts and objectives is kept. "group" has a σ for each prompt, so that prompts whose completions differ
+            little count more; "none" divides by nothing.
+        multi_objective_aggregation: follows from `advantage_scaling`.
+
+    The rest of what is new is in `RouterArguments` and `ObjectiveArguments`.
+
+    Raises:
+        HoEError: a setting is out of range, contradicts another one or cannot work with routers.
+    """
+
+    scale_rewards: str = field(default="batch", metadata={"help": "batch, group or none."})
+    multi_objective_aggregation: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Follows from advantage_scaling."}
+    )
+
+    objective_beta: float = field(default=0.1, metadata={"help": "How fast the weights of objectives forget."})
+    advantage_scaling: str = field(default="joint", metadata={"help": "joint or objective."})
+
+    def __post_init__(self) -> None:
+        for name, reason in _REFUSED.items():
+            if getattr(self, name, None):
+                raise HoEError(f"{name}={getattr(self, name)!r} is not supported: {reason}. Leave it out")
+        super().__post_init__()
+        check_choice("advantage_scaling", self.advantage_scaling, tuple(_AGGREGATIONS))
+        check_choice("scale_rewards", self.scale_rewards, ("batch", "group", "none"))
+        expected = _AGGREGATIONS[self.advantage_scaling]
+        if self.multi_objective_aggregation not in (None, expected):
+            raise HoEError(
+                f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but advantage_scaling="
+                f"{self.advantage_scaling!r} is {expected!r}; leave it out, and set advantage_scaling to one of "
+                f"{', '.join(_AGGREGATIONS)}"
+            )
+        self.multi_objective_aggregation = expected
+        if not self.temperature > 0:
+            raise HoEError(f"temperature is {self.temperature}; it must be above 0")
+        if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
+            raise HoEError(
+                "use_transformers_continuous_batching with bf16 or fp16 is not supported: TRL would cast the whole model, "
+                "experts and router included, for good. Use one of them"
+            )

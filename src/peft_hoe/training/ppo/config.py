@@ -1,0 +1,56 @@
+"""HoERouterConfig: PPOConfig, and what the training of a router adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl.experimental.ppo import PPOConfig
+
+from ...errors import HoEError
+from ..run.arguments import ObjectiveArguments, RouterArguments, check_choice
+from .advantages import SCALINGS
+
+
+@dataclass
+class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: ignore[misc]
+    """Configuration of `HoERouterTrainer`; what PPOConfig has means the same here, with the exceptions below.
+
+    Args:
+        beta: β, how fast the weights of objectives forget.
+        advantage_scaling: "joint", "objective" or "none", see `mix_advantages`.
+        kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives).
+        value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
+            `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
+        shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
+
+    The rest of what is new is in `RouterArguments` and `ObjectiveArguments`. `kl_estimator` is "k3", because the KL divergence
+    is a term of the loss, not of the rewards.
+    """
+
+    kl_estimator: str = field(default="k3", metadata={"help": "Only k3: the divergence is a term of the loss."})  # type: ignore[assignment]
+
+    beta: float = field(default=0.1, metadata={"help": "How fast the weights of objectives forget."})
+    advantage_scaling: str = field(default="joint", metadata={"help": "joint, objective or none."})
+    kl_reference: str = field(default="base", metadata={"help": "base (adapter off) or static (untrained router)."})
+    value_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
+    )
+    shard_policy: bool = field(default=False, metadata={"help": "Shard the frozen policy over the processes."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("kl_reference", self.kl_reference, ("base", "static"))
+        check_choice("advantage_scaling", self.advantage_scaling, SCALINGS)
+        if self.kl_estimator != "k3":
+            raise HoEError(
+                f"kl_estimator is {self.kl_estimator!r}; the KL divergence is a loss term here, estimated by k3: leave it out"
+            )
+        if self.whiten_rewards:
+            raise HoEError(
+                "whiten_rewards=True would undo the payoff table's scale; leave it out, and see advantage_scaling"
+            )
+        if self.fp16:
+            raise HoEError("fp16=True is not supported: there is no loss scaling here; use bf16=True")
+        if not self.temperature > 0:
+            raise HoEError(f"temperature is {self.temperature}; it must be above 0")

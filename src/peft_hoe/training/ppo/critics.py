@@ -1,0 +1,77 @@
+"""Critics: one value for each objective and token.
+
+Shapes: B rows, S positions, d hidden size, N objectives.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import HoEError
+
+HEADS_LEARNING_RATE = 1e-3
+logger = logging.getLogger(__name__)
+
+
+class ValueHeads(nn.Module):
+    """N heads on the steered policy's last hidden state: no second language model is held.
+
+    The hidden state is detached, so values do not steer the router.
+    """
+
+    def __init__(self, hidden_size: int, objectives: int) -> None:
+        super().__init__()
+        self.heads = nn.Linear(hidden_size, objectives)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`(B, S, d)` to `(B, S, N)`."""
+        values: torch.Tensor = self.heads(hidden.detach().to(self.heads.weight.dtype))
+        return values
+
+
+class ValueModel(nn.Module):
+    """A value model in TRL's form (a backbone under `base_model_prefix` and `score`), with N outputs.
+
+    A model with one output is copied first, and gets its head N times.
+
+    Raises:
+        HoEError: its number of outputs is neither 1 nor N.
+    """
+
+    def __init__(self, model: nn.Module, objectives: int) -> None:
+        super().__init__()
+        prefix, score = getattr(model, "base_model_prefix", None), getattr(model, "score", None)
+        if prefix is None or not hasattr(model, prefix) or not isinstance(score, nn.Linear):
+            raise HoEError(
+                f"value_model is a {type(model).__name__}; it needs a backbone under `base_model_prefix` and a linear `score`, "
+                "as AutoModelForSequenceClassification has, or leave it out for value heads on the policy"
+            )
+        if score.out_features not in (1, objectives):
+            raise HoEError(
+                f"value_model has {score.out_features} outputs; it needs 1 or one for each of the {objectives} objectives"
+            )
+        self.base_model_prefix = prefix
+        self.add_module(prefix, getattr(model, prefix))  # parameters keep their names
+        self.score = copy.deepcopy(score)
+        if score.out_features == 1 and objectives > 1:
+            logger.info("value_model has one output; its head is copied %d times, one per objective", objectives)
+            self.score = nn.Linear(score.in_features, objectives, bias=score.bias is not None).to(score.weight)
+            with torch.no_grad():
+                self.score.weight.copy_(score.weight.expand(objectives, -1))
+                if score.bias is not None:
+                    self.score.bias.copy_(score.bias.expand(objectives))
+
+    def forward(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The policy's inputs to values `(B, S, N)`."""
+        output = getattr(self, self.base_model_prefix)(
+            **inputs, return_dict=True, output_hidden_states=True, use_cache=False
+        )
+        values: torch.Tensor = self.score(output.hidden_states[-1])
+        return values.float()

@@ -1,0 +1,71 @@
+"""What a run logs, and the sample table.
+
+Shapes: B samples, T response positions, N objectives.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...generation.prompts import PromptBatch
+from ...generation.responses import Responses
+from ...preference import FloatArray
+from ..run.processes import over_processes
+from ..run.votes import vote_metrics
+from .rollouts import Rollout
+
+
+def rollout_metrics(
+    rollout: Rollout, accelerator: Any, experts: Sequence[str], voting: Sequence[str], eos: int | None
+) -> dict[str, float]:
+    """Divergence, entropy, length, end-of-sequence tokens, and how the router voted, over all processes."""
+    mask = rollout.responses.mask
+    ratio = (rollout.reference - rollout.logprobs).masked_fill(~mask, 0.0)
+    sums: dict[str, Any] = {
+        "objective/kl": (torch.expm1(ratio) - ratio).sum(1).mean(),
+        "objective/entropy": (-rollout.logprobs * mask).sum(1).mean(),
+        "policy/entropy_avg": (rollout.entropy * mask).sum() / mask.sum().clamp(min=1),
+        "val/num_eos_tokens": ((rollout.responses.ids == eos) & mask).sum() * accelerator.num_processes,
+        "completion/length": mask.sum(1).float().mean(),
+        "completion/ended": rollout.responses.ended.float().mean(),
+    }
+    means = over_processes(accelerator, [float(item) for item in sums.values()]) / accelerator.num_processes
+    votes = vote_metrics(rollout.votes, experts, voting, accelerator)
+    return dict(zip(sums, means.tolist(), strict=True)) | votes
+
+
+def scalar_metrics(
+    rewards: FloatArray, weights: FloatArray, kl: float, kl_coef: float, penalty: float
+) -> dict[str, float]:
+    """What PPOTrainer logs of its one reward, here of the reward that the update climbs.
+
+    Args:
+        rewards: normalised means `(N,)`.
+        weights: u `(N,)`.
+        kl: of a response, in nats.
+        kl_coef: its coefficient in the loss.
+        penalty: what a response loses on average for having no end.
+    """
+    scores = float(rewards @ weights) - penalty
+    return {
+        "objective/scores": scores,
+        "objective/non_score_reward": -kl_coef * kl,
+        "objective/rlhf_reward": scores - kl_coef * kl,
+    }
+
+
+def sample_table(prompts: PromptBatch, responses: Responses, rewards: FloatArray, objectives: Sequence[str]) -> None:
+    """Print up to five prompts with responses and rewards, as TRL prints its samples; nothing without `rich`."""
+    if importlib.util.find_spec("rich") is None:
+        return
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+    from trl.experimental.ppo.ppo_trainer import print_rich_table
+
+    columns: dict[str, Any] = {"query": [str(prompt) for prompt in prompts.texts], "model response": responses.texts}
+    columns |= {name: np.round(column, 4) for name, column in zip(objectives, rewards.T, strict=True)}
+    print_rich_table(pd.DataFrame(columns).iloc[:5])

@@ -1,0 +1,138 @@
+"""Rollouts: what the steered policy wrote, and how likely it and the reference found it.
+
+Shapes: B prompts, P prompt positions, T response positions, N objectives, L experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...generation.logits import response_logits, sequence_inputs
+from ...generation.prompts import PromptBatch
+from ...generation.responses import Responses
+from ...tuner.functional import mark_trained, record_votes
+from ..run.votes import vote_statistics
+from .actor_critic import ActorCritic
+
+
+@dataclass
+class Rollout:
+    """A batch of responses with everything that an update needs.
+
+    Attributes:
+        prompts: the batch of prompts.
+        responses: what was generated.
+        logprobs: `(B, T)` of the policy that generated.
+        reference: `(B, T)` log-probabilities of the KL reference.
+        entropy: `(B, T)`.
+        values: `(B, T, N)`.
+        votes: `(L,)`, the mean votes of the experts over modules and response tokens, and their entropy in nats, averaged
+            likewise; None where there are none.
+    """
+
+    prompts: PromptBatch
+    responses: Responses
+    logprobs: torch.Tensor
+    reference: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor
+    votes: tuple[torch.Tensor, float] | None
+
+    def sequences(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask `(rows, P + T)` of prompts and responses."""
+        ids = torch.cat([self.prompts.ids[rows], self.responses.ids[rows]], dim=1)
+        mask = torch.cat([self.prompts.mask[rows], self.responses.mask[rows]], dim=1)
+        return ids, mask
+
+
+def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of `ids` `(B, T)` at a temperature, and the entropy `(B, T)`, from logits `(B, T, V)`."""
+    logs = (logits.float() / temperature).log_softmax(-1)
+    entropy = -(logs.exp() * logs).sum(-1)
+    return logs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropy
+
+
+@torch.no_grad()
+def evaluate_rollout(
+    actor_critic: Any,
+    prompts: PromptBatch,
+    responses: Responses,
+    temperature: float,
+    chunk: int,
+    reference: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+) -> Rollout:
+    """One forward of policy and critic, and one of the reference, over generated responses.
+
+    Args:
+        actor_critic: an `ActorCritic`.
+        prompts: the prompts.
+        responses: the responses to them.
+        temperature: at which they were sampled.
+        chunk: rows per forward.
+        reference: logits `(B, T, V)` of the KL reference, from ids, mask and T.
+    """
+    length, adapter = responses.ids.shape[1], actor_critic.router.adapter
+    empty = torch.empty(0)
+    rollout = Rollout(prompts, responses, empty, empty, empty, empty, None)
+    columns: list[list[torch.Tensor]] = [[], [], [], []]
+    for start in range(0, len(prompts.ids), chunk):
+        rows = slice(start, start + chunk)
+        ids, mask = rollout.sequences(rows)
+        with record_votes(actor_critic.policy, adapter) if start == 0 else contextlib.nullcontext() as votes:
+            logits, values = actor_critic(ids, mask, length)
+        if votes is not None:  # one chunk tells enough about the experts' use
+            rollout.votes = vote_statistics(votes, responses.mask[rows], ids.shape[1])
+        logprobs, entropy = token_logprobs(logits, responses.ids[rows], temperature)
+        likely, _ = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
+        for column, part in zip(columns, (logprobs, likely, entropy, values.float()), strict=True):
+            column.append(part)
+    rollout.logprobs, rollout.reference, rollout.entropy, rollout.values = map(torch.cat, columns)
+    return rollout
+
+
+# -- references ---
+
+
+def base_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """Logits of the base model, the adapter switched off."""
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        policy: Any = actor_critic.policy
+        with policy.disable_adapter():
+            return response_logits(policy, sequence_inputs(ids, mask), length)[0]
+
+    return logits
+
+
+def static_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """Logits of the coarse interpolation: the router votes as if it were untrained."""
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        with _untrained(actor_critic):
+            return response_logits(actor_critic.policy, sequence_inputs(ids, mask), length)[0]
+
+    return logits
+
+
+def model_reference(model: Any) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """Logits of another model."""
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
+        return response_logits(model, sequence_inputs(ids, mask), length)[0]
+
+    return logits
+
+
+@contextlib.contextmanager
+def _untrained(actor_critic: ActorCritic) -> Iterator[None]:
+    router = actor_critic.router
+    mark_trained(actor_critic.policy, router.router, trained=False, adapter_name=router.adapter)
+    try:
+        yield
+    finally:
+        mark_trained(actor_critic.policy, router.router, adapter_name=router.adapter)

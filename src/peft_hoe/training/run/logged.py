@@ -1,0 +1,29 @@
+"""What trainers log about objectives.
+
+Shapes: N objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...objectives.weights import ObjectiveWeights
+from ...preference import FloatArray
+
+
+def weighing_metrics(
+    objectives: Sequence[str], raw: FloatArray, normalized: FloatArray, weights: ObjectiveWeights
+) -> dict[str, float]:
+    """Mean rewards `(N,)`, raw and normalised, and what the weights of objectives made of them."""
+    columns = {"reward": raw, "reward_normalized": normalized}
+    columns |= {"weight": weights.w, "advantage_weight": weights.u, "gap": weights.gap}
+    return objective_metrics(objectives, columns)
+
+
+def objective_metrics(objectives: Sequence[str], columns: dict[str, FloatArray]) -> dict[str, float]:
+    """One number per column `(N,)` and objective: `{column/objective: number}`."""
+    return {
+        f"{column}/{name}": float(value)
+        for column, values in columns.items()
+        for name, value in zip(objectives, values, strict=True)
+    }

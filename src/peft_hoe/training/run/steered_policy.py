@@ -1,0 +1,125 @@
+"""The policy of a run: what it must be, how it generates, and what is put back afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+
+from ...config import HoEConfig
+from ...errors import ExpertError, HoEError
+from ...generation.settings import modes_kept
+from ...tuner.functional import mark_trained, use_preference
+from ...tuner.steering import Steering
+from .optimizer import frozen
+from .trained_router import TrainedRouter
+
+
+def steerable(model: Any, peft_config: Any = None) -> Any:
+    """A PeftModel with a HoE adapter: `model`, or what `peft_config` makes of it.
+
+    Raises:
+        PreferenceError: there is no HoE adapter.
+        HoEError: `peft_config` is no HoEConfig, or the model is none that this trainer can train.
+    """
+    if peft_config is not None:
+        if not isinstance(peft_config, HoEConfig):
+            raise HoEError(
+                f"peft_config is a {type(peft_config).__name__}; give a HoEConfig, or a model that has a HoE adapter"
+            )
+        model = get_peft_model(model, peft_config)
+    if isinstance(model, str):
+        raise HoEError(f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained")
+    Steering.of(model)
+    if not isinstance(model, PeftModel):
+        raise HoEError(
+            f"model is a {type(model).__name__} with HoE layers, but no PeftModel; load it with PeftModel.from_pretrained"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise HoEError("model is an encoder-decoder; routers are trained with decoder-only language models")
+    return model
+
+
+def hidden_size(policy: Any) -> int:
+    """Width of the policy's last hidden state."""
+    config = policy.config.get_text_config() if hasattr(policy.config, "get_text_config") else policy.config
+    size: int = config.hidden_size
+    return size
+
+
+def without_dropout(policy: Any) -> None:
+    """Put a policy into evaluation mode, but for the modules that checkpoint: two forwards must give the same.
+
+    TRL switches off dropout modules; some models drop out by a function that goes by the mode.
+    """
+    policy.eval()
+    for module in policy.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+@contextlib.contextmanager
+def checkpointed(policy: Any, args: Any) -> Iterator[None]:
+    """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before.
+
+    Reentrant checkpointing hooks the embeddings, and leaves it to `RunSettings` to take the hook away.
+    """
+    model = policy.get_base_model()
+    before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    wanted = bool(args.gradient_checkpointing) and not before
+    if wanted:
+        settings = {"use_reentrant": False} | (args.gradient_checkpointing_kwargs or {})
+        _renamed(model, "gradient_checkpointing_enable")(settings)
+        if settings["use_reentrant"]:  # it has gradients only where an input has some
+            model.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        if wanted:
+            _renamed(model, "gradient_checkpointing_disable")()
+
+
+def _renamed(model: Any, name: str) -> Any:
+    """A method of transformers before 5.23, or what it is called since."""
+    return getattr(model, name.replace("gradient", "activation"), None) or getattr(model, name)
+
+
+@contextlib.contextmanager
+def reaching_threads(policy: Any, router: TrainedRouter) -> Iterator[None]:
+    """The router's preference as the adapter's default: generation in a thread of its own sees no `use_preference` block."""
+    steering = Steering.of(policy)
+    routing = steering.adapters[router.adapter]
+    before, routing.chosen = routing.chosen, router.preference
+    steering.refresh()
+    try:
+        yield
+    finally:
+        routing.chosen = before
+        steering.refresh()
+
+
+@contextlib.contextmanager
+def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
+    """While the block lasts, the policy serves the router's preference, the router votes from its own Parameters, and nothing
+    in the policy trains. Afterwards the user's preference, modes, what trains, and the router's mark are as they were.
+
+    Raises:
+        ExpertError: the router is not what serves its preference.
+    """
+    steering = Steering.of(policy)
+    routing = steering.adapters[router.adapter]
+    before = bool(routing.trained[router.index])
+    mark_trained(policy, router.router, adapter_name=router.adapter)
+    try:
+        live = routing.plan(router.preference).live
+        if live is None or float(live[0, router.index]) < 1 - 1e-6:
+            raise ExpertError(
+                f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"
+            )
+        here = use_preference(policy, {router.adapter: router.preference.tolist()})
+        with modes_kept(policy), frozen(policy), here, router.attached():
+            yield
+    finally:
+        mark_trained(policy, router.router, trained=before, adapter_name=router.adapter)

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2Model,
+    PreTrainedTokenizerFast,
+)
+
+from peft_hoe.errors import RewardError
+from peft_hoe.rewards import ClassifierReward, ModuleReward, Rewards
+from peft_hoe.rewards.command_line import parse_rewards
+
+PROMPTS = ["w3 w4", "w5"]
+TEXTS = [" w6", " w7 w8 w9"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 32)} | {"Q": 32, "A": 33}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", model_max_length=16)
+
+
+def gpt2(num_labels: int = 1, **settings) -> GPT2ForSequenceClassification:
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32, "pad_token_id": 0}
+    model = GPT2ForSequenceClassification(GPT2Config(num_labels=num_labels, **{**shape, **settings}))
+    model.score.weight.data.normal_()
+    return model
+
+
+def _logits(model, tokenizer, text: str) -> list[float]:
+    with torch.no_grad():
+        return model.eval()(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).logits[0].tolist()
+
+
+def test_a_classifier_reads_text_with_its_own_tokenizer(tokenizer):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=3,
+            id2label={0: "bad", 1: "fair", 2: "good"},
+            label2id={"bad": 0, "fair": 1, "good": 2},
+        )
+    ).train()
+    rewards = Rewards({"a": ClassifierReward(model, tokenizer, output="good", sign=-1)}, ["a"])
+    expected = [[-_logits(model, tokenizer, text)[2]] for text in ("w3 w4 w6", "w5 w7 w8 w9")]
+    np.testing.assert_allclose(rewards(PROMPTS, TEXTS), expected, atol=1e-6)
+    assert not model.training
+    assert list(rewards.modules()) == [model]
+    assert not rewards.needs_tokens
+    for output in (3, "great"):
+        with pytest.raises(RewardError, match=r"no output .*; it has 3: .*'good'"):
+            ClassifierReward(model, tokenizer, output=output)
+
+
+@pytest.mark.parametrize("pad", [0, None, 7])
+def test_a_decoder_classifier_with_several_outputs(tokenizer, pad):
+    model = gpt2(3, pad_token_id=pad)
+    texts = ["Q w3 w4 A w6", "Q w5 A w7 w8 w9"]
+    reward = ClassifierReward(model, tokenizer, output=[2, 0], sign=[1, -1], template="Q {prompt} A{completion}")
+    logits = np.asarray([_logits(model, tokenizer, text) for text in texts])
+    table = Rewards({("b", "a"): reward}, ["a", "b"])(PROMPTS, TEXTS)
+    np.testing.assert_allclose(table, np.stack([-logits[:, 0], logits[:, 2]], axis=1), atol=1e-6)
+    with pytest.raises(RewardError, match=r"\['a'\] has 2 outputs"):
+        Rewards([reward], ["a"])
+
+
+def test_texts_of_a_classifier(tokenizer):
+    model = gpt2(1)
+    chat = [[{"role": "user", "content": "w3"}]]
+    with pytest.raises(RewardError, match=r"reward 'a': the prompts are chat messages.*template="):
+        Rewards([ClassifierReward(model, tokenizer)], ["a"])(chat, ["w4"])
+    flat = ClassifierReward(model, tokenizer, template="{completion}")
+    assert flat(chat, ["w4"]).item() == pytest.approx(_logits(model, tokenizer, "w4")[0], abs=1e-6)
+    function = ClassifierReward(model, tokenizer, template=lambda prompt, text: prompt[0]["content"] + " " + text)
+    assert function(chat, ["w4"]).item() == pytest.approx(_logits(model, tokenizer, "w3 w4")[0], abs=1e-6)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'Q ' if m.role == 'user' else 'A ' }}{{ m.content }} {% endfor %}"
+    )
+    try:
+        chatting = ClassifierReward(model, tokenizer)(chat, ["w4"]).item()
+    finally:
+        tokenizer.chat_template = None
+    assert chatting == pytest.approx(_logits(model, tokenizer, "Q w3 A w4")[0], abs=1e-6)
+    with pytest.raises(RewardError, match="cannot be filled in"):
+        ClassifierReward(model, tokenizer, template="{answer}")
+
+
+def test_long_texts_lose_their_beginning(tokenizer):
+    model = gpt2(1)
+    reward = ClassifierReward(model, tokenizer, max_length=2)(["w3 w4 w5"], [" w6 w7"]).item()
+    assert reward == pytest.approx(_logits(model, tokenizer, "w6 w7")[0], abs=1e-6)
+    limit = ClassifierReward(model, tokenizer)(["w3 " * 30], ["w4"]).item()  # the tokenizer's 16
+    assert limit == pytest.approx(_logits(model, tokenizer, "w3 " * 15 + "w4")[0], abs=1e-6)
+
+
+def test_a_text_that_begins_with_the_completion_loses_its_end(tokenizer):
+    model = gpt2(1)
+    settings = {"max_length": 2, "template": "{completion} {prompt}"}
+    reward = ClassifierReward(model, tokenizer, truncation_side="right", **settings)(["w3 w4 w5"], ["w6"]).item()
+    assert reward == pytest.approx(_logits(model, tokenizer, "w6 w3")[0], abs=1e-6)
+    with pytest.raises(RewardError, match=r"truncation_side is 'both'; give \"left\" or \"right\""):
+        ClassifierReward(model, tokenizer, truncation_side="both")
+
+
+def test_a_pair_is_joined_by_the_tokenizer():
+    words = {"<pad>": 0, "[CLS]": 1, "[SEP]": 2} | {f"w{i}": i for i in range(3, 40)}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>")
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+        )
+    ).eval()  # fmt: skip
+    reward = ClassifierReward(model, tokenizer, template=lambda prompt, completion: (completion, prompt))
+    with torch.no_grad():
+        expected = [
+            model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([segments])).logits.item()
+            for ids, segments in (
+                ([1, 6, 2, 3, 4, 2], [0, 0, 0, 1, 1, 1]),
+                ([1, 7, 8, 9, 2, 5, 2], [0, 0, 0, 0, 0, 1, 1]),
+            )
+        ]
+    np.testing.assert_allclose(reward(PROMPTS, TEXTS)[:, 0], expected, atol=1e-6)
+
+
+class TrlReward(nn.Module):
+    """The least that TRL's PPO asks for."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        model = gpt2(outputs)
+        self.backbone: GPT2Model = model.transformer
+        self.score = model.score
+
+
+IDS = torch.tensor([[0, 0, 3, 4, 5, 0, 0], [0, 6, 7, 8, 9, 2, 0]])
+
+
+def test_the_first_example_of_the_documentation_runs():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    names = {
+        "vader": lambda prompts, completions: [0.5, None],
+        "reward_module": TrlReward(1),
+        "prompts": PROMPTS,
+        "completions": TEXTS,
+        "labels": [0, 1],
+        "input_ids": IDS,
+        "attention_mask": (IDS != 0).long(),
+    }
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), names)
+    np.testing.assert_array_equal(names["table"][:, 0], [0.5, np.nan])
+    assert np.isfinite(names["table"][:, 1]).all()
+
+
+@pytest.mark.parametrize("batch_size", [16, 1])
+def test_a_module_reads_the_policys_tokens(batch_size):
+    module = TrlReward(2)
+    rewards = Rewards(
+        {("a", "b"): ModuleReward(module, output=[1, 0], sign=[1, -1], batch_size=batch_size)}, ["a", "b"]
+    )
+    assert rewards.needs_tokens
+    table = rewards(PROMPTS, TEXTS, input_ids=IDS, attention_mask=(IDS != 0).long())
+    for row, ids in enumerate(([3, 4, 5], [6, 7, 8, 9, 2])):
+        with torch.no_grad():
+            scores = module.score(module.backbone(input_ids=torch.tensor([ids])).last_hidden_state[0, -1])
+        np.testing.assert_allclose(table[row], [scores[1], -scores[0]], atol=1e-5)
+
+
+def test_a_module_equals_trls_definition():
+    trl = pytest.importorskip("trl.experimental.utils")
+    module = TrlReward(1).eval()
+    if not hasattr(trl, "get_reward"):
+        pytest.skip("TRL has no get_reward any more")
+    with torch.no_grad():
+        _, expected, _ = trl.get_reward(module, IDS, 0, 4)
+    table = Rewards([module], ["a"])(PROMPTS, TEXTS, input_ids=IDS, attention_mask=IDS != 0)
+    np.testing.assert_allclose(table[:, 0], expected, atol=1e-6)
+
+
+def test_modules_that_do_not_fit():
+    with pytest.raises(RewardError, match=r"score has 2 outputs, but 1 are needed"):
+        Rewards([TrlReward(2)], ["a"])
+    with pytest.raises(RewardError, match=r"score has 2 outputs; outputs \[2\]"):
+        ModuleReward(TrlReward(2), output=2)
+    with pytest.raises(RewardError, match="sign is 2"):
+        ModuleReward(TrlReward(2), sign=2)
+    rewards = Rewards([gpt2(1)], ["a"])
+    with pytest.raises(RewardError, match="reward 'a' is a module that reads tokens; pass input_ids"):
+        rewards(PROMPTS, TEXTS)
+    with pytest.raises(RewardError, match=r"reward 'a': .* knows 40 tokens, .* up to 99: .*ClassifierReward"):
+        rewards(PROMPTS, TEXTS, input_ids=torch.tensor([[99], [1]]), attention_mask=torch.ones(2, 1))
+
+
+def test_classifiers_on_the_command_line(tmp_path, tokenizer):
+    model = gpt2(3)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sources = parse_rewards([f"a=hub:{tmp_path}#2", f"b=hub:{tmp_path}#LABEL_1:-", f"c=hub:{tmp_path}"])
+    rewards = Rewards(sources, ["a", "b", "c"])
+    assert len(list(rewards.modules())) == 1  # loaded and run once
+    logits = np.asarray([_logits(model, tokenizer, text) for text in ("w3 w4 w6", "w5 w7 w8 w9")])
+    np.testing.assert_allclose(rewards(PROMPTS, TEXTS), logits[:, [2, 1, 0]] * [1, -1, 1], atol=1e-6)
+    model.transformer.save_pretrained(tmp_path / "headless")
+    tokenizer.save_pretrained(tmp_path / "headless")
+    with pytest.raises(RewardError, match=r"is no sequence classifier: it does not hold .*score\.weight"):
+        parse_rewards([f"a=hub:{tmp_path}/headless"])

@@ -1,0 +1,110 @@
+"""The floor plan: which part of the package may import which, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import peft_hoe
+
+SOURCE = Path(peft_hoe.__file__).parent
+GROUND = {"errors", "preference", "versions", "tasks", "peft_type", "files"}
+# Top to bottom: a part imports what stands below it. Parts on one line know nothing of each other.
+FLOORS = [
+    {"cli"},
+    {"commands"},
+    {"reproduce", "demo"},
+    {"recipes", "policies"},
+    {"evaluation"},
+    {"training"},
+    {"objectives"},
+    {"rewards"},
+    {"generation"},
+    {"experts", "inputs", "metrics"},
+    {"registration"},
+    {"tuner"},
+    {"config"},
+    {"routing", "specs", "model_card"},
+    GROUND,
+]
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by dotted name, without the package's own name."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """The modules of ours that a module imports anywhere: at the top, late, or for types only."""
+    path = MODULES[name]
+    parts = name.split(".") if name else []
+    package = parts if path.name == "__init__.py" else parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "peft_hoe":
+            base = node.module.split(".")[1:]
+        else:
+            continue
+        for alias in node.names:
+            submodule = ".".join([*base, alias.name])
+            found.add(submodule if submodule in MODULES else ".".join(base))
+    return found - {name}
+
+
+GRAPH = {name: imports(name) for name in MODULES}
+
+
+def test_every_import_leads_to_a_module():
+    unknown = {name: missing for name, found in GRAPH.items() if (missing := found - set(MODULES))}
+    assert unknown == {}
+
+
+def test_there_is_no_circle_of_imports_not_even_of_late_or_type_only_ones():
+    # Raises CycleError, which names the circle.
+    order = list(TopologicalSorter(GRAPH).static_order())
+    assert set(order) == set(MODULES)
+
+
+def test_imports_go_down():
+    floor = {part: height for height, parts in enumerate(FLOORS) for part in parts}
+    wrong = []
+    for name, found in GRAPH.items():
+        here = name.split(".")[0]
+        if not here or here == "bootstrap":
+            continue
+        for other in found:
+            there = other.split(".")[0]
+            if there != here and floor[there] <= floor[here] and not {here, there} <= GROUND:
+                wrong.append(f"{name} -> {other}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        (
+            "peft_hoe",
+            ("trl", "datasets", "moocore", "matplotlib", "evaluate", "peft_hoe.training", "peft_hoe.evaluation"),
+        ),
+        ("peft_hoe.evaluation", ("trl", "moocore", "matplotlib", "evaluate", "peft_hoe.training")),
+        ("peft_hoe.policies", ("moocore", "matplotlib", "peft_hoe.training")),
+    ],
+)
+def test_importing_a_part_leaves_others_alone(module: str, absent: tuple[str, ...]):
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,116 @@
+"""Two processes on the CPU (gloo)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from packaging.version import Version
+from peft import PeftModel
+
+from peft_hoe.training.run.trained_router import TrainedRouter
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> list[dict[str, Any]]:
+    """What two processes have, each with the whole policy."""
+    pytest.importorskip("trl.experimental.ppo")
+    states: list[dict[str, Any]] = toys.launch(tmp_path_factory.mktemp("replicated"), "two_updates_and_rewards", 4)
+    return states
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> dict[str, Any]:
+    """What one process has."""
+    pytest.importorskip("trl.experimental.ppo")
+    made: dict[str, Any] = toys.two_updates(str(tmp_path_factory.mktemp("alone")), 8)
+    return made
+
+
+def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, Any], alone: dict[str, Any]) -> None:
+    """On the same global rollout the parameters are one process's, and after whole updates both ranks hold the same."""
+    for name in ("given", "trained"):
+        assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
+    torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=1e-9)
+    for x, y in zip(first["given"], alone["given"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
+
+
+def test_two_processes_make_the_update_of_one(replicated: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert_one_process_does_the_same(*replicated, alone)
+
+
+def test_processes_share_a_payoff_table_and_lack_rewards_together(
+    tmp_path: Path, toys: ModuleType, replicated: list[dict[str, Any]]
+) -> None:
+    """An objective without rewards on one process trains from the other's."""
+    first, second = replicated
+    alone = toys.rewards_that_differ(str(tmp_path / "alone"))
+    assert torch.equal(first["payoff"], alone["payoff"])
+    assert torch.equal(second["payoff"], alone["payoff"])
+    assert all(torch.equal(x, y) for x, y in zip(first["partly"], second["partly"], strict=True))
+    assert first["reward"] == second["reward"] > 0
+    assert first["message"] == second["message"] == alone["message"].replace("any of 8", "any of 16")
+    assert "reward 'low' returned no number for any of 8 completions" in alone["message"]
+
+
+@pytest.mark.skipif(
+    Version(torch.__version__).release < (2, 7), reason="fully_shard's ignored_params came with torch 2.7"
+)
+def test_a_sharded_policy_makes_the_same_update(
+    tmp_path: Path, toys: ModuleType, replicated: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """Each process holds half of the base; the router is what it is without shards, and the saved adapter has it."""
+    first, second = toys.launch(tmp_path, "two_updates", 4, shard_policy=True)
+    assert_one_process_does_the_same(first, second, alone)
+    for x, y in zip(first["trained"], replicated[0]["trained"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    assert first["held"] == second["held"] == alone["held"] / 2
+    assert first["wrapped"] == first["trains"]  # on GPUs accelerate refuses to wrap shards
+    assert (first["written"], second["written"]) == (2, 5)  # the first went on calling its layers for the second
+    loaded = PeftModel.from_pretrained(toys.make_base(), tmp_path / "run2" / "adapter")
+    own = TrainedRouter(loaded, "r0").parameters()
+    assert all(torch.equal(x, y) for x, y in zip(first["trained"], own, strict=True))
+
+
+def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+    """The same for GRPO, where the completions are given; with its own samples both ranks hold the same."""
+    pytest.importorskip("trl")
+    first, second = toys.launch(tmp_path, "two_grpo_updates", 4)
+    alone = toys.launch(tmp_path, "two_grpo_updates", 8, processes=1)[0]
+    for name in ("given", "trained"):
+        assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
+    assert torch.equal(first["weights"], second["weights"])
+    assert torch.equal(first["payoff"], second["payoff"])  # the rewards of the two differ
+    torch.testing.assert_close(first["payoff"], alone["payoff"])
+    torch.testing.assert_close(first["given_weights"], alone["given_weights"], rtol=0, atol=1e-6)
+    for x, y in zip(first["given"], alone["given"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
+
+
+def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+    """Both ranks hold the same router, that of one process on the whole batch, and log what that one logs."""
+    pytest.importorskip("trl")
+    first, second = toys.launch(tmp_path, "dpo_updates", 2)
+    alone = toys.launch(tmp_path, "dpo_updates", 4, processes=1)[0]
+    assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
+    for x, y in zip(first["trained"], alone["trained"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    for name in ("loss/low", "loss/high", "accuracy/low", "margin/high", "router/usage/high"):
+        assert float(first["logs"][0][name]) == pytest.approx(float(alone["logs"][0][name]), rel=1e-4), name
+
+
+def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+    """Texts of different lengths: the mean is over the tokens of all processes, no mean of their means."""
+    first, second = toys.launch(tmp_path, "distillation_updates", 2, gradient_accumulation_steps=2)
+    alone = toys.launch(tmp_path, "distillation_updates", 8, processes=1)[0]
+    assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
+    for x, y in zip(first["trained"], alone["trained"], strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=0)
+    assert all(float(x.abs().max()) > 0.01 for x in alone["trained"] if x.ndim == 2)  # they start at 0

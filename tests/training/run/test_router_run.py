@@ -1,0 +1,115 @@
+"""What all trainers of routers do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from peft_hoe import CheckpointError, ExpertError, HoEError
+
+Make = Callable[..., Any]
+TRAINERS = ["make_trainer", "make_grpo", "make_dpo_trainer", "make_distillation"]
+
+
+@pytest.fixture(params=TRAINERS)
+def make(request: pytest.FixtureRequest) -> Make:
+    """A trainer of each kind on the toy."""
+    found: Make = request.getfixturevalue(request.param)
+    return found
+
+
+class FailOnce(TrainerCallback):
+    """Before the run counts the step."""
+
+    failed = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("stop here")
+
+
+def test_a_run_that_failed_after_a_step_is_over(make: Make, toys: ModuleType) -> None:
+    """Also where a user's callback fails at the end of the first one: its schedule is used up."""
+    model = toys.make_policy()
+    trainer = make(model=model, constructor={"callbacks": [FailOnce()]})
+    with pytest.raises(RuntimeError, match="stop here"):
+        trainer.train()
+    assert toys.is_trained(model)
+    with pytest.raises(HoEError, match="this trainer has run"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["make_trainer", "make_grpo"])
+def test_a_run_that_failed_in_its_first_step_begins_anew(
+    kind: str, request: pytest.FixtureRequest, toys: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the backward pass of its second micro-batch: weights, gradients and completions are as if it had not been."""
+    make: Make = request.getfixturevalue(kind)
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_sample_generations": 0}
+    if kind == "make_grpo":
+        del settings["num_sample_generations"]
+    untroubled, trainer = make(**settings), make(**settings)
+    calls = []
+    backward = trainer.accelerator.backward
+
+    def fails(*args: Any, **others: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        backward(*args, **others)
+
+    monkeypatch.setattr(trainer.accelerator, "backward", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    assert trainer.weights.updates == 0
+    for each in (untroubled, trainer):
+        torch.manual_seed(5)
+        each.train()
+    assert trainer.weights.log_w.tolist() == untroubled.weights.log_w.tolist()
+    for x, y in zip(trainer.router.parameters(), untroubled.router.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_the_users_dropout_is_put_back(make: Make, toys: ModuleType) -> None:
+    model = toys.make_policy()
+    dropped = model.get_base_model().model.dropped = torch.nn.Dropout(0.25)
+    trainer = make(model=model)
+    assert dropped.p == 0.25
+    trainer.train()
+    assert dropped.p == 0.25
+
+
+def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:
+    model = toys.make_policy()
+    model.add_adapter("second", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if "hoe_B.second" in name:
+            torch.nn.init.ones_(parameter)
+    with pytest.raises(ExpertError, match=r"'second' is not active.*set_adapter\('second'\)"):
+        make(model=model, model_adapter_name="second")
+
+
+def test_a_finished_router_belongs_to_its_weights(toys: ModuleType, tmp_path: Path) -> None:
+    """How fast the weights forget has another name in GRPO's configuration; a resumed run compares it nevertheless."""
+    pytest.importorskip("trl")
+    from peft_hoe.training.every_router import train_routers
+
+    def run(resume: bool, **changes: Any) -> None:
+        one = toys.make_grpo_trainer(None, tmp_path, {}, max_steps=1, **changes)
+        train_routers(
+            toys.make_policy(), one.args, trainer="grpo", routers=["r0"], train_dataset=toys.PROMPTS,
+            normalizer=one.normalizer, reward_funcs=toys.REWARDS, processing_class=toys.make_tokenizer(),
+            resume_from_checkpoint=resume,
+        )  # fmt: skip
+
+    run(False)
+    run(True)
+    with pytest.raises(CheckpointError, match=r"'beta': 0\.5"):
+        run(True, objective_beta=0.5)
