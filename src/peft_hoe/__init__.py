@@ -43,7 +43,7 @@ register()
 __version__ = metadata.version("peft-hoe")
 
 if TYPE_CHECKING:
-    from . import metrics
+    from . import demo, metrics
     from .evaluation import Sweep
     from .evaluation import sweep as sweep
     from .objectives import ObjectiveWeights, RewardNormalizer, payoff_table
@@ -73,6 +73,7 @@ else:
         "ObjectiveWeights": "objectives",
         "RewardNormalizer": "objectives",
         "Sweep": "evaluation",
+        "demo": "demo",
         "metrics": "metrics",
         "payoff_table": "objectives",
         "sweep": "evaluation",
@@ -121,6 +122,7 @@ __all__ = [
     "Sweep",
     "build_adapter",
     "das_dennis",
+    "demo",
     "get_preference",
     "mark_trained",
     "metrics",

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from peft_hoe.cli import main
-from peft_hoe.demo import drawing
+from peft_hoe.demo import drawing, embedded
 from peft_hoe.demo.rewards import cheerful, vivid
-from peft_hoe.demo.steering import ASSETS, Front, shown_preferences
+from peft_hoe.demo.steering import Front, shown_preferences
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output directory of a run on a few prompts."""
     folder = tmp_path_factory.mktemp("demo")
     prompts = folder / "prompts.json"
-    prompts.write_text(json.dumps(json.loads((ASSETS / "prompts.json").read_text())[:8]))
+    prompts.write_text(json.dumps(embedded.load_prompts()[:8]))
     assert main(["demo", "--output", str(folder / "out"), "--prompts", str(prompts), "--preference", "vivid=1"]) == 0
     return folder / "out"
 
@@ -74,8 +74,8 @@ def test_prints_where_things_are_and_how_to_load(tmp_path: Path, capsys: pytest.
 def test_own_models_without_rewards_show_texts_only(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("One day, Mia the fox went to the forest.\n")
-    policies = [f"--policy={name}={ASSETS / name}" for name in ("cheerful", "vivid")]
-    arguments = ["demo", "--base", str(ASSETS / "base"), *policies, "--prompts", str(prompts), "--max-new-tokens", "4"]
+    policies = [f"--policy={name}={folder}" for name, folder in embedded.POLICIES.items()]
+    arguments = ["demo", "--base", embedded.BASE, *policies, "--prompts", str(prompts), "--max-new-tokens", "4"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter"]
     rewards = [f"--reward={name}=peft_hoe.demo.rewards:{name}" for name in ("cheerful", "vivid")]

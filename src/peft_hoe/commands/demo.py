@@ -12,9 +12,9 @@ import numpy as np
 from peft import PeftModel
 
 from ..demo import drawing
+from ..demo.embedded import Reward
 from ..demo.steering import (
     Front,
-    Reward,
     Task,
     calm,
     complete,

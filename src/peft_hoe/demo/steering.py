@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,11 +20,8 @@ from transformers.utils import logging
 
 from ..errors import HoEError
 from ..preference import FloatArray, das_dennis, preference_grid, uniform
-from . import rewards
+from .embedded import BASE, POLICIES, REWARDS, Reward, load_prompts
 
-Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-
-ASSETS = Path(__file__).parent / "assets"
 ROWS = 64  # completions generated at once
 _TINY = 10_000_000  # parameters below which one thread is faster than several
 
@@ -76,13 +73,7 @@ class Front:
 
 def embedded_task(max_new_tokens: int) -> Task:
     """The tiny models that the package carries."""
-    return Task(
-        base=str(ASSETS / "base"),
-        policies={name: str(ASSETS / name) for name in ("cheerful", "vivid")},
-        rewards={"cheerful": rewards.cheerful, "vivid": rewards.vivid},
-        prompts=json.loads((ASSETS / "prompts.json").read_text(encoding="utf-8")),
-        max_new_tokens=max_new_tokens,
-    )
+    return Task(BASE, POLICIES, REWARDS, load_prompts(), max_new_tokens)
 
 
 def shown_preferences(n: int) -> FloatArray:
