@@ -1,4 +1,4 @@
-"""What the scripts of `docs/figures.md` and `docs/fronts.md` share.
+"""What the scripts of `docs/measurements/figures.md` and `docs/measurements/fronts.md` share.
 
 That is the stories model, policies, rewards, one scale, adapters and sweeps.
 

@@ -1,5 +1,5 @@
 """Policies to build experts from, for those who have none yet."""
 
-from .single_objective import train_policy
+from .single_objective import policy_gradient_config, train_policy
 
-__all__ = ["train_policy"]
+__all__ = ["policy_gradient_config", "train_policy"]
