@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import peft_hoe
 from peft_hoe import HoEConfig
 from peft_hoe.config import INTERPOLATIONS
-from peft_hoe.experts import build_adapter
+from peft_hoe.experts import Merging, build_adapter
 from stories_rewards import REWARDS
 
 OBJECTIVES = ("positive", "rich", "dialog")
@@ -164,10 +164,9 @@ class Search:
         with tempfile.TemporaryDirectory() as folder:
             build_adapter(
                 self.base, self.paths, Path(folder) / "adapter", experts=[[0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
-                r=settings["r"], prune=settings["prune"], rescale=settings["rescale"],
+                r=settings["r"], pruning=settings["prune"], rescale=settings["rescale"],
                 interpolation=settings["interpolation"],
-                merge="linear" if density is None else "ties",
-                merge_options=None if density is None else {"density": density}, progress=False,
+                merging="linear" if density is None else Merging("ties", {"density": density}), progress=False,
             )  # fmt: skip
             model = PeftModel.from_pretrained(self._load(self.base), Path(folder) / "adapter").eval()
         distinct, where = _distinct(self.points)

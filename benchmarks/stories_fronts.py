@@ -85,7 +85,7 @@ def logits(model: Any, batch: Mapping[str, torch.Tensor], completion: torch.Tens
 def measure_gaps(base: Path, policies: Mapping[str, Path], evaluator: Evaluator) -> dict[str, Any]:
     """One-hot experts at full rank, unpruned and not rescaled, against what they came from."""
     gaps: dict[str, Any] = {}
-    with adapted(base, policies, r="full", prune=None, rescale=None, svd="exact") as (model, report):
+    with adapted(base, policies, r="full", pruning=None, rescale=None, svd="exact") as (model, report):
         corners = torch.eye(len(policies)).tolist()
         expert_rewards = evaluator.rewards(model, corners).mean(1)
         for i, (name, path) in enumerate(policies.items()):

@@ -24,9 +24,9 @@ def main() -> None:
     args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
     names = ["linear", *sorted(set(METHODS) - {"linear"})]
-    adapters = {name: setting.adapter("hoe" if name == "ties" else f"merge-{name}", merge=name) for name in names}
+    adapters = {name: setting.adapter("hoe" if name == "ties" else f"merge-{name}", merging=name) for name in names}
     sweeps = {name: setting.sweep("HoE" if name == "ties" else f"merge {name}", adapters[name]) for name in names}
-    adapters["linear, policy_norm"] = setting.adapter("merge-linear-norm", merge="linear", rescale="policy_norm")
+    adapters["linear, policy_norm"] = setting.adapter("merge-linear-norm", merging="linear", rescale="policy_norm")
     sweeps["linear, policy_norm"] = setting.sweep("merge linear norm", adapters["linear, policy_norm"])
     soup = setting.sweep("no merged expert", setting.adapter("no-middle", experts=[]))
     plain_soup = setting.adapter("no-middle-linear", experts=[], interpolation="linear")

@@ -22,7 +22,7 @@ from .errors import (  # noqa: E402
     RewardError,
     StaticMergeError,
 )
-from .experts import BuildReport, build_adapter  # noqa: E402
+from .experts import BuildReport, Loading, Merging, Pruning, TaskSVD, build_adapter  # noqa: E402
 from .preference import das_dennis, parse_preference, preference_grid  # noqa: E402
 from .registration import register  # noqa: E402
 from .routing import Route  # noqa: E402
@@ -111,15 +111,19 @@ __all__ = [
     "HoERouterConfig",
     "HoERouterTrainer",
     "HoEWarning",
+    "Loading",
+    "Merging",
     "MetricError",
     "ObjectiveWeights",
     "PreferenceError",
+    "Pruning",
     "RewardError",
     "RewardNormalizer",
     "Route",
     "RouterSpec",
     "StaticMergeError",
     "Sweep",
+    "TaskSVD",
     "build_adapter",
     "das_dennis",
     "demo",

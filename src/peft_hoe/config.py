@@ -18,7 +18,7 @@ from .files import check_readable
 from .model_card import complete
 from .peft_type import peft_type
 from .preference import FloatArray, one_hot, parse_preference, uniform
-from .routing import HULL, PreferenceRouter, check_apart, coarse_weights, in_hull, voting_set
+from .routing import HULL, PreferenceRouter, check_apart, coarse_weights, corner, in_hull, voting_set
 from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_rank, checked_temperature
 
 INTERPOLATIONS = ("linear", "norm")
@@ -143,8 +143,8 @@ class HoEConfig(PeftConfig):
 
     def _expert_name(self, preference: Sequence[float], index: int) -> str:
         objectives = self.objectives or []
-        if max(preference) > 1 - HULL:
-            return objectives[int(np.argmax(preference))]
+        if (served := corner(preference)) is not None:
+            return objectives[served]
         if np.allclose(preference, uniform(len(objectives)), atol=1e-6):
             return "centroid"
         return f"e{index}"
@@ -176,8 +176,8 @@ class HoEConfig(PeftConfig):
         corners = np.eye(len(self.objectives or []))
         missing = [
             name
-            for name, corner in zip(self.objectives or [], corners, strict=True)
-            if np.linalg.norm(self.expert_preferences - corner, axis=1).min() > HULL
+            for name, point in zip(self.objectives or [], corners, strict=True)
+            if np.linalg.norm(self.expert_preferences - point, axis=1).min() > HULL
         ]
         if missing:
             warnings.warn(

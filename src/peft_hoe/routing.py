@@ -136,6 +136,12 @@ def in_hull(point: FloatArray, points: FloatArray) -> bool:
     return bool(np.linalg.norm(project_on_hull(point, points) - point) <= HULL)
 
 
+def corner(preference: Sequence[float] | FloatArray) -> int | None:
+    """The index of the one objective that a preference `(N,)` on the simplex serves; None where it serves several."""
+    index = int(np.argmax(preference))
+    return index if preference[index] > 1 - HULL else None
+
+
 def check_apart(preferences: FloatArray, names: Sequence[str], kind: str) -> None:
     """Refuse preferences of one kind that are closer than 0.01.
 

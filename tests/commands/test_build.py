@@ -38,14 +38,16 @@ def arguments(models, *more):
 def test_options_reach_the_builder(models, capsys):
     options = (
         "--expert 0.5,0.5 --expert kind=0.2,brief=0.8 --router 0.25,0.75 --rank 3 --prune none --prune-scope module "
-        "--merge ties --merge-option density=0.5 --rescale 1.5 --interpolation linear --svd exact --seed 7 --dtype bfloat16 "
+        "--merge ties --merge-option density=0.5 --rescale 1.5 --interpolation linear --svd exact "
+        "--max-power-steps 3 --seed 7 --dtype bfloat16 "
         "--target-modules q_proj,v_proj --default-preference 0.9,0.1"
     )
     assert main(arguments(models, *options.split())) == 0
     report = json.loads((models / "out" / "build_report.json").read_text())
     assert report["options"] == {
-        "r": 3, "prune": 0.0, "prune_scope": "module", "merge": "ties", "merge_options": {"density": 0.5},
-        "rescale": 1.5, "interpolation": "linear", "svd": "exact", "seed": 7, "dtype": "bfloat16",
+        "r": 3, "pruning": {"share": 0.0, "scope": "module"}, "merging": {"method": "ties", "options": {"density": 0.5}},
+        "svd": {"solver": "exact", "max_power_steps": 3}, "rescale": 1.5, "interpolation": "linear", "seed": 7,
+        "dtype": "bfloat16",
     }  # fmt: skip
     assert [expert["preference"] for expert in report["experts"]] == [[1, 0], [0, 1], [0.5, 0.5], [0.2, 0.8]]
     assert [router["preference"] for router in report["routers"]] == [[0.25, 0.75]]
@@ -73,8 +75,8 @@ def test_quiet_prints_nothing(models, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--merge", "slerp"], "merge is 'slerp'; allowed are"),
-        (["--prune", "most"], "prune is 'most'; allowed are"),
+        (["--merge", "slerp"], "merge method is 'slerp'; allowed are"),
+        (["--prune", "most"], "the share to prune is 'most'; allowed are"),
         (["--rank", "many"], "r is 'many'; allowed are"),
         (["--expert", "0.9,0.9"], "sums to 1.8"),
         (["--policy", "rich"], "--policy is 'rich'; write OBJECTIVE=PATH"),

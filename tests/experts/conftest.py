@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from peft_hoe.experts.architecture import read_architecture
+from peft_hoe.experts.model_weights import ModelWeights
+
 Change = Callable[[str, torch.Tensor], torch.Tensor]
 
 
@@ -108,3 +111,14 @@ def gpt2(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     tiny_gpt2().save_pretrained(tmp_path / "gpt2")
     return tmp_path / "gpt2"
+
+
+@pytest.fixture
+def opened(llama: Path, tmp_path: Path, tiny: SimpleNamespace) -> tuple[Any, Any, Any]:
+    """Base, architecture and a function that opens a changed copy as a policy."""
+    architecture = read_architecture(llama)
+
+    def change(change: Change, name: str = "changed") -> ModelWeights:
+        return ModelWeights(tiny.rewrite(llama, tmp_path / name, change), f"policy {name!r}", architecture)
+
+    return ModelWeights(llama, "the base", architecture), architecture, change

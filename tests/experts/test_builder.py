@@ -11,15 +11,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEWarning, PreferenceError
-from peft_hoe.experts import adapter_files, build_adapter
-from peft_hoe.experts import module_builder as factors
+from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEWarning, Merging, PreferenceError, Pruning
+from peft_hoe.experts import adapter_files, build_adapter, module_builder
 from peft_hoe.experts.merging import ties
 from peft_hoe.experts.pruning import drop_below
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 QUIET = {"progress": False}
-EXACT = {"r": "full", "prune": None, "rescale": None, "progress": False}
+EXACT = {"r": "full", "pruning": None, "rescale": None, "progress": False}
 UP = "model.layers.0.mlp.up_proj"
 
 
@@ -54,8 +53,8 @@ def test_conv1d_in_full_rank_is_the_policy_in_scope(gpt2, tmp_path, tiny):
 
 def test_the_middle_expert_is_the_merge_of_raw_task_vectors(llama, policies, tmp_path, tiny):
     build_adapter(
-        llama, policies, tmp_path / "out", experts=[[0.3, 0.7]], merge="ties", merge_options={"density": 0.5},
-        **{**EXACT, "prune": 0.6},
+        llama, policies, tmp_path / "out", experts=[[0.3, 0.7]], merging=Merging("ties", {"density": 0.5}),
+        **{**EXACT, "pruning": 0.6},
     )  # fmt: skip
     deltas = torch.stack([raw(llama, policy, f"{UP}.weight") for policy in policies.values()])
     expected = ties(deltas, torch.tensor([0.3, 0.7]), density=0.5)
@@ -64,7 +63,7 @@ def test_the_middle_expert_is_the_merge_of_raw_task_vectors(llama, policies, tmp
 
 @pytest.mark.parametrize("scope", ["global", "module"])
 def test_one_hot_experts_hold_the_pruned_task_vector(llama, policies, tmp_path, tiny, scope):
-    report = build_adapter(llama, policies, tmp_path / "out", **{**EXACT, "prune": 0.4, "prune_scope": scope})
+    report = build_adapter(llama, policies, tmp_path / "out", **{**EXACT, "pruning": Pruning(0.4, scope)})
     delta = raw(llama, policies["kind"], f"{UP}.weight")
     everything = [raw(llama, policies["kind"], f"{module}.weight").flatten() for module in report.modules]
     values = (torch.cat(everything) if scope == "global" else delta.flatten()).abs()
@@ -78,7 +77,7 @@ def test_one_hot_experts_hold_the_pruned_task_vector(llama, policies, tmp_path, 
 def test_rescaling_gives_the_length_back(llama, policies, tmp_path, tiny):
     norms = {name: raw(llama, policy, f"{UP}.weight").norm().item() for name, policy in policies.items()}
     for rescale, expected in (("norm", None), ("policy_norm", (norms["kind"] + norms["brief"]) / 2)):
-        report = build_adapter(llama, policies, tmp_path / rescale, r=4, rescale=rescale, merge="linear", **QUIET)
+        report = build_adapter(llama, policies, tmp_path / rescale, r=4, rescale=rescale, merging="linear", **QUIET)
         assert tiny.delta(tmp_path / rescale, UP, 0).norm().item() == pytest.approx(norms["kind"], rel=1e-4)
         merged = report.modules[UP]["centroid"]
         assert merged.norm == pytest.approx(expected or merged.tau_norm, rel=1e-4)
@@ -188,7 +187,7 @@ def test_ties_among_entries_are_warned_about(llama, tmp_path, tiny):
     policy = tiny.rewrite(llama, tmp_path / "kind", lambda n, t: coarse(n, t.bfloat16().float()))
     base = tiny.rewrite(llama, tmp_path / "rounded", lambda _, t: t.bfloat16().float())
     with pytest.warns(HoEWarning, match="pruning dropped .* of policy 'kind' instead of 40.0%"):
-        build_adapter(base, {"kind": policy}, tmp_path / "out", prune=0.4, **QUIET)
+        build_adapter(base, {"kind": policy}, tmp_path / "out", pruning=0.4, **QUIET)
 
 
 def test_modules_that_pruning_nearly_empties_are_warned_about(llama, tmp_path, tiny):
@@ -197,21 +196,20 @@ def test_modules_that_pruning_nearly_empties_are_warned_about(llama, tmp_path, t
         llama, tmp_path / "kind", lambda n, t: t + (noise(n, t) - t) * (1e-4 if "up_proj" in n else 1)
     )
     with pytest.warns(HoEWarning, match="kept less than 10% of 1 modules: model.layers.0.mlp.up_proj of kind"):
-        report = build_adapter(llama, {"kind": policy}, tmp_path / "out", prune=0.4, **QUIET)
+        report = build_adapter(llama, {"kind": policy}, tmp_path / "out", pruning=0.4, **QUIET)
     assert f"{UP} gets no expert: pruning dropped all of its changes" in report.notes
     assert UP not in tiny.config(tmp_path / "out")["target_modules"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        build_adapter(llama, {"kind": policy}, tmp_path / "b", prune=0.4, prune_scope="module", **QUIET)
+        build_adapter(llama, {"kind": policy}, tmp_path / "b", pruning=Pruning(0.4, "module"), **QUIET)
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"merge": "slerp"}, ExpertError, "merge is 'slerp'"),
-        ({"prune": 1.0}, ExpertError, "prune is 1.0; allowed are a share"),
-        ({"prune": "most"}, ExpertError, "prune is 'most'"),
-        ({"prune_scope": "layer"}, ExpertError, r"prune_scope is 'layer'; allowed are \['global', 'module'\]"),
+        ({"merging": "slerp"}, ExpertError, "merge method is 'slerp'"),
+        ({"pruning": 1.0}, ExpertError, "the share to prune is 1.0; allowed are a number"),
+        ({"pruning": "most"}, ExpertError, "the share to prune is 'most'"),
         ({"rescale": "length"}, ExpertError, "rescale is 'length'"),
         ({"svd": "fast"}, ExpertError, "svd is 'fast'"),
         ({"r": 0}, ExpertError, "r is 0; allowed are"),
@@ -277,7 +275,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_the_old_adapter(
     build_adapter(llama, policies, tmp_path / "out", r=2, **QUIET)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     listing = sorted(path.name for path in tmp_path.iterdir())
-    real = factors.ModuleBuilder.build
+    real = module_builder.ModuleBuilder.build
     calls = []
 
     def interrupt(*arguments):
@@ -290,7 +288,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_the_old_adapter(
         raise error("stop")
 
     if where == "compute":
-        monkeypatch.setattr(factors.ModuleBuilder, "build", interrupt)
+        monkeypatch.setattr(module_builder.ModuleBuilder, "build", interrupt)
     else:
         monkeypatch.setattr(adapter_files, "save_file", fail)
     for target in ("out", "new"):
@@ -319,7 +317,7 @@ def test_existing_output_is_overwritten_only_when_told_and_only_an_adapter(llama
 def test_the_real_policies(shared_dir, tmp_path):
     models = shared_dir / "models"
     paths = {name: models / "policies" / f"stories260k-{name}" for name in ("positive", "rich", "dialog")}
-    report = build_adapter(models / "stories260k", paths, tmp_path / "out", r=16, prune=0.4, **QUIET)
+    report = build_adapter(models / "stories260k", paths, tmp_path / "out", r=16, pruning=0.4, **QUIET)
     assert len(report.modules) == 35
     assert all(policy.dropped == pytest.approx(0.4, abs=1e-4) for policy in report.policies.values())
     assert all(abs(pair["cosine"]) < 0.2 for pair in report.pairs)

@@ -77,7 +77,7 @@ def test_base_weights_are_not_read_when_all_policies_are_lora(llama, lora, tmp_p
 
 def test_factors_are_taken_as_they_are_without_pruning_or_rescaling(llama, lora, tmp_path, tiny):
     adapter = lora("kind", lora_alpha=4)  # scale 1
-    build_adapter(llama, {"kind": adapter}, tmp_path / "out", prune=0.9, rescale="norm", **QUIET)
+    build_adapter(llama, {"kind": adapter}, tmp_path / "out", pruning=0.9, rescale="norm", **QUIET)
     own, built = load_file(adapter / "adapter_model.safetensors"), tiny.tensors(tmp_path / "out")
     for name, tensor in own.items():
         assert torch.equal(built[name.replace("lora_", "hoe_")], tensor)
@@ -111,7 +111,7 @@ def test_modules_without_weights_have_rank_zero(llama, lora, policies, tmp_path,
 def test_a_linear_merge_of_lora_policies_is_their_weighted_sum(llama, lora, tmp_path, tiny):
     adapters = {"kind": lora("kind"), "brief": lora("brief", seed=1)}
     build_adapter(
-        llama, adapters, tmp_path / "out", experts=[[0.3, 0.7]], merge="linear", rescale=None, r="full", **QUIET
+        llama, adapters, tmp_path / "out", experts=[[0.3, 0.7]], merging="linear", rescale=None, r="full", **QUIET
     )
     first, second = (merged_change(llama, adapter) for adapter in adapters.values())
     for module, change in first.items():

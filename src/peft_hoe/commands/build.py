@@ -5,23 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..experts import build_adapter
+from ..experts import Loading, Merging, Pruning, TaskSVD, build_adapter
 from ..experts.merging import METHODS
-from ..experts.options import (
-    DEFAULT_INTERPOLATION,
-    DEFAULT_PRUNE,
-    DEFAULT_RANK,
-    DEFAULT_RESCALE,
-    DTYPES,
-    PRUNE_SCOPES,
-)
+from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
 from .arguments import read_number, read_pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; each is an argument of `build_adapter`."""
+    """Declare the command's arguments; each is one of `build_adapter`, or a field of one of its groups."""
     add = parser.add_argument
     add("base", metavar="BASE", help="directory or Hub id of the model that the policies were trained from")
     add(
@@ -40,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
     add("--output", required=True, metavar="DIR", help="where the adapter goes")
     add("--rank", default="auto", help=f"a number, full, or auto: {DEFAULT_RANK}, and LoRA policies at their own")
-    add("--prune", default=str(DEFAULT_PRUNE), help=f"share of entries to drop, or none (default {DEFAULT_PRUNE})")
+    add("--prune", default=str(Pruning.share), help=f"share of entries to drop, or none (default {Pruning.share})")
     add("--prune-scope", default="global", help=f"one of {', '.join(PRUNE_SCOPES)} (default global)")
     add("--merge", default="ties", help=f"one of {', '.join(METHODS)} (default ties)")
     add("--merge-option", action="append", metavar="NAME=NUMBER", help="an option of the merge, such as density=0.6")
@@ -51,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--interpolation", default=DEFAULT_INTERPOLATION, help=f"norm or linear (default {DEFAULT_INTERPOLATION})")
     add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
+    add(
+        "--max-power-steps",
+        type=int,
+        default=TaskSVD.max_power_steps,
+        metavar="N",
+        help=f"the most that the randomized SVD takes (default {TaskSVD.max_power_steps})",
+    )
     add("--seed", type=int, default=0, help="seed of the randomized SVD")
     add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
     add("--exclude-modules", help="a regular expression, or names with commas")
@@ -71,29 +71,32 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         experts=_preferences(arguments.expert),
         routers=_preferences(arguments.router),
+        default_preference=read_preference(arguments.default_preference) if arguments.default_preference else None,
         r=read_number(arguments.rank, int),
-        prune=read_number(arguments.prune, float),
-        prune_scope=arguments.prune_scope,
-        merge=arguments.merge,
-        merge_options={
-            name: read_number(value, float)
-            for name, value in read_pairs(arguments.merge_option, "--merge-option", "NAME=NUMBER").items()
-        },
+        pruning=_pruning(arguments),
+        merging=Merging(arguments.merge, _merge_options(arguments.merge_option)),
+        svd=TaskSVD(arguments.svd, arguments.max_power_steps),
         rescale=read_number(arguments.rescale, float),
         interpolation=arguments.interpolation,
-        svd=arguments.svd,
         seed=arguments.seed,
         target_modules=_names(arguments.target_modules) or "all-linear",
         exclude_modules=_names(arguments.exclude_modules),
-        task_type=arguments.task_type,
+        loading=Loading(arguments.task_type, arguments.revision, allow_pickle=arguments.allow_pickle),
         dtype=arguments.dtype,
-        default_preference=read_preference(arguments.default_preference) if arguments.default_preference else None,
         overwrite=arguments.overwrite,
         progress=not arguments.quiet,
-        allow_pickle=arguments.allow_pickle,
-        revision=arguments.revision,
     )
     return 0
+
+
+def _pruning(arguments: argparse.Namespace) -> Pruning:
+    share = read_number(arguments.prune, float)
+    return Pruning(0.0 if share == "none" else share, arguments.prune_scope)
+
+
+def _merge_options(items: list[str] | None) -> dict[str, Any]:
+    pairs = read_pairs(items, "--merge-option", "NAME=NUMBER")
+    return {name: read_number(value, float) for name, value in pairs.items()}
 
 
 def _preferences(items: list[str] | None) -> list[Any] | None:

@@ -17,9 +17,7 @@ from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..tuner.lengths import gram
 from .architecture import LinearModule
-from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-
-_PREFIX = "base_model.model."
+from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
 
 
 def check_output(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> None:
@@ -95,7 +93,7 @@ def module_tensors(
     Raises:
         CheckpointError: a value that the dtype cannot hold.
     """
-    stem = f"{_PREFIX}{target.name}"
+    stem = f"{PEFT_PREFIX}{target.name}"
     tensors = {
         f"{stem}.hoe_A.weight": torch.cat([a for _, a in factors]),
         f"{stem}.hoe_B.weight": torch.cat([b for b, _ in factors], dim=1),

@@ -6,60 +6,56 @@ Streaming, module by module: what stays in memory is one module's weights and th
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..config import HoEConfig
-from ..errors import HoEWarning
-from ..preference import one_hot, parse_preference, uniform
-from ..routing import HULL
-from ..specs import ExpertSpec, as_spec
+from ..errors import CheckpointError
+from .adapter_config import adapter_config
 from .adapter_files import check_output, complete_directory, module_tensors, write_adapter
-from .lora_policy import LoraPolicy
+from .build_inputs import BuildInputs, open_inputs
+from .checkpoints import PathOrHubId
 from .module_builder import ModuleBuilder
-from .options import DEFAULT_INTERPOLATION, DEFAULT_PRUNE, DEFAULT_RANK, DEFAULT_RESCALE, BuildOptions
-from .report import REPORT_FILE, BuildReport, ModuleReport
-from .scan import Scan, scan_policies
-from .sources import Source, Sources, open_sources
-
-_LOW_SHARE = 0.1  # a module of which pruning keeps less is reported
-_OFF_TARGET = 0.05
+from .options import (
+    DEFAULT_INTERPOLATION,
+    DEFAULT_RESCALE,
+    BuildOptions,
+    Loading,
+    Merging,
+    Pruning,
+    TaskSVD,
+)
+from .policy_statistics import PolicyStatistics, measure_policies
+from .report import REPORT_FILE, BuildReport, ModuleReport, warn_about_pruning
 
 
 def build_adapter(
-    base: Source,
-    policies: Mapping[str, Source],
+    base: PathOrHubId,
+    policies: Mapping[str, PathOrHubId],
     output_dir: str | os.PathLike[str],
     *,
     experts: Sequence[Any] | None = None,
     routers: Sequence[Any] | None = None,
+    default_preference: Any = None,
     r: int | str | None = "auto",
-    prune: float | str | None = DEFAULT_PRUNE,
-    prune_scope: str = "global",
-    merge: str = "ties",
-    merge_options: Mapping[str, float] | None = None,
+    pruning: Pruning | float | str | None = Pruning(),  # noqa: B008  frozen
+    merging: Merging | str = Merging(),  # noqa: B008
+    svd: TaskSVD | str = TaskSVD(),  # noqa: B008
     rescale: str | float | None = DEFAULT_RESCALE,
     interpolation: str = DEFAULT_INTERPOLATION,
-    svd: str = "randomized",
     seed: int = 0,
     target_modules: str | Sequence[str] = "all-linear",
     exclude_modules: str | Sequence[str] | None = None,
-    task_type: str | None = None,
+    loading: Loading = Loading(),  # noqa: B008
     dtype: torch.dtype | str | None = None,
-    default_preference: Any = None,
     overwrite: bool = False,
     progress: bool = True,
-    allow_pickle: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
 ) -> BuildReport:
     """Turn single-objective policies into a HoE adapter.
 
@@ -74,25 +70,20 @@ def build_adapter(
         experts: multi-objective experts, as preferences or `ExpertSpec`. Default: the centroid. One at a corner
             replaces the expert of that objective, which sets its name or rank.
         routers: router experts, as preferences or `RouterSpec`. Default: none.
+        default_preference: stored in the adapter.
         r: rank; "full" (or None) for all directions; "auto" for the default, and LoRA policies at their own.
-        prune: share of the smallest entries of each task vector to drop; None or "none" for none.
-        prune_scope: "global" or "module": what the share is counted over.
-        merge: "linear", "ties" or "pcb".
-        merge_options: such as `{"density": 0.6}`.
+        pruning: `Pruning`, or its share alone; None for none.
+        merging: `Merging`, or its method alone.
+        svd: `TaskSVD`, or its solver alone.
         rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`.
         interpolation: "norm" keeps the length of experts between them too, "linear" is the paper's; see `HoEConfig`.
-        svd: "randomized" or "exact".
         seed: of the randomised solver; a build is deterministic.
         target_modules: "all-linear", names or a regular expression, as in PEFT.
         exclude_modules: names or a regular expression.
-        task_type: PEFT's; default from the base's class.
+        loading: how base and policies are read.
         dtype: of the adapter; default the base's.
-        default_preference: stored in the adapter.
         overwrite: whether an adapter in `output_dir` may be replaced.
         progress: whether to show a bar and print the report's table.
-        allow_pickle: whether `.bin` checkpoints may be read (with `weights_only`).
-        revision: of the base on the Hub; a policy's is written `id@revision`.
-        token: for the Hub.
 
     Returns:
         the report that is also written to `build_report.json`.
@@ -103,161 +94,101 @@ def build_adapter(
         PreferenceError: a preference is not a point of the simplex.
     """
     options = BuildOptions.checked(
-        r=r, prune=prune, prune_scope=prune_scope, merge=merge, merge_options=merge_options, rescale=rescale,
-        interpolation=interpolation, svd=svd, seed=seed, dtype=dtype,
+        r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, seed=seed, dtype=dtype,
     )  # fmt: skip
     output = Path(output_dir)
     check_output(output, overwrite)
-    sources = open_sources(
-        base, policies, target_modules=target_modules, exclude_modules=exclude_modules, task_type=task_type,
-        allow_pickle=allow_pickle, revision=revision, token=token,
-    )  # fmt: skip
-    check_output(output, overwrite, sources.directories)
-    config = HoEConfig(
-        objectives=list(policies),
-        experts=_expert_specs(experts, sources, options),
-        routers=list(routers or []),
-        r=options.r if isinstance(options.r, int) else _rank(None, sources, options, list(policies)),
-        task_type=sources.architecture.task_type,
-        base_model_name_or_path=str(base),
-        revision=revision,
-        inference_mode=True,
-        default_preference=default_preference,
-        interpolation=options.interpolation,
+    inputs = open_inputs(
+        base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading
     )
+    check_output(output, overwrite, inputs.directories)
+    config = adapter_config(
+        inputs, options, experts, routers, base_model_name_or_path=str(base), revision=loading.revision,
+        default_preference=default_preference,
+    )  # fmt: skip
     with complete_directory(output) as directory:
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
-            scan = scan_policies(sources, options, bar)
-            tensors, modules = _build_modules(sources, options, config, scan, bar)
-        write_adapter(directory, config, tensors)
-        report = _report(base, policies, output, sources, options, config, scan, modules)
+            statistics = measure_policies(inputs, options.pruning, bar)
+            built = _build_modules(inputs, options, config, statistics, bar)
+        write_adapter(directory, config, built.tensors)
+        report = _report(output, inputs, options, config, statistics, built)
         report.save(directory / REPORT_FILE)
     if progress:
         tqdm.write(report.table())
     return report
 
 
-def _expert_specs(experts: Sequence[Any] | None, sources: Sources, options: BuildOptions) -> list[ExpertSpec]:
-    """One expert per policy, then the multi-objective ones, each with its rank."""
-    objectives = list(sources.policies)
-    n = len(objectives)
-    if experts is None:
-        experts = [uniform(n)] if n > 1 else []
-    corners = [ExpertSpec(one_hot(i, n)) for i in range(n)]
-    others = []
-    for item in experts:
-        spec: ExpertSpec = as_spec(item, ExpertSpec)
-        point = parse_preference(spec.preference, objectives)
-        if point.max() > 1 - HULL:
-            corners[int(np.argmax(point))] = spec
-        else:
-            others.append(spec)
-    for spec in (*corners, *others):
-        point = parse_preference(spec.preference, objectives)
-        if spec.r is None:
-            spec.r = _rank(point, sources, options, objectives)
-    return [*corners, *others]
+@dataclass
+class _Built:
+    """The adapter's tensors by name, the report's part on each module, and notes on modules without an expert."""
 
-
-def _rank(point: Any, sources: Sources, options: BuildOptions, objectives: list[str]) -> int:
-    if isinstance(options.r, int):
-        return options.r
-    used = [sources.policies[name] for i, name in enumerate(objectives) if point is None or point[i] > 0]
-    own = [policy.rank for policy in used if isinstance(policy, LoraPolicy)]
-    if len(used) == 1 and own:
-        return own[0]
-    if options.r == "full":
-        return max(min(target.shape) for target in sources.architecture.targets)
-    return max(DEFAULT_RANK, *own) if own else DEFAULT_RANK
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    modules: dict[str, dict[str, ModuleReport]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def _build_modules(
-    sources: Sources, options: BuildOptions, config: HoEConfig, scan: Scan, bar: tqdm[Any]
-) -> tuple[dict[str, Tensor], dict[str, dict[str, ModuleReport]]]:
-    """All tensors of the adapter; fills the config's targets and ranks."""
-    dtype = options.dtype or sources.dtype
+    inputs: BuildInputs, options: BuildOptions, config: HoEConfig, statistics: PolicyStatistics, bar: tqdm[Any]
+) -> _Built:
+    """Make all tensors of the adapter; fills in the config's targets and ranks, and what pruning dropped."""
+    dtype = options.dtype or inputs.dtype
     votes = torch.from_numpy(config.initial_router_bias()).float()
     requested = [expert.r for expert in config.experts or []]
-    builder = ModuleBuilder(sources, options, config, scan.thresholds)
-    tensors: dict[str, Tensor] = {}
-    modules: dict[str, dict[str, ModuleReport]] = {}
+    builder = ModuleBuilder(inputs, options, config, statistics.thresholds)
+    built = _Built()
     rank_pattern: dict[str, list[int]] = {}
     adapted: list[str] = []
-    for target in sources.architecture.targets:
+    for target in inputs.architecture.targets:
         factors, rows = builder.build(target)
         bar.update()
         changed = any(row.tau_norm for row in rows.values())
         if changed:
-            modules[target.name] = rows
+            built.modules[target.name] = rows
         if not any(factor.rank for factor in factors):
             why = "pruning dropped all of its changes" if changed else "it is the same in the base and in all policies"
-            scan.notes.append(f"{target.name} gets no expert: {why}")
+            built.notes.append(f"{target.name} gets no expert: {why}")
             continue
         adapted.append(target.name)
         pairs = [(factor.b, factor.a) for factor in factors]
-        tensors.update(module_tensors(target, pairs, votes, dtype, options.interpolation))
+        built.tensors.update(module_tensors(target, pairs, votes, dtype, options.interpolation))
         ranks = [factor.rank for factor in factors]
         if ranks != requested:
             rank_pattern[target.name] = ranks
-    scan.check_any(adapted)
+    if not adapted:
+        raise CheckpointError(
+            f"policies {list(inputs.policies)} equal the base in every weight in scope; nothing can be built"
+        )
     for name, share in builder.dropped.items():
-        scan.policies[name].dropped = share
+        statistics.reports[name].dropped = share
     config.target_modules = set(adapted)
     config.rank_pattern = rank_pattern
-    return tensors, modules
+    return built
 
 
 def _report(
-    base: Source,
-    policies: Mapping[str, Source],
     output: Path,
-    sources: Sources,
+    inputs: BuildInputs,
     options: BuildOptions,
     config: HoEConfig,
-    scan: Scan,
-    modules: dict[str, dict[str, ModuleReport]],
+    statistics: PolicyStatistics,
+    built: _Built,
 ) -> BuildReport:
-    for name, source in policies.items():
-        scan.policies[name].source = str(source)
     experts, routers = [asdict(spec) for spec in config.experts or []], [asdict(spec) for spec in config.routers or []]
     report = BuildReport(
-        base=str(base),
+        base=str(config.base_model_name_or_path),
         output_dir=str(output),
-        options={**options.to_dict(), "dtype": str(options.dtype or sources.dtype).removeprefix("torch.")},
+        options={**options.to_dict(), "dtype": str(options.dtype or inputs.dtype).removeprefix("torch.")},
         experts=[{key: spec[key] for key in ("name", "preference", "r")} for spec in experts],
         routers=[{key: spec[key] for key in ("name", "preference", "votes_for")} for spec in routers],
-        policies=scan.policies,
-        pairs=scan.pairs,
-        modules=modules,
-        notes=scan.notes,
+        policies=statistics.reports,
+        pairs=statistics.pairs,
+        modules=built.modules,
+        notes=built.notes,
     )
-    if not routers and len(policies) > 1:
-        point = [0.75, 0.25] + [0.0] * (len(policies) - 2)
+    n = len(inputs.policies)
+    if not routers and n > 1:
+        point = [0.75, 0.25] + [0.0] * (n - 2)
         written = ",".join(f"{weight:g}" for weight in point)
         report.notes.append(f"no routers; add one with routers=[{point}] (--router {written}) and train it")
-    _warn_about_pruning(report, options)
+    warn_about_pruning(report, options.pruning.share)
     return report
-
-
-def _warn_about_pruning(report: BuildReport, options: BuildOptions) -> None:
-    for name, policy in report.policies.items():
-        if policy.kind == "full" and abs(policy.dropped - options.prune) > _OFF_TARGET:
-            warnings.warn(
-                f"pruning dropped {policy.dropped:.1%} of policy {name!r} instead of {options.prune:.1%}, because "
-                "many of its entries are equal (16-bit checkpoints tie a lot)",
-                HoEWarning,
-                stacklevel=4,
-            )
-    low = [
-        f"{module} of {expert} ({row.kept:.1%})"
-        for module, rows in report.modules.items()
-        for expert, row in rows.items()
-        if row.kept < _LOW_SHARE
-    ]
-    if low:
-        warnings.warn(
-            f"pruning kept less than {_LOW_SHARE:.0%} of {len(low)} modules: {', '.join(low[:5])}"
-            f"{' ...' if len(low) > 5 else ''}; prune_scope='module' or a smaller prune keeps more there",
-            HoEWarning,
-            stacklevel=4,
-        )

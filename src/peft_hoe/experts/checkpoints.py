@@ -18,8 +18,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
+PathOrHubId = str | os.PathLike[str]  # a directory, a Hub id, or `id@revision`
+
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."  # before the names of modules in the files of an adapter
 _SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
 _PICKLES = ("pytorch_model.bin", "adapter_model.bin")
 _SETTINGS_PATTERNS = ["*.json"]
@@ -31,7 +34,7 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def fetch(
-    source: str | os.PathLike[str],
+    source: PathOrHubId,
     *,
     weights: bool,
     allow_pickle: bool = False,

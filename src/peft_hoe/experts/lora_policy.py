@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .architecture import Architecture, LinearModule
-from .checkpoints import ADAPTER_CONFIG, Checkpoint, read_json
+from .checkpoints import ADAPTER_CONFIG, PEFT_PREFIX, Checkpoint, read_json
 
-_PREFIX = "base_model.model."
 _REFUSED = {  # config field: why its adapter is not the B A that an expert holds
     "use_dora": "DoRA normalises the weight's columns, which is not a low-rank delta",
     "modules_to_save": "it holds whole modules besides the low-rank deltas; merge it into its base and pass that",
@@ -68,7 +67,7 @@ class LoraPolicy:
         targets = {target.name: target for target in architecture.targets}
         modules = {}
         for name in self.checkpoint.names:
-            stem, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+            stem, _, part = name.removeprefix(PEFT_PREFIX).partition(".lora_")
             if part not in ("A.weight", "B.weight"):
                 raise CheckpointError(
                     f"{self.label}: tensor {name!r} is not a factor of a linear layer, so it cannot be taken"

@@ -98,17 +98,17 @@ def _unit_range(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Method:
+class MergeMethod:
     """A merge method and the defaults of its options."""
 
     function: Callable[..., Tensor]
     options: Mapping[str, float]
 
 
-METHODS: dict[str, Method] = {
-    "linear": Method(linear, {}),
-    "ties": Method(ties, {"density": 0.6}),
-    "pcb": Method(pcb, {"density": 0.2}),
+METHODS: dict[str, MergeMethod] = {
+    "linear": MergeMethod(linear, {}),
+    "ties": MergeMethod(ties, {"density": 0.6}),
+    "pcb": MergeMethod(pcb, {"density": 0.2}),
 }
 
 
@@ -119,7 +119,7 @@ def check_merge(method: str, options: Mapping[str, Any] | None) -> dict[str, flo
         ExpertError: unknown method or option, or a share outside [0, 1].
     """
     if method not in METHODS:
-        raise ExpertError(f"merge is {method!r}; allowed are {sorted(METHODS)}")
+        raise ExpertError(f"merge method is {method!r}; allowed are {sorted(METHODS)}")
     known = METHODS[method].options
     unknown = sorted(set(options or {}) - set(known))
     if unknown:

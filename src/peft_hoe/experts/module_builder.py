@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ..config import HoEConfig
-from ..routing import HULL
+from ..routing import corner
 from .architecture import LinearModule
+from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
 from .merging import merge
 from .options import BuildOptions
 from .pruning import drop_below, magnitude_threshold
 from .report import ModuleReport
 from .rescale import rescale_factor
-from .sources import Sources
 from .svd import LowRank, keep_factors, reduce_factors, truncated_svd
 from .task_vectors import task_vectors
 
@@ -34,41 +34,40 @@ class ModuleBuilder:
     """Makes the factors of all experts in one module after the other.
 
     Args:
-        sources: base and policies.
+        inputs: base and policies.
         options: the settings.
         config: names, preferences and ranks of the experts.
         thresholds: `{policy: t}` where pruning uses one threshold for all modules.
     """
 
     def __init__(
-        self, sources: Sources, options: BuildOptions, config: HoEConfig, thresholds: Mapping[str, float]
+        self, inputs: BuildInputs, options: BuildOptions, config: HoEConfig, thresholds: Mapping[str, float]
     ) -> None:
-        self.sources, self.options, self.thresholds = sources, options, thresholds
-        names = list(sources.policies)
+        self.inputs, self.options, self.thresholds = inputs, options, thresholds
+        names = list(inputs.policies)
         self.experts = []
         self._entries: dict[str, tuple[float, int]] = {}  # policy: entries dropped, entries seen
         for spec in config.experts or []:
-            corner = next(
-                (name for name, weight in zip(names, spec.preference, strict=True) if weight > 1 - HULL), None
-            )
-            self.experts.append(_Expert(spec.name, list(spec.preference), corner, spec.r))
+            index = corner(spec.preference)
+            policy = None if index is None else names[index]
+            self.experts.append(_Expert(spec.name, list(spec.preference), policy, spec.r))
         # A LoRA policy's weights are multiplied out only where a merge needs them.
         merged = [expert for expert in self.experts if expert.policy is None]
         self._dense = {
             name: policy
-            for i, (name, policy) in enumerate(sources.policies.items())
+            for i, (name, policy) in enumerate(inputs.policies.items())
             if not isinstance(policy, LoraPolicy) or any(expert.weights[i] > 0 for expert in merged)
         }
 
     def build(self, target: LinearModule) -> tuple[list[LowRank], dict[str, ModuleReport]]:
         """Factors and report of every expert in one module, in the config's order."""
-        deltas = task_vectors(self.sources.base, self._dense, target)
+        deltas = task_vectors(self.inputs.base, self._dense, target)
         norms = {name: float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for name, delta in deltas.items()}
         factors, rows = [], {}
         for expert in self.experts:
             if expert.policy is None:
                 factor, row = self._merged(expert, deltas, norms)
-            elif isinstance(self.sources.policies[expert.policy], LoraPolicy):
+            elif isinstance(self.inputs.policies[expert.policy], LoraPolicy):
                 factor, row = self._taken(expert, target)
             else:
                 factor, row = self._pruned(expert, deltas[expert.policy], norms)
@@ -85,8 +84,8 @@ class ModuleBuilder:
         """The expert of a full fine-tune: task-SVD."""
         name = str(expert.policy)
         threshold = self.thresholds.get(name, 0.0)
-        if self.options.prune > 0 and self.options.prune_scope == "module":
-            threshold = magnitude_threshold(delta, self.options.prune)
+        if self.options.pruning.share > 0 and self.options.pruning.scope == "module":
+            threshold = magnitude_threshold(delta, self.options.pruning.share)
         lost = int((delta.abs() < threshold).sum())
         before = self._entries.get(name, (0, 0))
         self._entries[name] = before[0] + lost, before[1] + delta.numel()
@@ -98,26 +97,30 @@ class ModuleBuilder:
     ) -> tuple[LowRank, ModuleReport]:
         """A multi-objective expert: merge the raw task vectors, then task-SVD without pruning again."""
         used = [i for i, weight in enumerate(expert.weights) if weight > 0]
-        names = list(self.sources.policies)
+        names = list(self.inputs.policies)
         raw, weights = [deltas[names[i]] for i in used], [expert.weights[i] for i in used]
-        delta = merge(raw, weights, self.options.merge, self.options.merge_options)
+        delta = merge(raw, weights, self.options.merging.method, self.options.merging.options)
         norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
         return self._truncated(expert, delta, 1.0, norm, norms)
 
     def _truncated(
         self, expert: _Expert, delta: Tensor, kept: float, norm: float, norms: dict[str, float]
     ) -> tuple[LowRank, ModuleReport]:
-        factor = truncated_svd(delta, expert.rank, solver=self.options.svd, seed=self.options.seed)
-        shares = {
-            name: weight for name, weight in zip(self.sources.policies, expert.weights, strict=True) if weight > 0
-        }
+        factor = truncated_svd(
+            delta,
+            expert.rank,
+            solver=self.options.svd.solver,
+            max_power_steps=self.options.svd.max_power_steps,
+            seed=self.options.seed,
+        )
+        shares = {name: weight for name, weight in zip(self.inputs.policies, expert.weights, strict=True) if weight > 0}
         policy_norm = sum(weight * norms[name] for name, weight in shares.items())
         scale = rescale_factor(self.options.rescale, factor.norm, norm, policy_norm)
         return _with_report(factor, scale, kept, norm)
 
     def _taken(self, expert: _Expert, target: LinearModule) -> tuple[LowRank, ModuleReport]:
         """The expert of a LoRA policy: its own factors, reduced only where a smaller rank was asked for."""
-        policy = self.sources.policies[str(expert.policy)]
+        policy = self.inputs.policies[str(expert.policy)]
         read = policy.factors(target.name) if isinstance(policy, LoraPolicy) else None
         if read is None:
             read = torch.zeros(target.d_out, 0), torch.zeros(0, target.d_in)

@@ -1,12 +1,13 @@
 """The settings of a build, checked before anything is read.
 
-The defaults are chosen by `benchmarks/build_defaults.py` on validation prompts; docs/build.md has the table.
+What belongs together is one small group. The defaults are chosen by `benchmarks/build_defaults.py` on validation prompts;
+docs/build.md has the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -15,10 +16,9 @@ from ..config import INTERPOLATIONS
 from ..errors import ExpertError
 from .merging import check_merge
 from .rescale import check_rescale
-from .svd import SOLVERS
+from .svd import MAX_POWER_STEPS, SOLVERS
 
 DEFAULT_RANK = 16
-DEFAULT_PRUNE = 0.4
 DEFAULT_RESCALE = "norm"
 DEFAULT_INTERPOLATION = "norm"
 PRUNE_SCOPES = ("global", "module")
@@ -26,31 +26,138 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """Which entries of a full fine-tune's task vector are dropped before it is truncated.
+
+    >>> Pruning(0.6, scope="module")
+    Pruning(share=0.6, scope='module')
+
+    Args:
+        share: of the smallest entries, from 0 (nothing is dropped) up to but without 1.
+        scope: what the share is counted over: "global" has one threshold for all weights in scope, "module" one for each.
+
+    Raises:
+        ExpertError: names the value and what is allowed.
+    """
+
+    share: float = 0.4
+    scope: str = "global"
+
+    def __post_init__(self) -> None:
+        share = self.share
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise ExpertError(
+                f"the share to prune is {share!r}; allowed are a number from 0 up to but without 1, or None for none"
+            )
+        check_choice("the scope of pruning", self.scope, PRUNE_SCOPES)
+
+    @classmethod
+    def of(cls, given: Any) -> Pruning:
+        """From its short forms: a number is the share, None or "none" drops nothing."""
+        if isinstance(given, cls):
+            return given
+        return cls(0.0 if given is None or given == "none" else given)
+
+
+@dataclass(frozen=True)
+class Merging:
+    """How the policies' task vectors become that of a multi-objective expert.
+
+    >>> Merging("ties").options
+    {'density': 0.6}
+
+    Args:
+        method: "linear", "ties" or "pcb"; see `merging`.
+        options: of the method, by name; what is left out has the method's default.
+
+    Raises:
+        ExpertError: an unknown method or option, or a value that is not allowed.
+    """
+
+    method: str = "ties"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", check_merge(self.method, self.options))
+
+    @classmethod
+    def of(cls, given: Any) -> Merging:
+        """From its short form, the name of the method."""
+        return given if isinstance(given, cls) else cls(given)
+
+
+@dataclass(frozen=True)
+class TaskSVD:
+    """How a task vector is truncated.
+
+    >>> TaskSVD("exact")
+    TaskSVD(solver='exact', max_power_steps=8)
+
+    Args:
+        solver: "randomized" (subspace iteration) or "exact".
+        max_power_steps: the most that the randomised solver takes; it stops where one gains less than 1e-4 of the energy.
+
+    Raises:
+        ExpertError: names the value and what is allowed.
+    """
+
+    solver: str = "randomized"
+    max_power_steps: int = MAX_POWER_STEPS
+
+    def __post_init__(self) -> None:
+        check_choice("svd", self.solver, SOLVERS)
+        steps = self.max_power_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ExpertError(f"max_power_steps is {steps!r}; it must be a whole number of at least 0")
+
+    @classmethod
+    def of(cls, given: Any) -> TaskSVD:
+        """From its short form, the name of the solver."""
+        return given if isinstance(given, cls) else cls(given)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the base and the policies are read.
+
+    >>> Loading(revision="v1.0")
+    Loading(task_type=None, revision='v1.0', token=None, allow_pickle=False)
+
+    Args:
+        task_type: PEFT's name of what the model does, such as "CAUSAL_LM"; default from the base's class.
+        revision: of the base on the Hub; a policy's is written `id@revision`.
+        token: for the Hub; default the one that is logged in.
+        allow_pickle: whether `.bin` checkpoints may be read (with `weights_only`).
+    """
+
+    task_type: str | None = None
+    revision: str | None = None
+    token: str | bool | None = None
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
 class BuildOptions:
-    """Settings with every name and number checked.
+    """What decides the numbers of an adapter, every name and number checked.
 
     Attributes:
         r: rank of an expert that states none; "auto" is `DEFAULT_RANK`, and a LoRA policy's own rank for its expert;
             "full" keeps every direction.
-        prune: share of the smallest entries of a task vector to drop, or 0.
-        prune_scope: "global" (one threshold per policy) or "module".
-        merge: method that makes multi-objective experts.
-        merge_options: its options, defaults filled in.
+        pruning: what is dropped of a full fine-tune.
+        merging: how multi-objective experts are made.
+        svd: how task vectors are truncated.
         rescale: "norm", "policy_norm", a number or None.
         interpolation: "norm" or "linear".
-        svd: "randomized" or "exact".
-        seed: of the randomised solver.
+        seed: of everything random.
         dtype: what is written, or None for the base's.
     """
 
     r: int | str
-    prune: float
-    prune_scope: str
-    merge: str
-    merge_options: dict[str, float]
+    pruning: Pruning
+    merging: Merging
+    svd: TaskSVD
     rescale: str | float | None
     interpolation: str
-    svd: str
     seed: int
     dtype: torch.dtype | None
 
@@ -59,33 +166,27 @@ class BuildOptions:
         cls,
         *,
         r: Any,
-        prune: Any,
-        prune_scope: str,
-        merge: str,
-        merge_options: Mapping[str, Any] | None,
+        pruning: Any,
+        merging: Any,
+        svd: Any,
         rescale: Any,
         interpolation: str,
-        svd: str,
         seed: int,
         dtype: Any,
     ) -> BuildOptions:
-        """Settings from what a user wrote.
+        """Settings from what a user wrote, short forms included.
 
         Raises:
             ExpertError: names the value and what is allowed.
         """
-        _check_choice("prune_scope", prune_scope, PRUNE_SCOPES)
-        _check_choice("interpolation", interpolation, INTERPOLATIONS)
-        _check_choice("svd", svd, SOLVERS)
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
         return cls(
             r=_check_rank(r),
-            prune=_check_prune(prune),
-            prune_scope=prune_scope,
-            merge=merge,
-            merge_options=check_merge(merge, merge_options),
+            pruning=Pruning.of(pruning),
+            merging=Merging.of(merging),
+            svd=TaskSVD.of(svd),
             rescale=check_rescale(rescale),
             interpolation=interpolation,
-            svd=svd,
             seed=seed,
             dtype=_check_dtype(dtype),
         )
@@ -95,7 +196,12 @@ class BuildOptions:
         return {**asdict(self), "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
 
 
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not among those allowed.
+
+    Raises:
+        ExpertError: names the value and what is allowed.
+    """
     if value not in allowed:
         raise ExpertError(f"{name} is {value!r}; allowed are {list(allowed)}")
 
@@ -108,14 +214,6 @@ def _check_rank(r: Any) -> int | str:
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
         raise ExpertError(f"r is {r!r}; allowed are a whole number of at least 1, 'full' (or None) and 'auto'")
     return r
-
-
-def _check_prune(prune: Any) -> float:
-    if prune is None or prune == "none":
-        return 0.0
-    if isinstance(prune, bool) or not isinstance(prune, (int, float)) or not 0 <= prune < 1:
-        raise ExpertError(f"prune is {prune!r}; allowed are a share from 0 up to but without 1, or None for none")
-    return float(prune)
 
 
 def _check_dtype(dtype: Any) -> torch.dtype | None:

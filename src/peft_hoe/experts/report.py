@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import HoEWarning
+
 REPORT_FILE = "build_report.json"
+_LOW_SHARE = 0.1  # a module of which pruning keeps less is warned about
+_OFF_TARGET = 0.05  # and a policy of which it drops so much more or less than asked
 
 
 @dataclass
@@ -139,3 +144,29 @@ class BuildReport:
                 lines.append(f"not captured of {name} (share of the squared change): {shares}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def warn_about_pruning(report: BuildReport, asked: float) -> None:
+    """Warn where pruning dropped another share than `asked`, or nearly everything of a module."""
+    for name, policy in report.policies.items():
+        if policy.kind == "full" and abs(policy.dropped - asked) > _OFF_TARGET:
+            warnings.warn(
+                f"pruning dropped {policy.dropped:.1%} of policy {name!r} instead of {asked:.1%}, because "
+                "many of its entries are equal (16-bit checkpoints tie a lot)",
+                HoEWarning,
+                stacklevel=4,
+            )
+    low = [
+        f"{module} of {expert} ({row.kept:.1%})"
+        for module, rows in report.modules.items()
+        for expert, row in rows.items()
+        if row.kept < _LOW_SHARE
+    ]
+    if low:
+        warnings.warn(
+            f"pruning kept less than {_LOW_SHARE:.0%} of {len(low)} modules: {', '.join(low[:5])}"
+            f"{' ...' if len(low) > 5 else ''}; Pruning(scope='module') (--prune-scope module) or a smaller share keeps "
+            "more there",
+            HoEWarning,
+            stacklevel=4,
+        )

@@ -16,7 +16,7 @@ from ..errors import ExpertError
 
 SOLVERS = ("randomized", "exact")
 _OVERSAMPLING = 8
-_MAX_POWER_STEPS = 8
+MAX_POWER_STEPS = 8
 _GAIN = 1e-4
 
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
@@ -52,7 +52,14 @@ class LowRank:
         return LowRank(self.b * factor, self.a, self.norm * abs(factor), self.energy, self.residual, self.solver)
 
 
-def truncated_svd(matrix: Tensor, rank: int | None, *, solver: str = "randomized", seed: int = 0) -> LowRank:
+def truncated_svd(
+    matrix: Tensor,
+    rank: int | None,
+    *,
+    solver: str = "randomized",
+    max_power_steps: int = MAX_POWER_STEPS,
+    seed: int = 0,
+) -> LowRank:
     """The best (exact) or nearly best (randomized) approximation of a rank.
 
     Args:
@@ -60,6 +67,7 @@ def truncated_svd(matrix: Tensor, rank: int | None, *, solver: str = "randomized
         rank: r; None for full rank. Clamped to the numerical rank of the matrix.
         solver: "randomized" or "exact". Where the subspace would be half of the smaller side or more, exact is
             used: it is faster there.
+        max_power_steps: the most that the randomised solver takes.
         seed: of the random subspace.
 
     Raises:
@@ -77,7 +85,7 @@ def truncated_svd(matrix: Tensor, rank: int | None, *, solver: str = "randomized
     used = "exact"
     if solver == "randomized" and 2 * (wanted + _OVERSAMPLING) < smaller:
         try:
-            u, s, vh, used = _randomized(matrix, wanted, total, seed)
+            u, s, vh, used = _randomized(matrix, wanted, total, max_power_steps, seed)
         except LinAlgError:
             u, s, vh, used = _exact(matrix)
             used += " (randomized failed)"
@@ -137,13 +145,15 @@ def _exact(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, str]:
     return u, s, vh, "exact float64 (float32 failed)"
 
 
-def _randomized(matrix: Tensor, rank: int, total: float, seed: int) -> tuple[Tensor, Tensor, Tensor, str]:
+def _randomized(
+    matrix: Tensor, rank: int, total: float, max_power_steps: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, str]:
     generator = torch.Generator().manual_seed(seed)
     width = rank + _OVERSAMPLING
     basis, _ = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator))
     projected = matrix.T @ basis  # (d_in, width)
     energy, steps = _top_energy(projected, rank, total), 0
-    while steps < _MAX_POWER_STEPS:
+    while steps < max_power_steps:
         rows, _ = torch.linalg.qr(projected)
         basis, _ = torch.linalg.qr(matrix @ rows)
         projected = matrix.T @ basis

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_hoe.errors import HoEError
+from peft_hoe.errors import ExpertError, HoEError
 from peft_hoe.evaluation import sweep
 from peft_hoe.evaluation.baselines import BASELINES
 from peft_hoe.evaluation.baselines.adapters import load_base
@@ -18,7 +18,7 @@ from peft_hoe.experts.merging import check_merge, merge
 from peft_hoe.objectives import RewardNormalizer
 from peft_hoe.tuner.functional import use_preference
 
-EXACT: dict[str, Any] = {"r": "full", "prune": None, "rescale": None, "svd": "exact"}
+EXACT: dict[str, Any] = {"r": "full", "pruning": None, "rescale": None, "svd": "exact"}
 IDS = torch.tensor([[1, 5, 6, 7, 9], [1, 10, 11, 12, 13]])
 MIDDLE = np.array([0.3, 0.7])
 SCALE = RewardNormalizer(np.eye(2), ("low", "high"))
@@ -140,11 +140,21 @@ def test_merges_are_made_anew_for_each_preference(make, base, policies, name, me
 @pytest.mark.parametrize("name", ["ta", "ties", "pcb"])
 def test_a_one_hot_merge_is_the_policys_expert(make, name):
     """At a rank and with pruning, as HoE has it."""
-    settings = {"r": 4, "prune": 0.4}
+    settings = {"r": 4, "pruning": 0.4}
     experts, found = make("rs", **settings), make(name, **settings)
     for corner in ([1.0, 0.0], [0.0, 1.0]):
         with use_preference(experts.model, corner), found.at(np.asarray(corner)) as model:
             torch.testing.assert_close(logits(model), logits(experts.model), rtol=0, atol=1e-6)
+
+
+def test_a_baseline_that_is_a_merge_takes_options_of_its_own_method_only(make):
+    assert make("ties", merge_options={"density": 0.3}).merging.options == {"density": 0.3}
+    with pytest.raises(
+        HoEError, match=r"TIES merges by 'ties'; give its options as merge_options= instead of merging="
+    ):
+        make("ties", merging="linear")
+    with pytest.raises(ExpertError, match=r"merge 'linear' has no option \['density'\]"):
+        make("ta", merge_options={"density": 0.3})
 
 
 def test_adapters_are_found_again_and_never_mixed_up(make, base, policies, tokenizer, tmp_path):

@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...errors import HoEError
+from ...experts import Merging
 from ...generation.decoder import Decoder
 from ...preference import FloatArray
-from ...routing import HULL
+from ...routing import corner
 from ...tuner.functional import use_preference
 from .adapters import Source, built_adapter, load_adapted, load_base, one_hot_adapter
 from .per_preference import PerPreference, sources_identity
@@ -35,12 +37,16 @@ def _make(
     do_sample: bool = False,
     temperature: float = 1.0,
     model_options: Mapping[str, Any] | None = None,
+    merge_options: Mapping[str, float] | None = None,
     **build: Any,
 ) -> Merges:
+    if "merging" in build:
+        raise HoEError(f"{name} merges by {_MERGES[name]!r}; give its options as merge_options= instead of merging=")
+    merging = Merging(_MERGES[name], merge_options or {})
     decoder = Decoder(
         load_base(base, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature
     )  # fmt: skip
-    return Merges(name, base, policies, decoder, Path(folder), model_options, build)
+    return Merges(name, base, policies, decoder, Path(folder), model_options, merging, build)
 
 
 ta = partial(_make, "TA")
@@ -59,11 +65,12 @@ class Merges(PerPreference):
         decoder: Decoder,
         folder: Path,
         model_options: Mapping[str, Any] | None,
+        merging: Merging,
         build: Mapping[str, Any],
     ) -> None:
-        super().__init__(name, list(policies), decoder, sources_identity(base, policies, **build))
+        super().__init__(name, list(policies), decoder, sources_identity(base, policies, merging=merging, **build))
         self.base, self.policies, self.folder, self.build = base, policies, folder, dict(build)
-        self.model_options = model_options
+        self.model_options, self.merging = model_options, merging
         self._last: tuple[bytes, Any] | None = None
 
     @contextlib.contextmanager
@@ -79,11 +86,9 @@ class Merges(PerPreference):
 
     def adapter(self, preference: FloatArray) -> Path:
         """The folder of a preference's adapter, built where it is missing."""
-        if preference.max() > 1 - HULL:
+        if corner(preference) is not None:
             return one_hot_adapter(self.folder, self.base, self.policies, **self.build)
-        merge = _MERGES[self.name]
-        point = "_".join(f"{weight:.6g}" for weight in preference)
-        options = {**self.build, "merge": merge}
+        path = self.folder / self.merging.method / "_".join(f"{weight:.6g}" for weight in preference)
         return built_adapter(
-            self.folder / merge / point, self.base, self.policies, experts=[preference.tolist()], **options
+            path, self.base, self.policies, experts=[preference.tolist()], merging=self.merging, **self.build
         )

@@ -1,0 +1,54 @@
+"""The groups of a build's settings: defaults, short forms, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from peft_hoe import ExpertError, Merging, Pruning, TaskSVD
+from peft_hoe.experts.options import BuildOptions
+
+
+def options(**changes):
+    given = {
+        "r": "auto", "pruning": Pruning(), "merging": Merging(), "svd": TaskSVD(), "rescale": "norm",
+        "interpolation": "norm", "seed": 0, "dtype": None,
+    }  # fmt: skip
+    return BuildOptions.checked(**{**given, **changes})
+
+
+def test_defaults_are_those_that_were_measured():
+    assert options().to_dict() == {
+        "r": "auto", "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
+        "svd": {"solver": "randomized", "max_power_steps": 8}, "rescale": "norm", "interpolation": "norm", "seed": 0,
+        "dtype": None,
+    }  # fmt: skip
+
+
+def test_short_forms_are_the_groups():
+    short = options(pruning=0.6, merging="pcb", svd="exact", r=None, rescale="none", dtype="bfloat16")
+    assert short.pruning == Pruning(0.6, "global")
+    assert short.merging == Merging("pcb", {"density": 0.2})
+    assert short.svd == TaskSVD("exact")
+    assert (short.r, short.rescale, short.dtype) == ("full", None, torch.bfloat16)
+    assert options(pruning=None).pruning == options(pruning="none").pruning == Pruning(0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Pruning(1.0), "the share to prune is 1.0; allowed are a number from 0 up to but without 1"),
+        (lambda: Pruning(True), "the share to prune is True"),
+        (lambda: Pruning(scope="layer"), r"the scope of pruning is 'layer'; allowed are \['global', 'module'\]"),
+        (lambda: Merging("slerp"), "merge method is 'slerp'"),
+        (lambda: Merging("ties", {"densty": 0.1}), r"merge 'ties' has no option \['densty'\]"),
+        (lambda: TaskSVD("fast"), "svd is 'fast'"),
+        (lambda: TaskSVD(max_power_steps=-1), "max_power_steps is -1; it must be a whole number of at least 0"),
+        (lambda: options(interpolation="cubic"), "interpolation is 'cubic'"),
+        (lambda: options(r=0), "r is 0; allowed are"),
+        (lambda: options(dtype="int8"), "dtype is 'int8'; allowed are"),
+    ],
+)
+def test_what_is_not_allowed_is_named(make, message):
+    with pytest.raises(ExpertError, match=message):
+        make()
