@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -43,11 +45,51 @@ def test_a_sum_within_two_and_a_half_percent_is_divided_out():
         ("0.5,0.5", "str"),
         (["x", "y"], "not a number"),
         ([[1, 0], [0, 1]], "several rows"),
+        (torch.ones(2, device="meta"), "cannot be read .*meta"),
+        (torch.eye(2)[0].to_sparse(), "cannot be read"),
+        (torch.nested.nested_tensor([torch.ones(1), torch.ones(1)], layout=torch.jagged), "cannot be read"),
+        (torch.tensor([1 + 1j, 0]), "not a number"),
+        (np.array(0.5), "ndarray"),
+        ([0.5, [0.5]], "several rows"),
+        ([], "0 numbers"),
     ],
 )
 def test_bad_preferences_are_refused_by_name(value, message):
     with pytest.raises(PreferenceError, match=message):
         parse_preference(value, NAMES)
+
+
+@pytest.mark.parametrize("deep", [[[[1, 0]]], np.ones((2, 2, 2)) / 2, torch.eye(2)[None]])
+def test_more_than_rows_is_refused(deep):
+    with pytest.raises(PreferenceError, match="nested too deeply"):
+        parse_preference(deep, NAMES, rows=True)
+
+
+@pytest.mark.parametrize(
+    ("total", "good"), [(1.025, True), (1.0251, False), (1.026, False), (0.975, True), (0.9749, False), (0.974, False)]
+)
+def test_the_tolerance_of_a_sum_ends_at_two_and_a_half_percent(total, good):
+    value = [total - 0.5, 0.5]
+    if good:
+        np.testing.assert_allclose(parse_preference(value, NAMES), [1 - 0.5 / total, 0.5 / total], rtol=1e-14)
+    else:
+        with pytest.raises(PreferenceError, match="sums to"):
+            parse_preference(value, NAMES)
+
+
+def test_an_error_carries_what_was_given_and_what_may_be():
+    with pytest.raises(PreferenceError) as refused:
+        parse_preference({"funny": 1}, NAMES)
+    assert (refused.value.argument, refused.value.value) == ("preference", {"funny": 1})
+    assert refused.value.allowed == NAMES
+    again = pickle.loads(pickle.dumps(refused.value))
+    assert (str(again), again.value) == (str(refused.value), {"funny": 1})
+
+
+def test_an_error_about_a_long_value_is_short():
+    with pytest.raises(PreferenceError, match="2000 numbers") as refused:
+        parse_preference([0.0005] * 2000, NAMES)
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_parsed_preference_parses_to_itself():

@@ -20,5 +20,6 @@ def check_readable(path: str | os.PathLike[str]) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{os.fspath(path)} is truncated or not a safetensors file ({error}); save or download the adapter again"
+            f"{os.fspath(path)} is truncated or not a safetensors file ({error}); save or download the adapter again",
+            path=path,
         ) from error

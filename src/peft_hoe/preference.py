@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 
 # People write [.33, .33, .33] and [.35, .28, .35]; both are in the paper (E.5 and Figure 10).
 SUM_TOLERANCE = 0.025
+_ROUNDING = 1e-12
+_SHOWN = 500  # characters of a value in an error
 
 
 def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = False) -> FloatArray:
@@ -40,25 +42,53 @@ def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = Fals
     """
     if isinstance(value, Mapping):
         return _normalise(_from_mapping(value, objectives), value, objectives)
-    if hasattr(value, "tolist"):  # tensors and arrays
-        value = value.detach().tolist() if hasattr(value, "detach") else value.tolist()
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise PreferenceError(
-            f"preference {value!r} is a {type(value).__name__}; expected {len(objectives)} numbers for "
-            f"{list(objectives)} or a mapping such as {example(objectives)}"
+    listed = _listed(value, objectives)
+    if isinstance(listed, (str, bytes)) or not isinstance(listed, Sequence):
+        raise _refused(
+            value,
+            f"is a {type(value).__name__}; expected {len(objectives)} numbers for {list(objectives)} or a mapping such as "
+            f"{example(objectives)}",
+            objectives,
         )
-    if any(_is_row(item) for item in value):
-        if not rows:
-            raise PreferenceError(
-                f"preference {value!r} holds several rows where one preference is expected; pass one preference per "
-                "row with the call: model.generate(..., preference=[...])"
-            )
-        return np.stack([parse_preference(item, objectives) for item in value])
-    return _normalise(value, value, objectives)
+    if not any(_is_row(item) for item in listed):
+        return _normalise(listed, value, objectives)
+    if not rows:
+        raise _refused(
+            value,
+            "holds several rows where one preference is expected; pass one preference per row with the call: "
+            "model.generate(..., preference=[...])",
+            objectives,
+        )
+    return np.stack([_parse_row(item, value, objectives) for item in listed])
+
+
+def _listed(value: Any, objectives: Sequence[str]) -> Any:
+    """The numbers of a tensor or an array as lists; anything else as it is."""
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.detach().tolist() if hasattr(value, "detach") else value.tolist()
+    except (RuntimeError, TypeError, ValueError) as error:  # on the meta device, sparse, nested
+        reason = str(error).split("\n")[0]
+        raise _refused(
+            value, f"has numbers that cannot be read ({reason}); pass a dense tensor or a list", objectives
+        ) from error
+
+
+def _parse_row(item: Any, value: Any, objectives: Sequence[str]) -> FloatArray:
+    if not isinstance(item, Mapping) and _is_row(item) and any(_is_row(inner) for inner in _listed(item, objectives)):
+        raise _refused(value, "is nested too deeply; give one preference, or a list of them, one per row", objectives)
+    return parse_preference(item, objectives)
 
 
 def _is_row(item: Any) -> bool:
     return (isinstance(item, (Sequence, Mapping)) and not isinstance(item, str)) or getattr(item, "ndim", 0) > 0
+
+
+def _refused(value: Any, reason: str, objectives: Sequence[str]) -> PreferenceError:
+    shown = repr(dict(value) if isinstance(value, Mapping) else value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return PreferenceError(f"preference {shown} {reason}", argument="preference", value=value, allowed=list(objectives))
 
 
 def example(objectives: Sequence[str]) -> dict[str, float]:
@@ -69,31 +99,34 @@ def example(objectives: Sequence[str]) -> dict[str, float]:
 def _from_mapping(value: Mapping[str, Any], objectives: Sequence[str]) -> list[Any]:
     unknown = [name for name in value if name not in objectives]
     if unknown:
-        raise PreferenceError(f"preference {dict(value)!r} names {unknown}; the objectives are {list(objectives)}")
+        raise _refused(value, f"names {unknown}; the objectives are {list(objectives)}", objectives)
     return [value.get(name, 0.0) for name in objectives]
 
 
-def _normalise(numbers: Sequence[Any], shown: Any, objectives: Sequence[str]) -> FloatArray:
+def _normalise(numbers: Sequence[Any], value: Any, objectives: Sequence[str]) -> FloatArray:
     try:
         point = np.asarray([float(number) for number in numbers], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise PreferenceError(f"preference {shown!r} holds something that is not a number: {error}") from None
+        raise _refused(value, f"holds something that is not a number: {error}", objectives) from None
     if point.shape != (len(objectives),):
-        raise PreferenceError(
-            f"preference {shown!r} has {len(point)} numbers, but there are {len(objectives)} objectives: "
-            f"{list(objectives)}"
+        raise _refused(
+            value,
+            f"has {len(point)} numbers, but there are {len(objectives)} objectives: {list(objectives)}",
+            objectives,
         )
     if not np.isfinite(point).all():
-        raise PreferenceError(f"preference {shown!r} holds NaN or infinity; all weights must be finite")
+        raise _refused(value, "holds NaN or infinity; all weights must be finite", objectives)
     if (point < 0).any():
-        raise PreferenceError(f"preference {shown!r} holds a negative weight; all weights must be at least 0")
+        raise _refused(value, "holds a negative weight; all weights must be at least 0", objectives)
     total = float(point.sum())
-    if abs(total - 1) > SUM_TOLERANCE + 1e-12:
-        raise PreferenceError(
-            f"preference {shown!r} sums to {total:.6g}; it must sum to 1 (within {SUM_TOLERANCE:.1%}). "
-            "Divide it by its sum if you meant proportions"
+    if abs(total - 1) > SUM_TOLERANCE + _ROUNDING:
+        raise _refused(
+            value,
+            f"sums to {total:.6g}; it must sum to 1 (within {SUM_TOLERANCE:.1%}). Divide it by its sum if you meant "
+            "proportions",
+            objectives,
         )
-    return point if abs(total - 1) <= 1e-12 else point / total  # a parsed preference parses to itself
+    return point if abs(total - 1) <= _ROUNDING else point / total  # a parsed preference parses to itself
 
 
 def read_preference(text: str) -> list[float] | dict[str, float]:
@@ -112,7 +145,9 @@ def read_preference(text: str) -> list[float] | dict[str, float]:
         return [float(part) for part in parts]
     except ValueError:
         raise PreferenceError(
-            f"cannot read the preference {text!r}; write it as 0.7,0.3 or as helpful=0.7,harmless=0.3"
+            f"cannot read the preference {text!r}; write it as 0.7,0.3 or as helpful=0.7,harmless=0.3",
+            argument="preference",
+            value=text,
         ) from None
 
 

@@ -254,9 +254,9 @@ class PreferenceRouter:
             self._fine[support] = (members, Subdivision(points)) if inside else None
         return self._fine[support]
 
-    def route(self, preference: FloatArray) -> Route:
-        """The named route of a preference `(N,)`."""
-        weights, effective = self.weights(preference)
+    def route(self, preference: FloatArray, *, coarse: bool = False) -> Route:
+        """The named route of a preference `(N,)`, by the LoRA experts alone if `coarse`."""
+        weights, effective = self.coarse(preference) if coarse else self.weights(preference)
         chosen = {self.names[i]: float(weights[i]) for i in np.flatnonzero(weights)}
         return Route(
             experts=chosen,

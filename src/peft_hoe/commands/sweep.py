@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--payoff-prompts", metavar="FILE", help="held-out prompts to scale rewards on; default the sweep's own corners"
     )
-    add("--routers", choices=["keep", "drop"], default="keep", help="drop: the interpolation of experts (default keep)")
+    add(
+        "--routers",
+        choices=["keep", "static", "drop"],
+        default="keep",
+        help="static: as before they were trained; drop: the interpolation of experts alone (default keep)",
+    )
     add("--max-new-tokens", type=int, default=64, help="length of a completion (default 64)")
     add("--sample", action="store_true", help="sample; default greedy")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")

@@ -18,14 +18,16 @@ from ..errors import PreferenceError
 from .frames import ACTIVE, Frame, tensors_with_graph
 from .plan import Plan
 
+_BROUGHT = {"preference", "routers"}  # what a call may bring that the base model's forward does not know
+
 
 class Plans(Protocol):
     """What an entry asks of the model's `Steering`."""
 
     blocks_open: int
 
-    def plan_for(self, value: Any = None) -> Plan:
-        """The plan of a call that brings `value` or nothing."""
+    def plan_for(self, value: Any = None, routers: str | None = None) -> Plan:
+        """The plan of a call that brings a preference, or says what routers do, or neither."""
 
     def publish(self) -> None:
         """Write defaults and marks into the configurations."""
@@ -67,9 +69,11 @@ class Entry:
         self.steering.publish()
 
     @contextlib.contextmanager
-    def generating(self, preference: Any, expansions: Iterable[int], batch: int | None) -> Iterator[None]:
+    def generating(
+        self, preference: Any, routers: str | None, expansions: Iterable[int], batch: int | None
+    ) -> Iterator[None]:
         """One plan for all the forwards of a generate, which may repeat each row `expansions` times."""
-        frame = Frame(self.steering, self.steering.plan_for(preference))
+        frame = Frame(self.steering, self.steering.plan_for(preference, routers))
         frame.expansions |= set(expansions)
         _check_height(frame, batch)
         outer, ACTIVE.generating = ACTIVE.generating, frame
@@ -81,7 +85,7 @@ class Entry:
     def _before(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if (
             torch.compiler.is_compiling()
-            and "preference" not in kwargs
+            and not _BROUGHT & kwargs.keys()
             and ACTIVE.frame is None
             and not self.steering.blocks_open
         ):
@@ -98,15 +102,15 @@ class Entry:
         if self._check is not None:
             self._check(root)
             self._check = None
-        preference = kwargs.get("preference")
+        preference, routers = kwargs.get("preference"), kwargs.get("routers")
         batch, frame.lengths = extent(args, kwargs)
         outer = ACTIVE.generating
-        if preference is None and outer is not None and outer.steering is self.steering:
+        if preference is None and routers is None and outer is not None and outer.steering is self.steering:
             frame.plan, frame.expansions = outer.plan, outer.expansions
         else:
-            frame.plan = self.steering.plan_for(preference)
+            frame.plan = self.steering.plan_for(preference, routers)
             _check_height(frame, batch)
-        return args, {name: item for name, item in kwargs.items() if name != "preference"}
+        return args, {name: item for name, item in kwargs.items() if name not in _BROUGHT}
 
     def _after(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling() and ACTIVE.frame is None:
@@ -128,7 +132,10 @@ def _check_height(frame: Frame, batch: int | None) -> None:
     if rows is not None and batch is not None and rows != batch:
         raise PreferenceError(
             f"preference has {rows} rows, but the batch has {batch}; give one preference per row of the batch, or a "
-            "single one for all"
+            "single one for all",
+            argument="preference",
+            value=rows,
+            allowed=batch,
         )
 
 

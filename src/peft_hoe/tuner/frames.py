@@ -61,14 +61,12 @@ class _Active(threading.local):
         frame: of the root's forward under way.
         generating: of the generate under way, in which forwards follow one another.
         recorder: (steering, adapter, votes by module) while votes are recorded.
-        drop_routers: whether trained routers vote statically, as `merge(routers="drop")` asks.
     """
 
     def __init__(self) -> None:
         self.frame: Frame | None = None
         self.generating: Frame | None = None
         self.recorder: tuple[object, str, dict[str, torch.Tensor]] | None = None
-        self.drop_routers = False
 
     def frame_of(self, steering: object) -> Frame | None:
         """The frame that the layers of `steering` go by."""

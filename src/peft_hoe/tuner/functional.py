@@ -31,9 +31,11 @@ def set_preference(model: nn.Module, preference: Any) -> None:
     Steering.of(model).set_preference(preference)
 
 
-def use_preference(model: nn.Module, preference: Any) -> contextlib.AbstractContextManager[None]:
+def use_preference(
+    model: nn.Module, preference: Any = None, *, routers: str | None = None
+) -> contextlib.AbstractContextManager[None]:
     """`HoEModel.use_preference` for any model that carries HoE layers."""
-    return Steering.of(model).use_preference(preference)
+    return Steering.of(model).use_preference(preference, routers=routers)
 
 
 def route(model: nn.Module, preference: Any = None, adapter_name: str | None = None) -> Route:

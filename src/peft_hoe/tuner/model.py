@@ -78,7 +78,7 @@ class HoEModel(BaseTuner):
     # -- calls ---
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward, with `preference=` for all rows or one per row."""
+        """The base model's forward, with `preference=` for all rows or one per row, and `routers=` as in `use_preference`."""
         if torch.compiler.is_compiling():
             return self.model(*args, **kwargs)
         frame = ACTIVE.frame
@@ -87,8 +87,10 @@ class HoEModel(BaseTuner):
         finally:
             ACTIVE.frame = frame
 
-    def generate(self, *args: Any, preference: Any = None, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, preference: Any = None, routers: str | None = None, **kwargs: Any) -> Any:
         """Generate as transformers does, with a preference, or one per row of the batch, for the whole call.
+
+        `routers` is as in `use_preference`.
 
         A KV cache belongs to the preference that filled it: do not hand it to a call with another one.
         """
@@ -96,7 +98,7 @@ class HoEModel(BaseTuner):
         # Which of them counts is transformers' affair, and differs between its versions.
         sources = [kwargs, *(vars(item) for item in (*configs, getattr(self.model, "generation_config", None)) if item)]
         counts = [source.get(name) or 1 for source in sources for name in ("num_beams", "num_return_sequences")]
-        with self.steering.entry.generating(preference, counts, extent(args, kwargs)[0]):
+        with self.steering.entry.generating(preference, routers, counts, extent(args, kwargs)[0]):
             return self.model.generate(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -129,12 +131,24 @@ class HoEModel(BaseTuner):
         """
         self.steering.set_preference(preference)
 
-    def use_preference(self, preference: Any) -> contextlib.AbstractContextManager[None]:
+    def use_preference(
+        self, preference: Any = None, *, routers: str | None = None
+    ) -> contextlib.AbstractContextManager[None]:
         """A block in which `preference` is in effect, for this thread or asyncio task only.
 
         A thread started inside does not inherit it: pass `preference=` to the call there.
+
+        Args:
+            preference: as in `set_preference`, or one per row; None for the one in effect.
+            routers: "keep": trained routers vote by the input, as always. "static": all routers vote as they did before they
+                were trained. "drop": no router votes, which is the interpolation of the LoRA experts alone. Calls, `route`
+                and merging inside go by it, and an inner block that says nothing about it.
+
+        Raises:
+            PreferenceError: not a point of the simplex, or unknown names.
+            HoEError: `routers` is none of these.
         """
-        return self.steering.use_preference(preference)
+        return self.steering.use_preference(preference, routers=routers)
 
     def route(self, preference: Any = None, adapter_name: str | None = None) -> Route:
         """Which experts and routers a preference (default: the current one) leads to; no forward is run."""
@@ -153,14 +167,15 @@ class HoEModel(BaseTuner):
     # -- merging ---
 
     def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = False, routers: str = "keep"
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False, routers: str | None = None
     ) -> None:
         """Bake the current preference into the base weights; see PEFT.
 
         Args:
             adapter_names: default the active ones.
             safe_merge: check for NaN before replacing weights.
-            routers: "keep" refuses trained routers; "drop" leaves routers out and bakes the interpolation of experts.
+            routers: as in `use_preference`, and default what the block around the call says: "keep" refuses trained routers,
+                "static" and "drop" bake what they leave.
 
         Raises:
             StaticMergeError: before anything is changed.
@@ -173,7 +188,7 @@ class HoEModel(BaseTuner):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
-        routers: str = "keep",
+        routers: str | None = None,
     ) -> nn.Module:
         """The base model with the current preference baked in; see PEFT, and `merge_adapter` for `routers`."""
         with self._merging(adapter_names, routers):
@@ -194,18 +209,14 @@ class HoEModel(BaseTuner):
         self.steering.adapters.clear()
 
     @contextlib.contextmanager
-    def _merging(self, adapter_names: list[str] | None, routers: str) -> Iterator[None]:
-        if routers not in ("keep", "drop"):
-            raise ExpertError(f'routers is {routers!r}; use "keep" or "drop"')
-        ACTIVE.drop_routers = routers == "drop"
-        try:
+    def _merging(self, adapter_names: list[str] | None, routers: str | None) -> Iterator[None]:
+        block = contextlib.nullcontext() if routers is None else self.use_preference(routers=routers)
+        with block:
             for layer in _layers(self.model):
                 for adapter in self.active_adapters if adapter_names is None else adapter_names:
                     if adapter in layer.hoe_A and adapter not in layer.merged_adapters:
                         layer.check_mergeable(adapter)
             yield
-        finally:
-            ACTIVE.drop_routers = False
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not for HoE: a preference is the weighting."""

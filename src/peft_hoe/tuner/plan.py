@@ -21,6 +21,9 @@ from ..routing import HULL, Route
 from .lengths import Snapshot
 
 _CACHED_PLANS = 256
+# What a call or a block may ask of routers. keep: trained ones vote by the input. static: all vote as they did before training.
+# drop: there are none, which leaves the coarse interpolation of the LoRA experts.
+ROUTERS = ("keep", "static", "drop")
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +198,7 @@ class AdapterRouting:
     def mark_trained(self, trained: list[bool]) -> None:
         """Say which routers' softmax votes, `(R,)`; plans are made anew."""
         self.trained = np.asarray(trained, dtype=bool)
-        self._plans: OrderedDict[tuple[bytes, bool], AdapterPlan] = OrderedDict()
+        self._plans: OrderedDict[tuple[bytes, str], AdapterPlan] = OrderedDict()
 
     def publish(self) -> None:
         """Write default preference and marks into the configuration, to be seen and saved."""
@@ -203,42 +206,38 @@ class AdapterRouting:
         for spec, trained in zip(self.config.routers or [], self.trained.tolist(), strict=True):
             spec.trained = trained
 
-    def route(self, preference: FloatArray) -> Route:
-        """The route of a preference `(N,)`."""
-        return self.router.route(preference)
+    def route(self, preference: FloatArray, routers: str = "keep") -> Route:
+        """The route of a preference `(N,)`, with `routers` one of `ROUTERS`."""
+        return self.router.route(preference, coarse=routers == "drop")
 
-    def plan(self, preference: FloatArray, *, drop_routers: bool = False) -> AdapterPlan:
-        """The plan of a preference `(N,)`, or of one preference per row `(B, N)`.
-
-        Args:
-            preference: where to plan for.
-            drop_routers: leave routers out, which gives the coarse interpolation of LoRA experts.
-        """
-        cache_key = (preference.tobytes(), drop_routers)
+    def plan(self, preference: FloatArray, routers: str = "keep") -> AdapterPlan:
+        """The plan of a preference `(N,)`, or of one preference per row `(B, N)`, with `routers` one of `ROUTERS`."""
+        cache_key = (preference.tobytes(), routers)
         known = self._plans.get(cache_key)
         if known is not None:
             return known
         with torch.inference_mode(False):
-            plan = self._make(np.atleast_2d(preference), drop_routers)
+            plan = self._make(np.atleast_2d(preference), routers)
         self._plans[cache_key] = plan
         while len(self._plans) > _CACHED_PLANS:
             self._plans.popitem(last=False)
         return plan
 
-    def _make(self, preferences: FloatArray, drop_routers: bool) -> AdapterPlan:
-        solve = self.router.coarse if drop_routers else self.router.weights
+    def _make(self, preferences: FloatArray, routers: str) -> AdapterPlan:
+        solve = self.router.coarse if routers == "drop" else self.router.weights
+        voting = self.trained if routers == "keep" else np.zeros_like(self.trained)
         solved = [solve(row) for row in preferences]
         self._warn_outside(preferences, np.stack([effective for _, effective in solved]))
         weights = np.stack([row for row, _ in solved])
         n_experts = len(self.router.experts)
         router_weights = weights[:, n_experts:]
-        static = weights[:, :n_experts] + (router_weights * ~self.trained) @ self.static_votes
-        live = router_weights * self.trained
+        static = weights[:, :n_experts] + (router_weights * ~voting) @ self.static_votes
+        live = router_weights * voting
         reachable = (static > 0).any(axis=0)
         for r in np.flatnonzero(live.any(axis=0)):
             reachable[self.config.votes()[r]] = True
         return AdapterPlan(
-            key=preferences.tobytes() + self.trained.tobytes() + bytes([drop_routers]),
+            key=preferences.tobytes() + self.trained.tobytes() + routers.encode(),
             preferences=preferences,
             static=torch.from_numpy(static),
             live=torch.from_numpy(live),

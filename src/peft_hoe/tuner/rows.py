@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from ..errors import PreferenceError
+from ..errors import RowsError
 from .frames import Frame
 from .plan import Plan
 
@@ -18,7 +18,7 @@ def repeats(x: torch.Tensor, plan: Plan, frame: Frame | None, module: str) -> in
     """How often each row of the plan stands in x: 1, what generate expands by, or also the length for flat inputs.
 
     Raises:
-        PreferenceError: the rows of x are no such multiple, so they are not samples in order; names the module.
+        RowsError: the rows of x are no such multiple, so they are not samples in order; names the module.
     """
     if plan.rows is None:
         return 1
@@ -28,10 +28,12 @@ def repeats(x: torch.Tensor, plan: Plan, frame: Frame | None, module: str) -> in
     rows, rest = divmod(x.shape[0], plan.rows)
     dispatched = x.ndim == 2 and plan.rows > 1 and _DISPATCHED.search(module) is not None
     if rest or rows not in allowed or dispatched:
-        raise PreferenceError(
+        raise RowsError(
             f"{module} was given an input of shape {tuple(x.shape)}, whose rows are not the {plan.rows} rows "
             "that preferences were given for (dispatched experts, packed batches and patches are not); use one "
-            "preference for the whole batch, or exclude this module"
+            "preference for the whole batch, or exclude this module",
+            module=module,
+            shape=x.shape,
         )
     return rows
 

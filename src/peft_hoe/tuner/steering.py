@@ -9,6 +9,8 @@ One `Steering` per base model, shared by its layers. A preference enters in one 
 | the adapter's default | `AdapterRouting.default`, and the configuration's `default_preference` |
 | nothing | the uniform preference |
 
+A call and a block may also say what routers do (`ROUTERS`); nothing else does.
+
 It becomes a `Plan` once, at the entry. Layers never parse a preference.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,12 +28,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import PreferenceError, StaticMergeError
+from ..errors import PreferenceError, StaticMergeError, check_choice
 from ..preference import FloatArray, parse_preference, read_preference
 from ..routing import Route
 from .entry import Entry
-from .frames import ACTIVE
-from .plan import AdapterRouting, Plan
+from .plan import ROUTERS, AdapterRouting, Plan
 
 PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference`
 
@@ -39,8 +41,10 @@ PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference
 class _Block:
     steering: Steering
     preferences: dict[str, FloatArray]
+    routers: str
 
 
+_COUNTING = threading.Lock()
 _BLOCKS: contextvars.ContextVar[tuple[_Block, ...]] = contextvars.ContextVar("peft_hoe_blocks", default=())
 
 
@@ -127,12 +131,13 @@ class Steering:
     def route(self, value: Any, adapter: str | None) -> Route:
         """The route of a preference, or of the current one, in an adapter (default: the first active one)."""
         routing = self.adapters[self.adapter_named(adapter)]
-        return routing.route(self.current(adapter) if value is None else parse_preference(value, routing.objectives))
+        preference = self.current(adapter) if value is None else parse_preference(value, routing.objectives)
+        return routing.route(preference, self._in_block().routers)
 
     def current(self, adapter: str | None) -> FloatArray:
         """The preference that a call without `preference=` uses here and now, `(N,)`."""
         name = self.adapter_named(adapter)
-        preference = self._in_block().get(name, self.adapters[name].default)
+        preference = self._in_block().preferences.get(name, self.adapters[name].default)
         if preference.ndim > 1:
             raise PreferenceError("the open use_preference block has one preference per row, not a single one")
         return preference
@@ -160,18 +165,22 @@ class Steering:
 
     # -- from what a user wrote to a plan ---
 
-    def plan_for(self, value: Any = None) -> Plan:
-        """The plan of a call that brings `value` or, with None, nothing; adapters that it does not name are as without it."""
-        preferences = self._in_block()
-        if value is not None:
-            preferences = preferences | self._by_adapter(value, rows=True)
-        if not preferences:
+    def plan_for(self, value: Any = None, routers: str | None = None) -> Plan:
+        """The plan of a call that brings a preference, or says what routers do (`ROUTERS`), or neither.
+
+        What it does not bring, also for an adapter that it does not name, is as in the block around it, or else the default.
+        """
+        wanted = self._within_block(value, routers)
+        if not wanted.preferences and wanted.routers == "keep":
             return self.default
-        heights = {name: len(p) for name, p in preferences.items() if p.ndim == 2}
+        heights = {name: len(p) for name, p in wanted.preferences.items() if p.ndim == 2}
         if len(set(heights.values())) > 1:
-            raise PreferenceError(f"preferences per row have different numbers of rows: {heights}")
-        plans = {name: self.adapters[name].plan(p) for name, p in preferences.items() if name in self.adapters}
-        return Plan(self.default.adapters | plans, next(iter(heights.values()), None))
+            raise PreferenceError(f"preferences per row have different numbers of rows: {heights}", value=value)
+        plans = {
+            name: routing.plan(wanted.preferences.get(name, routing.default), wanted.routers)
+            for name, routing in self.adapters.items()
+        }
+        return Plan(plans, next(iter(heights.values()), None))
 
     def _by_adapter(self, value: Any, *, rows: bool) -> dict[str, FloatArray]:
         if isinstance(value, Mapping) and value and all(_holds_numbers(item) for item in value.values()):
@@ -198,33 +207,49 @@ class Steering:
             StaticMergeError: a trained router votes here, or the preference differs between rows.
         """
         preference = self.current(adapter)
-        plan = self.adapters[adapter].plan(preference, drop_routers=ACTIVE.drop_routers)
+        plan = self.adapters[adapter].plan(preference, self._in_block().routers)
         if plan.is_live:
             names = self.adapters[adapter].config.router_names
             voting = [names[r] for r in torch.nonzero(plan.live[0]).flatten().tolist()]
             raise StaticMergeError(
                 f"adapter {adapter!r} cannot be merged at {preference.tolist()}: the trained routers {voting} choose experts "
-                'by the input. Merge with routers="drop" for the static interpolation, or at a preference without them'
+                'by the input. Merge with routers="drop" for the static interpolation, or at a preference without them',
+                value=preference.tolist(),
+                routers=voting,
             )
         return plan.static[0]
 
     # -- blocks ---
 
-    def _in_block(self) -> dict[str, FloatArray]:
-        """The preferences of the open blocks, the innermost first choice."""
-        return next((block.preferences for block in reversed(_BLOCKS.get()) if block.steering is self), {})
+    def _in_block(self) -> _Block:
+        """What the open blocks say together."""
+        return next((block for block in reversed(_BLOCKS.get()) if block.steering is self), _Block(self, {}, "keep"))
+
+    def _within_block(self, value: Any, routers: str | None) -> _Block:
+        """The open block, changed by what a call or an inner block brings."""
+        outer = self._in_block()
+        if routers is not None:
+            check_choice("routers", routers, ROUTERS)
+        brought = {} if value is None else self._by_adapter(value, rows=True)
+        return _Block(self, outer.preferences | brought, outer.routers if routers is None else routers)
 
     @contextlib.contextmanager
-    def use_preference(self, value: Any) -> Iterator[None]:
-        """Use a preference in this thread or task until the block ends."""
-        block = _Block(self, self._in_block() | self._by_adapter(value, rows=True))
+    def use_preference(self, value: Any = None, *, routers: str | None = None) -> Iterator[None]:
+        """Use a preference, and say what routers do (`ROUTERS`), in this thread or task until the block ends."""
+        if value is None and routers is None:
+            raise PreferenceError(
+                "use_preference was given nothing to use; pass a preference, or routers=", value=value
+            )
+        block = self._within_block(value, routers)
         _BLOCKS.set((*_BLOCKS.get(), block))
         self.plan_for()  # errors belong to the entry of the block
-        self.blocks_open += 1
+        with _COUNTING:
+            self.blocks_open += 1
         try:
             yield
         finally:
-            self.blocks_open -= 1
+            with _COUNTING:
+                self.blocks_open -= 1
             blocks = _BLOCKS.get()
             _BLOCKS.set(tuple(other for other in blocks if other is not block))
             if not blocks or blocks[-1] is not block:

@@ -327,7 +327,7 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
         ({"texts": 2}, HoEError, "greedy texts are all the same"),
         ({"batch_size": 0}, HoEError, "batch_size 0"),
         ({"max_new_tokens": 0}, HoEError, "max_new_tokens is 0"),
-        ({"routers": "some"}, HoEError, '"keep" or "drop"'),
+        ({"routers": "some"}, HoEError, "routers is 'some'"),
         ({"generate": print}, HoEError, "both a model and generate="),
         ({"columns": {"label": [1]}}, RewardError, "'label' has 1 rows"),
         ({"objectives": ["a", "b"]}, HoEError, "the method's are"),

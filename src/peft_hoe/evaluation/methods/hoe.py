@@ -20,21 +20,21 @@ Shapes: K rows, P prompt positions, N objectives.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from ...errors import HoEError, PreferenceError
+from ...errors import PreferenceError, check_choice
 from ...generation.decoder import Decoder, weights_digest
 from ...generation.settings import evaluating
 from ...preference import FloatArray
-from ...tuner.functional import mark_trained, use_preference
+from ...tuner.functional import use_preference
+from ...tuner.plan import ROUTERS
 from ...tuner.steering import Steering
 
 
@@ -54,7 +54,7 @@ class HoEMethod:
         max_new_tokens: length of a completion.
         do_sample: sample from the whole vocabulary; off, greedy.
         temperature: of sampling.
-        routers: "keep", or "drop" for the coarse interpolation of the LoRA experts, as if no router were trained.
+        routers: as in `HoEModel.use_preference`: "keep", "static", or "drop" for the interpolation of the LoRA experts alone.
         generation_config: any other decoding in place of the three above; it needs `max_new_tokens`. Nothing is filled in from
             the model's own settings but stop tokens, where this one has none.
 
@@ -79,8 +79,7 @@ class HoEMethod:
         steering = Steering.of(model)
         self.model, self.adapter = model, steering.active_adapter()
         self.objectives = tuple(steering.adapters[self.adapter].objectives)
-        if routers not in ("keep", "drop"):
-            raise HoEError(f'routers is {routers!r}; use "keep" or "drop"')
+        check_choice("routers", routers, ROUTERS)
         self.decoder = Decoder(
             model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
             generation_config=generation_config,
@@ -92,7 +91,7 @@ class HoEMethod:
     @property
     def decoding(self) -> dict[str, Any]:
         """Whatever of the settings is not transformers' default, as plain JSON."""
-        return self.decoder.record | ({"routers": "drop"} if self.routers == "drop" else {})
+        return self.decoder.record | ({} if self.routers == "keep" else {"routers": self.routers})
 
     def fingerprint(self) -> str:
         """Changes with the adapter's tensors, preferences and `trained` marks, and with the base."""
@@ -111,7 +110,7 @@ class HoEMethod:
         The model's modes, marks and generation settings are as before afterwards.
         """
         wanted = np.asarray(preferences, dtype=np.float64)
-        with evaluating(self.model), self._routers_dropped():
+        with evaluating(self.model):
             if self.mixes_rows:
                 try:
                     return self._complete(prompts, wanted)
@@ -125,19 +124,5 @@ class HoEMethod:
 
     def _complete(self, prompts: Sequence[Any], preference: FloatArray) -> list[str]:
         """At one preference `(N,)`, or at one for each row `(K, N)`."""
-        with use_preference(self.model, {self.adapter: preference.tolist()}):
+        with use_preference(self.model, {self.adapter: preference.tolist()}, routers=self.routers):
             return self.decoder.complete(self.model, prompts)
-
-    @contextlib.contextmanager
-    def _routers_dropped(self) -> Iterator[None]:
-        """An untrained router votes its coarse weights, which add up to the coarse interpolation."""
-        routing = Steering.of(self.model).adapters[self.adapter]
-        names = zip(routing.config.router_names, routing.trained.tolist(), strict=True)
-        trained = [name for name, mark in names if mark and self.routers == "drop"]
-        if trained:
-            mark_trained(self.model, trained, trained=False, adapter_name=self.adapter)
-        try:
-            yield
-        finally:
-            if trained:
-                mark_trained(self.model, trained, adapter_name=self.adapter)

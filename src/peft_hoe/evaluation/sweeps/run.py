@@ -71,7 +71,7 @@ def sweep(
         temperature: of sampling.
         texts: T, texts for each prompt and preference.
         generation_config: any other decoding, see `HoEMethod`.
-        routers: "keep" or "drop", see `HoEMethod`.
+        routers: "keep", "static" or "drop", see `HoEMethod`.
         seed: of sampling, through torch's random numbers.
         batch_size: completions at once.
         reference_point: of hypervolumes, in normalised rewards.

@@ -6,7 +6,7 @@ Shapes: B prompts, P prompt positions, T response positions, N objectives, L exp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from ...generation.logits import response_logits, sequence_inputs
 from ...generation.prompts import PromptBatch
 from ...generation.responses import Responses
-from ...tuner.functional import mark_trained, record_votes
+from ...tuner.functional import record_votes, use_preference
 from ..run.votes import vote_statistics
 from .actor_critic import ActorCritic
 
@@ -113,7 +113,7 @@ def static_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch
     """Logits of the coarse interpolation: the router votes as if it were untrained."""
 
     def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
-        with _untrained(actor_critic):
+        with use_preference(actor_critic.policy, routers="static"):
             return response_logits(actor_critic.policy, sequence_inputs(ids, mask), length)[0]
 
     return logits
@@ -126,13 +126,3 @@ def model_reference(model: Any) -> Callable[[torch.Tensor, torch.Tensor, int], t
         return response_logits(model, sequence_inputs(ids, mask), length)[0]
 
     return logits
-
-
-@contextlib.contextmanager
-def _untrained(actor_critic: ActorCritic) -> Iterator[None]:
-    router = actor_critic.router
-    mark_trained(actor_critic.policy, router.router, trained=False, adapter_name=router.adapter)
-    try:
-        yield
-    finally:
-        mark_trained(actor_critic.policy, router.router, adapter_name=router.adapter)
