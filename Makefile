@@ -1,24 +1,37 @@
-# Set-up, tests and demo; every target makes its own environment when there is none.
+# Set-up, tests and demo; every target makes its own environment when there is none, of the versions in constraints/.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
 VENV ?= .venv
+TORCH ?=
+NEW_VENV ?= .venv-newest-trl
+NO_TRL_VENV ?= .venv-no-trl
 LOW_PYTHON ?= python3.11
 LOW_VENV ?= .venv-low
-NEW_VENV ?= .venv-newest-trl
+LOW_TORCH ?= torch==2.6.0
+LOCK_VENV ?= .venv-lock
 SUITE_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint types peft-suite lower-bounds newest-trl clean
+.PHONY: help setup demo test lint peft-suite lower-bounds newest-trl no-trl lock clean
+
+# One process a core, one thread a process; `PYTEST_ARGS="-n 0"` runs in one process.
+pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+torch = $(if $(TORCH),"$(TORCH)",-r constraints/torch.txt)
+
+# In a rule for the command peft-hoe, which pip writes last, so that it stands for a finished set-up: a new environment
+# of an interpreter and a file of constraints, and the pip that installs by them. One call of it: nothing is installed twice.
+pip = $(dir $@)python -m pip install --constraint constraints/$(1).txt
+define environment
+	$(1) -m venv $(@:/bin/peft-hoe=)
+	$(call pip,$(2)) --quiet --upgrade pip
+endef
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-# pip installs the project after its dependencies, so its command stands for a finished set-up.
-$(VENV)/bin/peft-hoe:
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install "$(TORCH)"
-	$(VENV)/bin/python -m pip install -e ".[all,dev]"
+$(VENV)/bin/peft-hoe: pyproject.toml constraints/trl-1.12.txt constraints/torch.txt
+	$(call environment,$(PYTHON),trl-1.12)
+	$(call pip,trl-1.12) $(torch) -e ".[all,dev]"
+	touch $@
 
 setup: $(VENV)/bin/peft-hoe  ## make the environment in $(VENV)
 
@@ -26,7 +39,7 @@ demo: $(VENV)/bin/peft-hoe  ## build, save, load and steer a tiny model, offline
 	$(VENV)/bin/peft-hoe demo
 
 test: $(VENV)/bin/peft-hoe  ## run the tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(call pytest,$(VENV)) $(PYTEST_ARGS)
 
 lint: $(VENV)/bin/peft-hoe  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -36,25 +49,36 @@ lint: $(VENV)/bin/peft-hoe  ## ruff and mypy
 peft-suite: $(VENV)/bin/peft-hoe  ## run the tests of the installed PEFT with HoEConfig
 	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/peft_suite/run.py $(SUITE_ARGS)
 
-$(LOW_VENV)/bin/peft-hoe: scripts/lower-bounds.txt
-	$(LOW_PYTHON) -m venv $(LOW_VENV)
-	$(LOW_VENV)/bin/python -m pip install -r scripts/lower-bounds.txt
-	$(LOW_VENV)/bin/python -m pip install --no-deps -e .
+$(NEW_VENV)/bin/peft-hoe: pyproject.toml constraints/newest-trl.txt constraints/torch.txt
+	$(call environment,$(PYTHON),newest-trl)
+	$(call pip,newest-trl) $(torch) -e ".[train,eval,dev]"
+	touch $@
+
+newest-trl: $(NEW_VENV)/bin/peft-hoe  ## run the tests of training with the newest TRL
+	$(call pytest,$(NEW_VENV)) tests/training $(PYTEST_ARGS)
+
+$(NO_TRL_VENV)/bin/peft-hoe: pyproject.toml constraints/trl-1.12.txt constraints/torch.txt
+	$(call environment,$(PYTHON),trl-1.12)
+	$(call pip,trl-1.12) $(torch) -e ".[eval,dev]"
+	touch $@
+
+no-trl: $(NO_TRL_VENV)/bin/peft-hoe  ## run the tests of training without TRL
+	$(call pytest,$(NO_TRL_VENV)) tests/training $(PYTEST_ARGS)
+
+$(LOW_VENV)/bin/peft-hoe: pyproject.toml constraints/lower-bounds.txt
+	$(call environment,$(LOW_PYTHON),lower-bounds)
+	$(call pip,lower-bounds) "$(LOW_TORCH)" -e ".[train,eval]" pytest pytest-timeout pytest-xdist vaderSentiment
 	touch $@
 
 lower-bounds: $(LOW_VENV)/bin/peft-hoe  ## run the tests with every dependency at its lower bound
-	OMP_NUM_THREADS=1 $(LOW_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(call pytest,$(LOW_VENV)) $(PYTEST_ARGS)
 
-# Without an upper bound on TRL: it has no PPOTrainer since 1.13, and those tests skip.
-$(NEW_VENV)/bin/peft-hoe:
-	$(PYTHON) -m venv $(NEW_VENV)
-	$(NEW_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(NEW_VENV)/bin/python -m pip install --quiet "$(TORCH)"
-	$(NEW_VENV)/bin/python -m pip install --quiet -e ".[train,eval,dev]"
+$(LOCK_VENV)/bin/uv:
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet uv
 
-newest-trl: $(NEW_VENV)/bin/peft-hoe  ## run the tests of training with the newest TRL
-	$(NEW_VENV)/bin/python -c "import trl; from packaging.version import Version; print('trl', trl.__version__); assert Version(trl.__version__) >= Version('1.13')"
-	OMP_NUM_THREADS=1 $(NEW_VENV)/bin/python -m pytest tests/training $(PYTEST_ARGS)
+lock: $(LOCK_VENV)/bin/uv  ## write constraints/*.txt anew: the newest versions that constraints/*.in allow
+	$(LOCK_VENV)/bin/python scripts/lock.py --uv $(LOCK_VENV)/bin/uv
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(LOW_VENV) $(NEW_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEW_VENV) $(NO_TRL_VENV) $(LOW_VENV) $(LOCK_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache
