@@ -39,6 +39,10 @@ def parse_preference(value: Any, objectives: Sequence[str], *, rows: bool = Fals
     Raises:
         PreferenceError: wrong length, unknown objective, a negative, infinite or missing number, or a sum further than
             2.5 % from 1.
+
+    >>> from peft_hoe import parse_preference
+    >>> parse_preference({"helpful": 0.7, "harmless": 0.3}, ["harmless", "helpful"]).tolist()
+    [0.3, 0.7]
     """
     if isinstance(value, Mapping):
         return _normalise(_from_mapping(value, objectives), value, objectives)
@@ -184,6 +188,10 @@ def das_dennis(n: int, partitions: int) -> FloatArray:
 
     Returns:
         `(K, n)` with `K = C(partitions + n - 1, n - 1)`, in descending lexicographic order.
+
+    >>> from peft_hoe import das_dennis
+    >>> das_dennis(2, 4).tolist()
+    [[1.0, 0.0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0.0, 1.0]]
     """
 
     def compositions(left: int, parts: int) -> Iterator[tuple[int, ...]]:
@@ -207,6 +215,10 @@ def preference_grid(n: int) -> FloatArray:
 
     Returns:
         `(K, n)`; for two objectives the second objective's corner comes first.
+
+    >>> from peft_hoe import preference_grid
+    >>> preference_grid(2)[:3].tolist()
+    [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]
     """
     if n == 2:
         return np.asarray([[i / 10, 1 - i / 10] for i in range(11)])

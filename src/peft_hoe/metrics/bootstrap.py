@@ -27,7 +27,14 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its percentile interval; each is a number or an array of the statistic's shape."""
+    """A statistic with its percentile interval; each is a number or an array of the statistic's shape.
+
+    >>> from peft_hoe.metrics import bootstrap
+    >>> drawn = bootstrap({"hoe": [[[[1.0, 0.0], [1.0, 2.0]]]]}, replicates=100)
+    >>> interval = drawn.interval(lambda points: points[0])
+    >>> interval.estimate.tolist(), interval.low.tolist(), interval.high.tolist()
+    ([1.0, 1.0], [1.0, 0.0], [1.0, 2.0])
+    """
 
     estimate: FloatArray
     """Of the mean points of everything that was measured."""
@@ -41,7 +48,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Replicates:
-    """Mean points of each method, in the data and in the replicates."""
+    """Mean points of each method, in the data and in the replicates.
+
+    >>> from peft_hoe.metrics import bootstrap
+    >>> better, worse = [[[[1.0], [3.0]]]], [[[[0.0], [2.0]]]]  # one seed, one preference, two prompts, one objective
+    >>> drawn = bootstrap({"better": better, "worse": worse}, replicates=100)
+    >>> drawn.share(lambda a, b: bool(a[0, 0] > b[0, 0]))  # the same prompts for both: always
+    1.0
+    """
 
     estimates: dict[str, FloatArray]
     """`(K, N)` for each method."""
@@ -133,6 +147,10 @@ def bootstrap(values: Mapping[str, Any], *, replicates: int = 1000, seed: int = 
 
     Raises:
         MetricError: no method, wrong shapes, methods that differ in P or N, infinite rewards, or a point without any reward.
+
+    >>> from peft_hoe.metrics import bootstrap
+    >>> bootstrap({"hoe": [[[[1.0, 0.0], [1.0, 2.0]]]]}, replicates=10).points["hoe"].shape
+    (10, 1, 2)
     """
     if not isinstance(values, Mapping) or not values:
         raise MetricError(

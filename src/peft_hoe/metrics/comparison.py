@@ -17,7 +17,13 @@ from .validation import as_points
 
 @dataclass(frozen=True)
 class Comparison:
-    """Front A (predictions) and front B (references)."""
+    """Front A (predictions) and front B (references).
+
+    >>> from peft_hoe.metrics import compare_fronts
+    >>> found = compare_fronts([[1.0, 1.0]], [[0.5, 0.5], [2.0, 0.0]])
+    >>> found.dominates, found.coverage_predictions, found.epsilon_predictions
+    (False, 0.5, 1.0)
+    """
 
     dominates: bool
     """Whether each point of B is dominated by some point of A."""
@@ -53,6 +59,10 @@ def compare_fronts(a: Any, b: Any) -> Comparison:
 
     Warns:
         HoEWarning: both fronts have the same points, so that neither dominates the other.
+
+    >>> from peft_hoe.metrics import compare_fronts
+    >>> compare_fronts([[1.0, 1.0]], [[0.5, 0.5]]).dominates
+    True
     """
     first = as_points(a, "front A (predictions)")
     second = as_points(b, "front B (references)", objectives=first.shape[1])

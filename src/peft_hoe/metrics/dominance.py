@@ -23,6 +23,10 @@ def dominates(a: Any, b: Any) -> bool:
 
     Raises:
         MetricError: not two points of the same N, NaN or infinite.
+
+    >>> from peft_hoe.metrics import dominates
+    >>> dominates([1.0, 2.0], [1.0, 1.5]), dominates([1.0, 2.0], [1.0, 2.0])
+    (True, False)
     """
     first = as_point(a, "a")
     second = as_point(b, "b", objectives=len(first))
@@ -34,6 +38,10 @@ def non_dominated_mask(points: Any) -> NDArray[np.bool_]:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import non_dominated_mask
+    >>> non_dominated_mask([[0.0, 1.0], [1.0, 0.0], [0.5, 0.2], [0.4, 0.1]]).tolist()
+    [True, True, True, False]
     """
     return _mask(as_points(points))
 
@@ -56,6 +64,10 @@ def coverage(a: Any, b: Any, *, strict: bool = True) -> float:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import coverage
+    >>> coverage([[1.0, 1.0]], [[0.5, 0.5], [2.0, 0.0]])
+    0.5
     """
     first, second = _fronts(a, b)
     covered = (first[:, None] >= second).all(axis=-1)  # (P, Q)
@@ -69,6 +81,10 @@ def front_dominates(a: Any, b: Any) -> bool:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import front_dominates
+    >>> front_dominates([[1.0, 1.0]], [[0.5, 0.5], [0.2, 0.9]])
+    True
     """
     return coverage(a, b) == 1.0
 
@@ -78,6 +94,10 @@ def union_shares(a: Any, b: Any) -> tuple[float, float]:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import union_shares
+    >>> union_shares([[1.0, 1.0]], [[0.5, 0.5], [2.0, 0.0]])
+    (1.0, 0.5)
     """
     first, second = _fronts(a, b)
     mask = _mask(np.concatenate([first, second]))

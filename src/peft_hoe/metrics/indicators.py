@@ -24,6 +24,10 @@ def igd_plus(points: Any, reference_front: Any) -> float:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import igd_plus
+    >>> igd_plus([[0.5, 0.5]], [[0.5, 0.75], [0.75, 0.5]])  # 0.25 is missing to each
+    0.25
     """
     front, reference = _pair(points, reference_front)
     return float(moocore.igd_plus(front, reference, maximise=True))
@@ -40,6 +44,10 @@ def epsilon(points: Any, reference_front: Any) -> float:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import epsilon
+    >>> epsilon([[0.5, 0.5]], [[0.5, 0.75]])
+    0.25
     """
     front, reference = _pair(points, reference_front)
     return float(moocore.epsilon_additive(front, reference, maximise=True))
@@ -55,6 +63,10 @@ def expected_utility(points: Any, preferences: Any) -> float:
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
         PreferenceError: a row of `preferences` is no point of the simplex.
+
+    >>> from peft_hoe.metrics import expected_utility
+    >>> expected_utility([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.5, 0.5]])
+    0.75
     """
     front = as_points(points)
     wanted = as_preferences(preferences, front.shape[1])
@@ -71,6 +83,10 @@ def spread(points: Any) -> float:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import spread
+    >>> spread([[0.0, 4.0], [3.0, 0.0]])
+    5.0
     """
     front = _front(points)
     return float(np.linalg.norm(front.max(axis=0) - front.min(axis=0)))
@@ -87,6 +103,10 @@ def sparsity(points: Any) -> float:
 
     Raises:
         MetricError: empty, wrong shape, NaN or infinite.
+
+    >>> from peft_hoe.metrics import sparsity
+    >>> sparsity([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])  # (0.25 + 0.25) in each of two objectives, over 2 gaps
+    0.5
     """
     front = _front(points)
     if len(front) == 1:

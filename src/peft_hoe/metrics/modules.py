@@ -19,6 +19,10 @@ def path(name: str) -> str:
 
     Raises:
         MetricError: there is no such module.
+
+    >>> from peft_hoe.metrics import path
+    >>> path("hypervolume").endswith("hypervolume")
+    True
     """
     if name not in NAMES:
         raise MetricError(f"there is no evaluate module {name!r}; use one of {', '.join(NAMES)}")
@@ -38,6 +42,11 @@ def load(name: str, **settings: Any) -> Any:
     Raises:
         MetricError: there is no such module.
         ImportError: evaluate is missing; says what to install.
+
+    >>> from peft_hoe.metrics import load
+    >>> module = load("hypervolume")
+    >>> module.compute(predictions=[[1.0, 2.0], [2.0, 1.0]], reference_point=[0.0, 0.0])["hypervolume"]
+    3.0
     """
     folder = path(name)
     try:

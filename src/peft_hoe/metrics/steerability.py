@@ -25,7 +25,13 @@ _DECIMALS = 9  # 0.3 and 3 · 0.1 are the same weight
 
 @dataclass(frozen=True)
 class Steerability:
-    """What `steerability` measures; lists have one number for each objective."""
+    """What `steerability` measures; lists have one number for each objective.
+
+    >>> from peft_hoe.metrics import steerability
+    >>> found = steerability([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], [[0, 1], [0.5, 0.5], [1, 0]])
+    >>> found.order_violations, found.control_regret
+    ([0.0, 0.0], 0.0)
+    """
 
     spearman: list[float]
     """Rank correlation of λ_i and R_i; 1 is best, NaN where one of them is constant."""
@@ -54,6 +60,10 @@ def steerability(rewards: Any, preferences: Any) -> Steerability:
 
     Warns:
         HoEWarning: a column is constant, so that its rank correlation is undefined (NaN).
+
+    >>> from peft_hoe.metrics import steerability
+    >>> steerability([[0.0, 1.0], [1.0, 0.0]], [[0, 1], [1, 0]]).expected_utility
+    1.0
     """
     mean, wanted = _by_preference(rewards, preferences)
     notes = _constant(mean, wanted)
@@ -71,7 +81,12 @@ def steerability(rewards: Any, preferences: Any) -> Steerability:
 
 
 def spearman(rewards: Any, preferences: Any) -> FloatArray:
-    """Spearman's rank correlation of λ_i and R_i for each objective, `(N,)`; arguments and errors as `steerability`."""
+    """Spearman's rank correlation of λ_i and R_i for each objective, `(N,)`; arguments and errors as `steerability`.
+
+    >>> from peft_hoe.metrics import spearman
+    >>> spearman([[0.0, 1.0], [0.2, 0.5], [1.0, 0.7]], [[0, 1], [0.5, 0.5], [1, 0]]).round(6).tolist()
+    [1.0, 0.5]
+    """
     return np.asarray(steerability(rewards, preferences).spearman)
 
 
@@ -88,6 +103,10 @@ def order_violations(rewards: Any, preferences: Any) -> FloatArray:
 
     Warns:
         HoEWarning: all weights of an objective are equal, so that it has no pairs (NaN).
+
+    >>> from peft_hoe.metrics import order_violations
+    >>> order_violations([[0.0, 1.0], [0.2, 0.5], [1.0, 0.7]], [[0, 1], [0.5, 0.5], [1, 0]]).round(3).tolist()
+    [0.0, 0.333]
     """
     mean, wanted = _by_preference(rewards, preferences)
     for note in _constant_weights(wanted):
@@ -105,6 +124,10 @@ def control_regret(rewards: Any, preferences: Any) -> float:
     Raises:
         MetricError: as `steerability`.
         PreferenceError: a row of `preferences` is no point of the simplex.
+
+    >>> from peft_hoe.metrics import control_regret
+    >>> control_regret([[0.0, 0.5], [1.0, 1.0]], [[0, 1], [1, 0]])  # the second policy serves [0, 1] better by 0.5
+    0.25
     """
     return _control_regret(*_by_preference(rewards, preferences))
 

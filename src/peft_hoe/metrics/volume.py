@@ -24,7 +24,13 @@ from .validation import as_points, as_reference_point
 
 @dataclass(frozen=True)
 class HypervolumeRecord:
-    """A hypervolume with what it depends on."""
+    """A hypervolume with what it depends on.
+
+    >>> from peft_hoe.metrics import hypervolume_record
+    >>> record = hypervolume_record([[1.0, 1.0], [2.0, -1.0]], reference_point=0.0)
+    >>> record.hypervolume, record.points, record.clipped
+    (1.0, 2, 1)
+    """
 
     hypervolume: float
     reference_point: list[float]
@@ -49,6 +55,10 @@ def hypervolume_record(points: Any, *, reference_point: Any) -> HypervolumeRecor
 
     Warns:
         HoEWarning: no point is above the reference point in every objective; the value is 0.
+
+    >>> from peft_hoe.metrics import hypervolume_record
+    >>> hypervolume_record([[1.0, 2.0], [2.0, 1.0]], reference_point=[0.0, 0.0]).hypervolume
+    3.0
     """
     front = as_points(points)
     reference = as_reference_point(reference_point, front.shape[1])
@@ -94,6 +104,10 @@ def hypervolume(points: Any, *, reference_point: Any) -> float:
 
     Warns:
         HoEWarning: no point is above the reference point in every objective; the value is 0.
+
+    >>> from peft_hoe.metrics import hypervolume
+    >>> hypervolume([[1.0, 2.0], [2.0, 1.0]], reference_point=0.0)
+    3.0
     """
     return hypervolume_record(points, reference_point=reference_point).hypervolume
 
@@ -113,6 +127,10 @@ def relative_hypervolume(points: Any, reference_front: Any, *, reference_point: 
 
     Warns:
         HoEWarning: no point is above the reference point in every objective; the value is 0.
+
+    >>> from peft_hoe.metrics import relative_hypervolume
+    >>> relative_hypervolume([[1.0, 1.0]], [[1.0, 2.0]], reference_point=0.0)
+    0.5
     """
     front = as_points(points)
     other = as_points(reference_front, "reference_front", objectives=front.shape[1])
