@@ -45,6 +45,11 @@ class Route:
         requested: the preference asked for, `(N,)`.
         effective: the preference in effect, `(N,)`; differs from `requested` only outside the experts' hull.
         distance: Euclidean distance between the two.
+
+    >>> from peft_hoe import demo
+    >>> route = demo.load_demo_adapter().route([0.75, 0.25])
+    >>> {name: round(weight, 9) for name, weight in route.experts.items()}, route.distance
+    ({'cheerful': 0.5, 'centroid': 0.5}, 0.0)
     """
 
     experts: dict[str, float]

@@ -20,6 +20,11 @@ class ExpertSpec:
         name: unique among experts and routers. Default: the objective's name for a one-hot preference, "centroid" for the
             uniform one, "e<index>" otherwise.
         r: its rank; default `HoEConfig.r`.
+
+    >>> from peft_hoe import ExpertSpec, HoEConfig
+    >>> config = HoEConfig(objectives=["helpful", "harmless"], experts=[[1, 0], [0, 1], ExpertSpec([0.5, 0.5], r=8)])
+    >>> [(expert.name, expert.r) for expert in config.experts]
+    [('helpful', 16), ('harmless', 16), ('centroid', 8)]
     """
 
     preference: Any
@@ -38,6 +43,11 @@ class RouterSpec:
             preference, completed to N by distance. Fixed from then on: experts added later do not change it.
         trained: whether its weights have been set. An untrained router votes its static weights exactly, so it prevents
             neither merging nor export.
+
+    >>> from peft_hoe import HoEConfig, RouterSpec
+    >>> config = HoEConfig(objectives=["helpful", "harmless"], routers=[RouterSpec([0.25, 0.75], name="careful")])
+    >>> config.routers[0].votes_for
+    ['harmless', 'centroid']
     """
 
     preference: Any

@@ -92,6 +92,11 @@ def build_adapter(
         CheckpointError: something cannot be read or does not fit.
         ExpertError: a setting or an expert is not allowed.
         PreferenceError: a preference is not a point of the simplex.
+
+    >>> from peft_hoe import build_adapter, demo
+    >>> report = build_adapter(demo.BASE, demo.POLICIES, "adapter", routers=[[0.75, 0.25]], progress=False)
+    >>> list(report.policies)
+    ['cheerful', 'vivid']
     """
     options = BuildOptions.checked(
         r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, seed=seed, dtype=dtype,

@@ -79,6 +79,11 @@ class BuildReport:
         pairs: cosine and sign agreement of every pair of policies' task vectors.
         modules: `{module: {expert: ModuleReport}}` of every module that a policy changed.
         notes: what differs from what one might expect.
+
+    >>> from peft_hoe import demo
+    >>> report = demo.build_demo_adapter("adapter")
+    >>> [expert["name"] for expert in report.experts]
+    ['cheerful', 'vivid', 'centroid']
     """
 
     base: str

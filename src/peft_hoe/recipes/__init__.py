@@ -33,7 +33,12 @@ __all__ = [
 
 
 def names() -> list[str]:
-    """The recipes' names."""
+    """The recipes' names.
+
+    >>> from peft_hoe import recipes
+    >>> "helpful-assistant" in recipes.names()
+    True
+    """
     return list(RECIPES)
 
 
@@ -42,6 +47,10 @@ def get(name: str) -> Recipe:
 
     Raises:
         HoEError: there is none of that name.
+
+    >>> from peft_hoe import recipes
+    >>> recipes.get("helpful-assistant").objectives
+    ('helpful', 'harmless', 'humor')
     """
     if name not in RECIPES:
         raise HoEError(f"there is no recipe {name!r}; there are {names()}")

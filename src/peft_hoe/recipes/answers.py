@@ -25,6 +25,10 @@ def final_answer(text: str) -> Decimal | None:
 
     Commas between thousands and a dollar sign are dropped. A minus counts where no digit, letter or bracket stands before
     it: "16-3" ends with 3. Fractions and numbers in words are not understood: "3/4" ends with 4.
+
+    >>> from peft_hoe.recipes import final_answer
+    >>> final_answer("She has 3 + 4 = 7 apples. #### 7")
+    Decimal('7')
     """
     for marker in _MARKERS:
         _, found, rest = text.rpartition(marker)
@@ -40,6 +44,10 @@ def pass_at_1(prompts: Sequence[Any], completions: Sequence[str], answer: Sequen
 
     Raises:
         RewardError: a gold answer holds no number.
+
+    >>> from peft_hoe.recipes import pass_at_1
+    >>> pass_at_1(["How many?"] * 2, ["#### 7", "#### 8"], answer=["#### 7"] * 2)
+    [1.0, 0.0]
     """
     gold = [final_answer(text) for text in answer]
     if None in gold:

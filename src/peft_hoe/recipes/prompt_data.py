@@ -47,6 +47,10 @@ class DatasetRecipe:
         splits: `{name: parts}`.
         folds: whether the Hub's only split is shared between "train" and "test": every tenth distinct prompt is a test prompt.
         choices: what `read` does beyond renaming, in words.
+
+    >>> from peft_hoe import recipes
+    >>> [dataset.id for dataset in recipes.get("helpful-assistant").datasets]
+
     """
 
     id: str

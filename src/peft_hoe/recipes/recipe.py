@@ -27,6 +27,12 @@ class Recipe:
         policies: `{objective: Hub id}` of published single-objective policies; for other objectives the paper trains them.
         max_new_tokens: of a completion.
         left_open: what the paper does not say, and what is chosen.
+
+    >>> from peft_hoe import recipes
+    >>> print(recipes.get("helpful-assistant").fill("How do I boil an egg?").strip())
+    Human: How do I boil an egg?
+    <BLANKLINE>
+    Assistant:
     """
 
     name: str

@@ -34,6 +34,10 @@ class RewardRecipe:
         score_model: whether it is a model of Safe-RLHF, see `ScoreModel`.
         function: instead of a model, `(prompts, completions, **columns)`.
         source: where these facts are from.
+
+    >>> from peft_hoe import recipes
+    >>> [(reward.objective, reward.sign) for reward in recipes.get("helpful-assistant").reward_recipes]
+
     """
 
     objective: str
@@ -59,6 +63,11 @@ class RecipeReward:
         dtype: of its parameters; default that of its checkpoint.
         batch_size: texts at once.
         trust_remote_code: whether code that comes with the model may run.
+
+    >>> from peft_hoe import recipes
+    >>> rewards = recipes.get("helpful-assistant").rewards()  # a model is loaded when it is first asked
+    >>> len(rewards)
+    3
     """
 
     def __init__(

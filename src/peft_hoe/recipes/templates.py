@@ -19,6 +19,10 @@ class PromptTemplate:
     Attributes:
         text: with `{content}` once.
         stops: strings at which a completion ends: where a model goes on with another turn of its own.
+
+    >>> from peft_hoe.recipes import PromptTemplate
+    >>> PromptTemplate("Question: {content} Answer:").fill("How many?")
+    'Question: How many? Answer:'
     """
 
     text: str

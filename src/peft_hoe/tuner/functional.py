@@ -20,26 +20,52 @@ from .steering import Steering
 
 
 def get_preference(model: nn.Module) -> Mapping[str, float]:
-    """`HoEModel.preference` for any model that carries HoE layers."""
+    """`HoEModel.preference` for any model that carries HoE layers.
+
+    >>> import peft_hoe
+    >>> model = peft_hoe.demo.load_demo_adapter()
+    >>> dict(peft_hoe.get_preference(model))
+    {'cheerful': 0.5, 'vivid': 0.5}
+    """
     steering = Steering.of(model)
     objectives = steering.adapters[steering.active_adapter()].objectives
     return MappingProxyType(dict(zip(objectives, steering.current(None).tolist(), strict=True)))
 
 
 def set_preference(model: nn.Module, preference: Any) -> None:
-    """`HoEModel.set_preference` for any model that carries HoE layers."""
+    """`HoEModel.set_preference` for any model that carries HoE layers.
+
+    >>> import peft_hoe
+    >>> model = peft_hoe.demo.load_demo_adapter()
+    >>> peft_hoe.set_preference(model, {"cheerful": 0.75, "vivid": 0.25})
+    >>> dict(model.preference)
+    {'cheerful': 0.75, 'vivid': 0.25}
+    """
     Steering.of(model).set_preference(preference)
 
 
 def use_preference(
     model: nn.Module, preference: Any = None, *, routers: str | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """`HoEModel.use_preference` for any model that carries HoE layers."""
+    """`HoEModel.use_preference` for any model that carries HoE layers.
+
+    >>> import peft_hoe
+    >>> model = peft_hoe.demo.load_demo_adapter()
+    >>> with peft_hoe.use_preference(model, [1, 0]):
+    ...     dict(model.preference)
+    {'cheerful': 1.0, 'vivid': 0.0}
+    """
     return Steering.of(model).use_preference(preference, routers=routers)
 
 
 def route(model: nn.Module, preference: Any = None, adapter_name: str | None = None) -> Route:
-    """`HoEModel.route` for any model that carries HoE layers."""
+    """`HoEModel.route` for any model that carries HoE layers.
+
+    >>> import peft_hoe
+    >>> experts = peft_hoe.route(peft_hoe.demo.load_demo_adapter(), [0.25, 0.75]).experts
+    >>> {name: round(weight, 9) for name, weight in experts.items()}
+    {'vivid': 0.5, 'centroid': 0.5}
+    """
     return Steering.of(model).route(preference, adapter_name)
 
 
@@ -50,7 +76,14 @@ def mark_trained(
     trained: bool = True,
     adapter_name: str | None = None,
 ) -> None:
-    """`HoEModel.mark_trained` for any model that carries HoE layers."""
+    """`HoEModel.mark_trained` for any model that carries HoE layers.
+
+    >>> import peft_hoe
+    >>> model = peft_hoe.demo.load_demo_adapter(routers=[[0.75, 0.25]])
+    >>> peft_hoe.mark_trained(model, "r0")
+    >>> model.peft_config["default"].routers[0].trained
+    True
+    """
     steering = Steering.of(model)
     name = steering.adapter_named(adapter_name)
     routing = steering.adapters[name]
@@ -75,6 +108,13 @@ def record_votes(model: nn.Module, adapter_name: str | None = None) -> Iterator[
 
     Yields:
         `{module name: votes}` of the last forward: `(L,)` where all tokens share them, else broadcastable to `(..., L)`.
+
+    >>> import peft_hoe
+    >>> model, tokenizer = peft_hoe.demo.load_demo_adapter(), peft_hoe.demo.load_tokenizer()
+    >>> with peft_hoe.record_votes(model) as votes:
+    ...     _ = model(**tokenizer("Once upon a time", return_tensors="pt"), preference=[0.75, 0.25])
+    >>> [round(vote, 3) for vote in votes["model.layers.0.self_attn.q_proj"].flatten().tolist()]  # cheerful, vivid, centroid
+    [0.5, 0.0, 0.5]
     """
     steering = Steering.of(model)
     votes: dict[str, Any] = {}

@@ -49,7 +49,13 @@ class ExpertLayout:
 
 
 class HoELayer(BaseTunerLayer):
-    """What makes a module a HoE layer: adapter tensors, trainability, votes and the plan in effect."""
+    """What makes a module a HoE layer: adapter tensors, trainability, votes and the plan in effect.
+
+    >>> from peft_hoe import HoELayer, demo
+    >>> layers = [module for module in demo.load_demo_adapter().modules() if isinstance(module, HoELayer)]
+    >>> layers[0].module_name
+    'model.layers.0.self_attn.q_proj'
+    """
 
     adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length")
     other_param_names: tuple[str, ...] = ()

@@ -30,6 +30,16 @@ class HoEModel(BaseTuner):
     """A base model whose linear modules carry hierarchical experts (HoE, arXiv 2505.20925).
 
     Made by `peft.get_peft_model(base, HoEConfig(...))`; everything here is reached through the PeftModel.
+
+    >>> from peft import get_peft_model
+    >>> from peft_hoe import HoEConfig, HoEModel, demo
+    >>> config = HoEConfig(objectives=["helpful", "harmless"], target_modules="all-linear", task_type="CAUSAL_LM")
+    >>> model = get_peft_model(demo.load_base(), config)
+    >>> isinstance(model.base_model, HoEModel)
+    True
+    >>> model.set_preference([0.7, 0.3])
+    >>> dict(model.preference)
+    {'helpful': 0.7, 'harmless': 0.3}
     """
 
     prefix: str = "hoe_"
