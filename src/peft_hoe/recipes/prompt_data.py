@@ -50,7 +50,7 @@ class DatasetRecipe:
 
     >>> from peft_hoe import recipes
     >>> [dataset.id for dataset in recipes.get("helpful-assistant").datasets]
-
+    ['Anthropic/hh-rlhf']
     """
 
     id: str

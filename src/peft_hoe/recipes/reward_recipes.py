@@ -37,7 +37,7 @@ class RewardRecipe:
 
     >>> from peft_hoe import recipes
     >>> [(reward.objective, reward.sign) for reward in recipes.get("helpful-assistant").reward_recipes]
-
+    [('helpful', 1), ('harmless', 1), ('humor', 1)]
     """
 
     objective: str
