@@ -19,6 +19,7 @@ FLOORS = [
     {"cli"},
     {"commands"},
     {"reproduce", "demo"},
+    {"serving"},
     {"recipes", "policies"},
     {"evaluation"},
     {"training"},

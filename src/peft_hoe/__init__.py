@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .evaluation import sweep as sweep
     from .objectives import ObjectiveWeights, RewardNormalizer, payoff_table
     from .policies import train_policy
+    from .serving import export_lora
     from .training import (
         HoEDistillationConfig,
         HoEDistillationTrainer,
@@ -74,6 +75,7 @@ else:
         "RewardNormalizer": "objectives",
         "Sweep": "evaluation",
         "demo": "demo",
+        "export_lora": "serving",
         "metrics": "metrics",
         "payoff_table": "objectives",
         "sweep": "evaluation",
@@ -127,6 +129,7 @@ __all__ = [
     "build_adapter",
     "das_dennis",
     "demo",
+    "export_lora",
     "get_preference",
     "mark_trained",
     "metrics",

@@ -16,6 +16,7 @@ _COMMANDS = {
     "recipes": "The paper's tasks: datasets, rewards and models by name.",
     "sweep": "Measure an adapter at many preferences: front, metrics, plots and a report.",
     "reproduce": "A whole experiment, resumable: build, train routers, sweep, baselines, report.",
+    "export": "A preference as an ordinary LoRA or dense checkpoint, for any engine.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
 

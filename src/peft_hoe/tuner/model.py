@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -227,6 +228,15 @@ class HoEModel(BaseTuner):
                     if adapter in layer.hoe_A and adapter not in layer.merged_adapters:
                         layer.check_mergeable(adapter)
             yield
+
+    def export_lora(self, preference: Any, output: Any, **options: Any) -> Any:
+        """Write a preference as an ordinary PEFT LoRA that any engine serves; see `peft_hoe.export_lora` for the options.
+
+        Returns:
+            an `ExportReport`.
+        """
+        # By name: what serves models stands above the tuner, and is loaded by those who use it.
+        return import_module("peft_hoe.serving").export_lora(self.model, preference, output, **options)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not for HoE: a preference is the weighting."""

@@ -1,0 +1,86 @@
+"""`peft-hoe export`: a preference as weights that engines serve without this package."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..errors import HoEError
+from ..preference import read_preference
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; most are those of `peft_hoe.export_lora`."""
+    add = parser.add_argument
+    add("adapter", metavar="ADAPTER", help="directory or Hub id of a HoE adapter")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--preference", help="such as 0.7,0.3 or helpful=0.7,harmless=0.3")
+    what.add_argument("--grid", type=float, metavar="STEP", help="a LoRA for every preference in steps, such as 0.1")
+    add("--output", required=True, metavar="DIR", help="where the LoRA goes; must be empty or new")
+    add("--merged", metavar="BASE", help="merge into this base instead, and write a dense checkpoint")
+    add(
+        "--rank", type=int, help="reduce modules of a larger rank to this one by SVD; the error is told (default exact)"
+    )
+    add("--dtype", help="float32, bfloat16 or float16; default the adapter's own, but at least float32")
+    add("--even", action="store_true", help="one rank for all modules, for engines that do not read rank_pattern")
+    add(
+        "--routers",
+        default="keep",
+        help="of trained routers: keep (their mean votes over --prompts), static (as before training) or drop (default keep)",
+    )
+    add("--prompts", metavar="FILE", help="text (a prompt a line), JSON or JSON lines, to calibrate trained routers on")
+    add("--base", help="the base model, to run --prompts; default what the adapter names")
+    add("--dry-run", action="store_true", help="with --grid: tell the size only")
+    add("--overwrite", action="store_true", help="replace an adapter in the output directory")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export, and print the report's table.
+
+    Raises:
+        HoEError: an argument cannot be used, or the export fails.
+    """
+    _check(arguments)
+    from ..serving.atlas import export_atlas
+    from ..serving.dense import export_merged
+    from ..serving.lora import export_lora
+
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("rank", "dtype", "even", "routers")}
+    source: Any = arguments.adapter
+    if arguments.prompts is not None:
+        source, options["tokenizer"], options["prompts"] = _calibrated(arguments)
+    if arguments.grid is not None:
+        export_atlas(source, arguments.grid, arguments.output, tell=print, dry_run=arguments.dry_run, **options)
+        return 0
+    preference = read_preference(arguments.preference)
+    if arguments.merged is not None:
+        report = export_merged(source, preference, arguments.merged, arguments.output, **options)
+    else:
+        report = export_lora(source, preference, arguments.output, overwrite=arguments.overwrite, **options)
+    print(report.table())
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that the others leave without use."""
+    unused = {
+        "--dry-run": arguments.dry_run and arguments.grid is None and "it goes with --grid",
+        "--merged": arguments.merged is not None and arguments.grid is not None and "--grid writes LoRAs",
+        "--even": arguments.even and arguments.merged is not None and "--merged has no ranks",
+        "--base": arguments.base is not None and arguments.prompts is None and "it goes with --prompts",
+        "--overwrite": arguments.overwrite
+        and (arguments.grid is not None or arguments.merged is not None)
+        and "only a single LoRA replaces another",
+    }
+    for option, reason in unused.items():
+        if reason:
+            raise HoEError(f"{option} cannot be used here: {reason}")
+
+
+def _calibrated(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
+    """Model, tokenizer and prompts."""
+    from ..inputs import columns_of, load_adapter, read_prompts
+
+    prompts, _ = columns_of(read_prompts(arguments.prompts))
+    model, tokenizer = load_adapter(arguments.adapter, arguments.base)
+    return model.eval(), tokenizer, prompts

@@ -1,0 +1,58 @@
+"""Preferences rounded to a grid, each with one spelling: what names files and served models.
+
+Shapes: N objectives, K points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import PreferenceError
+from ..preference import FloatArray, das_dennis, parse_preference
+
+_SAME = 1e-6
+
+
+class PreferenceGrid:
+    """The points of the simplex whose weights are multiples of a step.
+
+    Args:
+        objectives: the N names.
+        step: 1 divided by a whole number, such as 0.1.
+
+    Raises:
+        PreferenceError: another step.
+    """
+
+    def __init__(self, objectives: Sequence[str], step: float) -> None:
+        partitions = round(1 / step) if 0 < step <= 1 else 0
+        if partitions < 1 or abs(partitions * step - 1) > _SAME:
+            raise PreferenceError(
+                f"the step of the grid is {step!r}; it must be 1 divided by a whole number, such as 0.1"
+            )
+        self.objectives, self.partitions = list(objectives), partitions
+
+    @property
+    def points(self) -> FloatArray:
+        """All of them, `(K, N)`."""
+        return das_dennis(len(self.objectives), self.partitions)
+
+    def nearest(self, preference: Any) -> FloatArray:
+        """The grid point `(N,)` nearest to a preference; it sums to 1 as well.
+
+        Raises:
+            PreferenceError: not a point of the simplex.
+        """
+        scaled = parse_preference(preference, self.objectives) * self.partitions
+        floor = np.floor(scaled + _SAME)
+        missing = self.partitions - int(floor.sum())
+        # The weights that lost most by rounding down get one step each.
+        floor[np.argsort(floor - scaled, kind="stable")[:missing]] += 1
+        return np.asarray(floor / self.partitions)
+
+    def spell(self, preference: Any) -> str:
+        """The one spelling of the nearest grid point, such as `0.7,0.3`; no other point has it."""
+        return ",".join(f"{weight:.6g}" for weight in self.nearest(preference))

@@ -1,0 +1,160 @@
+"""What an export reads: one HoE adapter, from its files or from a model in memory.
+
+Shapes: L experts of ranks that sum to r in a module; A `(r, d_in)`, B `(d_out, r)`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from ..config import HoEConfig
+from ..errors import CheckpointError
+from ..experts.checkpoints import ADAPTER_CONFIG, Checkpoint, fetch, read_json
+from ..tuner.layer import HoELayer
+from ..tuner.lengths import ExpertLengths
+from ..tuner.steering import Steering
+
+PREFIX = "base_model.model."  # of every key in a PEFT adapter's file
+_OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_[^.]+\.[^.]+)")
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """A HoE adapter whose tensors are read when they are asked for.
+
+    Attributes:
+        label: how errors call it.
+        name: of a model's adapter; "" for files.
+        directory: where its files are; None for a model in memory.
+        config: resolved.
+        modules: names of the adapted modules.
+        stored_transposed: whether the base keeps these modules' weights as (d_in, d_out); None where files do not tell.
+    """
+
+    label: str
+    name: str
+    directory: Path | None
+    config: HoEConfig
+    modules: list[str]
+    stored_transposed: bool | None
+    _keys: dict[str, Callable[[], Tensor]] = field(repr=False)
+
+    @property
+    def objectives(self) -> list[str]:
+        """The N names."""
+        return list(self.config.objectives or [])
+
+    def ranks(self, module: str) -> list[int]:
+        """Rank of each expert in a module, `(L,)`; 0 where it has nothing there."""
+        return self.config.ranks(module)
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor]:
+        """A and B of a module, experts one after the other.
+
+        Raises:
+            CheckpointError: the shapes are not the configuration's, or a value is not finite.
+        """
+        a, b = self._tensor(f"{module}.hoe_A.weight"), self._tensor(f"{module}.hoe_B.weight")
+        total = sum(self.ranks(module))
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != total or b.shape[1] != total:
+            raise CheckpointError(
+                f"{self.label}: {module} has A of shape {tuple(a.shape)} and B of shape {tuple(b.shape)}, but the "
+                f"configuration asks for a rank of {total}; the weights and {ADAPTER_CONFIG} do not belong together"
+            )
+        return a, b
+
+    def length_factor(self, module: str, votes: Tensor) -> Tensor:
+        """The factor c `(1,)` of votes `(L,)` in a module; 1 unless the adapter keeps lengths (`interpolation="norm"`)."""
+        if self.config.interpolation != "norm":
+            return votes.new_ones(1)
+        lengths = ExpertLengths(len(votes))
+        lengths.gram = nn.Parameter(self._tensor(f"{module}.hoe_length.gram").to(votes.dtype), requires_grad=False)
+        factor: Tensor = lengths(votes)
+        return factor
+
+    def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Key and tensor of every module that the adapter saves whole (`modules_to_save`)."""
+        return ((key, self._tensor(key)) for key in self._keys if _OURS.fullmatch(key) is None)
+
+    def _tensor(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise CheckpointError(f"{self.label}: the tensor {key!r} is missing; save or download the adapter again")
+        tensor = self._keys[key]().detach()
+        if tensor.device.type == "meta" or hasattr(tensor, "ds_id"):
+            raise CheckpointError(
+                f"{self.label}: the tensor {key!r} is not in memory (offloaded or sharded); save the adapter, and export it "
+                "from its directory"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{self.label}: the tensor {key!r} holds NaN or infinity")
+        return tensor.cpu()
+
+
+def adapter_from_files(source: str | os.PathLike[str]) -> AdapterSource:
+    """An adapter's directory, or its Hub id (`id` or `id@revision`); the base is not read.
+
+    Raises:
+        CheckpointError: there is no HoE adapter.
+    """
+    directory, label = fetch(source, weights=True), f"adapter {os.fspath(source)!r}"
+    kind = read_json(directory / ADAPTER_CONFIG).get("peft_type")
+    if kind != "HOE":
+        raise CheckpointError(
+            f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export"
+        )
+    config = HoEConfig.from_pretrained(directory)
+    weights = Checkpoint(directory, label)
+    keys = {name.removeprefix(PREFIX): _reader(weights, name) for name in weights.names}
+    modules = list(dict.fromkeys(match["module"] for key in keys if (match := _OURS.fullmatch(key))))
+    return AdapterSource(label, "", directory, config, modules, None, keys)
+
+
+def _reader(weights: Checkpoint, name: str) -> Callable[[], Tensor]:
+    return lambda: weights.tensor(name)
+
+
+def adapter_from_model(model: nn.Module, adapter_name: str | None = None) -> AdapterSource:
+    """An adapter of a model that carries HoE layers, however it came by them.
+
+    Args:
+        model: the model.
+        adapter_name: default the first active adapter.
+
+    Raises:
+        PreferenceError: the model has no such adapter.
+    """
+    steering = Steering.of(model)
+    adapter = steering.adapter_named(adapter_name)
+    steering.publish()  # marks that were set in memory are read from the configuration below
+    config = steering.adapters[adapter].config
+    keys: dict[str, Callable[[], Tensor]] = {}
+    modules, transposed, root = [], [], ""
+    for path, layer in model.named_modules():
+        if isinstance(layer, HoELayer) and adapter in layer.hoe_A:
+            modules.append(layer.module_name)
+            root = path.removesuffix(layer.module_name)  # where the base model begins
+            transposed.append(bool(getattr(layer, "fan_in_fan_out", False)))
+            whole: Any = layer
+            for name, parameter in whole.named_parameters():
+                part, _, rest = name.partition(".")
+                if part.startswith("hoe_") and rest.startswith(f"{adapter}."):
+                    keys[f"{layer.module_name}.{part}.{rest.removeprefix(f'{adapter}.')}"] = _holder(parameter)
+    for path, wrapper in model.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper) and adapter in wrapper.modules_to_save:
+            saved: Any = wrapper.modules_to_save[adapter]
+            for name, tensor in saved.state_dict().items():
+                keys[f"{path.removeprefix(root)}.{name}"] = _holder(tensor)
+    return AdapterSource(f"adapter {adapter!r}", adapter, None, config, modules, all(transposed), keys)
+
+
+def _holder(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+
+from peft_hoe.cli import main
+
+
+@pytest.fixture
+def adapter(toys, tokenizer, tmp_path):
+    """Directories of a base and of an adapter with a trained router."""
+    base = toys.make_base()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = toys.make_policy()
+    model.mark_trained("r0")
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "hoe")
+    return tmp_path
+
+
+def test_one_preference(adapter, toys, capsys):
+    where = adapter / "lora"
+    assert main(["export", str(adapter / "hoe"), "--preference", "low=0.6,high=0.4", "--output", str(where)]) == 0
+    said = capsys.readouterr().out
+    assert "low 0.6, high 0.4" in said
+    assert "exact" in said
+    ids = torch.tensor([[1, 5, 9, 20]])
+    model = PeftModel.from_pretrained(toys.make_base(), adapter / "hoe")
+    with torch.no_grad():
+        expected = model(input_ids=ids, preference=[0.6, 0.4]).logits
+        got = PeftModel.from_pretrained(toys.make_base(), where)(input_ids=ids).logits
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_a_trained_router_asks_for_prompts_and_takes_them(adapter, capsys):
+    command = ["export", str(adapter / "hoe"), "--preference", "0.25,0.75", "--output", str(adapter / "lora")]
+    assert main(command) == 2
+    assert "--prompts FILE" in capsys.readouterr().err
+    (adapter / "prompts.txt").write_text("w1 w2\nw3 w4 w5\n")
+    assert main([*command, "--prompts", str(adapter / "prompts.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "r0: mean votes of each module over 2 prompts" in said
+    assert "KL to the routed model" in said
+    assert main([*command, "--routers", "drop", "--overwrite"]) == 0
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_grid_and_a_dense_checkpoint(adapter, capsys):
+    command = ["export", str(adapter / "hoe"), "--output", str(adapter / "out"), "--routers", "drop"]
+    assert main([*command, "--grid", "0.5", "--dry-run"]) == 0
+    assert "3 LoRAs" in capsys.readouterr().out
+    assert main([*command, "--grid", "0.5"]) == 0
+    assert sorted(json.loads((adapter / "out" / "atlas.json").read_text())["adapters"]) == ["0,1", "0.5,0.5", "1,0"]
+    command[3] = str(adapter / "dense")
+    assert main([*command, "--preference", "1,0", "--merged", str(adapter / "base")]) == 0
+    assert (adapter / "dense" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--preference", "1,0", "--dry-run"], "--dry-run cannot be used here"),
+        (["--grid", "0.5", "--merged", "base"], "--merged cannot be used here"),
+        (["--preference", "1,0", "--merged", "base", "--even"], "--even cannot be used here"),
+        (["--preference", "1,0", "--base", "base"], "--base cannot be used here"),
+        (["--grid", "0.5", "--overwrite"], "--overwrite cannot be used here"),
+        (["--preference", "one"], "cannot read the preference 'one'"),
+    ],
+)
+def test_options_without_use_are_refused(adapter, capsys, options, reason):
+    assert main(["export", str(adapter / "hoe"), "--output", str(adapter / "out"), *options]) == 2
+    assert reason in capsys.readouterr().err
