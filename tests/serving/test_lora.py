@@ -183,7 +183,7 @@ def test_trained_routers_need_prompts_or_a_word(steerable, tmp_path):
         model.export_lora([0.25, 0.75], tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
     model.export_lora([1, 0], tmp_path / "lora")  # no router is in the way of a corner
-    with pytest.raises(StaticMergeError, match="'never'"):
+    with pytest.raises(HoEError, match="routers is 'never'"):
         model.export_lora([0.25, 0.75], tmp_path / "b", routers="never")
 
 

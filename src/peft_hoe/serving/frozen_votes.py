@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..config import HoEConfig
-from ..errors import StaticMergeError
+from ..errors import check_choice
 from ..preference import parse_preference
 from ..routing import Route
+from ..tuner.plan import ROUTERS
 
 STATIC = "no router votes by the input here"
 _METHODS = {  # what becomes of trained routers, in words for a report
@@ -65,10 +66,9 @@ def freeze(config: HoEConfig, preference: Any, routers: str = "keep") -> FrozenV
 
     Raises:
         PreferenceError: not a point of the simplex.
-        StaticMergeError: `routers` is none of these.
+        HoEError: `routers` is none of these.
     """
-    if routers not in _METHODS:
-        raise StaticMergeError(f"routers is {routers!r}; use one of {', '.join(map(repr, _METHODS))}")
+    check_choice("routers", routers, ROUTERS)
     point = parse_preference(preference, config.objectives or [])
     geometry, n_experts = config.preference_router(), len(config.expert_names)
     fine, _ = geometry.weights(point)

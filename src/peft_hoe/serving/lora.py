@@ -134,7 +134,9 @@ class LoraExporter:
             raise StaticMergeError(
                 f"at {list(votes.route.requested)} the trained routers {list(votes.trained)} choose experts by the input, "
                 "which an ordinary LoRA cannot. Give a model and prompts (--prompts FILE) to freeze them to their mean votes, "
-                'or routers="drop" (--routers drop) for the interpolation of the LoRA experts'
+                'or routers="drop" (--routers drop) for the interpolation of the LoRA experts',
+                value=list(votes.route.requested),
+                routers=votes.trained,
             )
         measured = self.calibration.mean_votes(votes.route.requested)
         n = len(self.calibration.prompts)
@@ -272,5 +274,10 @@ def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype not in DTYPES:
-        raise HoEError(f"dtype is {dtype!r}; allowed are {sorted(DTYPES)}, or None for the adapter's own")
+        raise HoEError(
+            f"dtype is {dtype!r}; allowed are {sorted(DTYPES)}, or None for the adapter's own",
+            argument="dtype",
+            value=dtype,
+            allowed=sorted(DTYPES),
+        )
     return DTYPES[dtype]
