@@ -75,7 +75,7 @@ def test_quiet_prints_nothing(models, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--merge", "slerp"], "merge method is 'slerp'; allowed are"),
+        (["--merge", "slerp"], "merge method is 'slerp'; use one of"),
         (["--prune", "most"], "the share to prune is 'most'; allowed are"),
         (["--rank", "many"], "r is 'many'; allowed are"),
         (["--expert", "0.9,0.9"], "sums to 1.8"),

@@ -299,21 +299,6 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_the_old_adapter(
     assert sorted(path.name for path in tmp_path.iterdir()) == listing
 
 
-def test_existing_output_is_overwritten_only_when_told_and_only_an_adapter(llama, policies, tmp_path, tiny):
-    build_adapter(llama, policies, tmp_path / "out", r=2, **QUIET)
-    with pytest.raises(CheckpointError, match="is not empty; give another path, or pass overwrite=True"):
-        build_adapter(llama, policies, tmp_path / "out", r=4, **QUIET)
-    build_adapter(llama, policies, tmp_path / "out", r=4, overwrite=True, **QUIET)
-    assert tiny.config(tmp_path / "out")["r"] == 4
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "x").write_text("x")
-    with pytest.raises(CheckpointError, match="holds no adapter, so it will not be overwritten"):
-        build_adapter(llama, policies, tmp_path / "letters", overwrite=True, **QUIET)
-    (tmp_path / "empty").mkdir()
-    build_adapter(llama, policies, tmp_path / "empty", r=2, **QUIET)
-
-
 def test_the_real_policies(shared_dir, tmp_path):
     models = shared_dir / "models"
     paths = {name: models / "policies" / f"stories260k-{name}" for name in ("positive", "rich", "dialog")}

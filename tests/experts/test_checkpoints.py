@@ -57,6 +57,63 @@ def test_pickles_cannot_run_code(tmp_path):
         Checkpoint(tmp_path, "the base", allow_pickle=True)
 
 
+def index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.pt", "x"])
+def test_an_index_of_safetensors_that_names_a_pickle_is_refused_unless_pickles_are_allowed(tmp_path, name):
+    # It was unpickled without being asked for.
+    torch.save({"a": torch.ones(2)}, tmp_path / name)
+    index(tmp_path, {"a": name})
+    with pytest.raises(CheckpointError, match=f"names the file '{name}', which would be unpickled.*--allow-pickle"):
+        Checkpoint(tmp_path, "policy 'x'")
+    assert Checkpoint(tmp_path, "policy 'x'", allow_pickle=True).tensor("a").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("allow_pickle", [False, True])
+@pytest.mark.parametrize(
+    "place", ["../elsewhere/{}", "{root}/elsewhere/{}", "sub/../../elsewhere/{}", "link/{}", "C:{}"]
+)
+@pytest.mark.parametrize("name", ["x.safetensors", "x.bin"])
+def test_an_index_that_leads_out_of_its_folder_is_always_refused(tmp_path, place, name, allow_pickle):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here" / "sub").mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
+    save_file({"a": torch.ones(2)}, tmp_path / "elsewhere" / "x.safetensors")
+    torch.save({"a": torch.ones(2)}, tmp_path / "elsewhere" / "x.bin")
+    index(tmp_path / "here", {"a": place.format(name, root=tmp_path)})
+    with pytest.raises(CheckpointError, match="but an index may name files in its own folder only"):
+        Checkpoint(tmp_path / "here", "policy 'x'", allow_pickle=allow_pickle)
+
+
+def test_shards_that_are_links_out_of_the_folder_are_read_as_the_hubs_cache_has_them(tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "blob")
+    (tmp_path / "snapshot" / "model-1.safetensors").symlink_to("../blob")
+    index(tmp_path / "snapshot", {"a": "model-1.safetensors"})
+    assert Checkpoint(tmp_path / "snapshot", "the base").names == ["a"]
+
+
+def test_an_index_decides_between_shards_and_promises_no_more_than_they_have(tmp_path):
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "1.safetensors")
+    save_file({"a": torch.zeros(2)}, tmp_path / "2.safetensors")
+    for shard, expected in (("1.safetensors", [1, 1]), ("2.safetensors", [0, 0])):
+        index(tmp_path, {"a": shard, "b": "1.safetensors"})
+        assert Checkpoint(tmp_path, "the base").tensor("a").tolist() == expected
+    index(tmp_path, {"a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors"})
+    with pytest.raises(CheckpointError, match=r"2.safetensors lacks 2 of the tensors .*, such as 'b'") as caught:
+        Checkpoint(tmp_path, "the base")
+    assert (caught.value.path, caught.value.tensor) == (str(tmp_path / "2.safetensors"), "b")
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 1}, {"a": None}])
+def test_an_index_without_a_map_is_named(tmp_path, weight_map):
+    index(tmp_path, weight_map)
+    with pytest.raises(CheckpointError, match="has no weight_map of tensors to files"):
+        Checkpoint(tmp_path, "the base")
+
+
 def test_nothing_to_read_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no weights; expected model.safetensors"):
         Checkpoint(tmp_path, "the base")

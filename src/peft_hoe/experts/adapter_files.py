@@ -1,12 +1,8 @@
-"""Writing an adapter in one step: everything goes to a sibling directory that is renamed when it is complete."""
+"""The files of an adapter: its tensors in PEFT's layout, its configuration and its model card."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,61 +13,7 @@ from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..tuner.lengths import gram
 from .architecture import LinearModule
-from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
-
-
-def check_output(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> None:
-    """Refuse to write over anything but an empty directory, or an adapter when told to; never over a source.
-
-    Raises:
-        CheckpointError: what is there, and how to go on.
-    """
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"output directory {str(output)!r} is a file; give another path")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if any(output.samefile(source) for source in sources):
-        raise CheckpointError(f"output directory {str(output)!r} is a source of this build; give another path")
-    if not overwrite:
-        raise CheckpointError(
-            f"output directory {str(output)!r} is not empty; give another path, or pass overwrite=True (--overwrite)"
-        )
-    if not (output / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(
-            f"output directory {str(output)!r} holds no adapter, so it will not be overwritten; give another path"
-        )
-
-
-@contextmanager
-def complete_directory(output: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `output` when the block ends well, and vanishes when it does not."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".building", dir=output.parent))
-    try:
-        yield building
-        umask = os.umask(0)
-        os.umask(umask)
-        building.chmod(0o777 & ~umask)  # mkdtemp's directories are private, and so are safetensors' files
-        for file in building.iterdir():
-            file.chmod(0o666 & ~umask)
-        _replace(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _replace(building: Path, output: Path) -> None:
-    if not output.is_dir():
-        building.rename(output)
-        return
-    # Directories cannot be exchanged in one portable step: the old one is moved aside, and back if that fails.
-    aside = building.with_suffix(".replaced")
-    output.rename(aside)
-    try:
-        building.rename(output)
-    except BaseException:
-        aside.rename(output)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+from .checkpoints import ADAPTER_WEIGHTS, PEFT_PREFIX
 
 
 def module_tensors(

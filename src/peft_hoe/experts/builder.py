@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..config import HoEConfig
 from ..errors import CheckpointError
 from .adapter_config import adapter_config
-from .adapter_files import check_output, complete_directory, module_tensors, write_adapter
+from .adapter_files import module_tensors, write_adapter
 from .build_inputs import BuildInputs, open_inputs
 from .checkpoints import PathOrHubId
 from .module_builder import ModuleBuilder
@@ -31,6 +31,7 @@ from .options import (
     Pruning,
     TaskSVD,
 )
+from .output_directory import check_output, complete_directory, disk_errors
 from .policy_statistics import PolicyStatistics, measure_policies
 from .report import REPORT_FILE, BuildReport, ModuleReport, warn_about_pruning
 
@@ -115,9 +116,10 @@ def build_adapter(
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
             statistics = measure_policies(inputs, options.pruning, bar)
             built = _build_modules(inputs, options, config, statistics, bar)
-        write_adapter(directory, config, built.tensors)
         report = _report(output, inputs, options, config, statistics, built)
-        report.save(directory / REPORT_FILE)
+        with disk_errors(output):
+            write_adapter(directory, config, built.tensors)
+            report.save(directory / REPORT_FILE)
     if progress:
         tqdm.write(report.table())
     return report

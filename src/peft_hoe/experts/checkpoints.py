@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ PathOrHubId = str | os.PathLike[str]  # a directory, a Hub id, or `id@revision`
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # before the names of modules in the files of an adapter
+SAFETENSORS = ".safetensors"
 _SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
 _PICKLES = ("pytorch_model.bin", "adapter_model.bin")
 _SETTINGS_PATTERNS = ["*.json"]
@@ -91,34 +91,49 @@ class Checkpoint:
     Args:
         directory: where the files are.
         label: how errors call this checkpoint, such as "policy 'rich'".
-        allow_pickle: whether `.bin` files may be read (with `weights_only=True`) where there is no safetensors file.
+        allow_pickle: whether pickled files may be read (with `weights_only=True`): `.bin` files where there is no
+            safetensors file, and whatever else than safetensors an index names.
 
     Raises:
-        CheckpointError: there are no weights, or a file is truncated, missing or of another format.
+        CheckpointError: there are no weights, or a file is truncated, missing, of another format or elsewhere.
     """
 
     def __init__(self, directory: Path, label: str, *, allow_pickle: bool = False) -> None:
         self.directory, self.label = directory, label
-        self._files: dict[str, Any] = {}  # path -> open safetensors file, or a dict of tensors
-        self._where: dict[str, str] = {}  # tensor name -> path
-        for path in _weight_files(directory, label, allow_pickle):
-            handle = self._open(path)
-            self._files[str(path)] = handle
-            self._where.update(dict.fromkeys(handle.keys(), str(path)))
+        path, weight_map = _find_weights(directory, label, allow_pickle)
+        shards = [path] if weight_map is None else sorted(set(weight_map.values()))
+        # An open safetensors file, or a dictionary of tensors
+        self._files: dict[Path, Any] = {shard: self._open(shard) for shard in shards}
+        found = {name: shard for shard, file in self._files.items() for name in file.keys()}  # noqa: SIM118
+        self._where = {**found, **(weight_map or {})}
+        self._check_index(path)
+
+    def _check_index(self, index: Path) -> None:
+        """Refuse an index that promises tensors which a shard does not have."""
+        for shard, file in self._files.items():
+            missing = {name for name, place in self._where.items() if place == shard} - set(file.keys())
+            if missing:
+                raise CheckpointError(
+                    f"{self.label}: {shard} lacks {len(missing)} of the tensors that {index} says it has, such as "
+                    f"{min(missing)!r}; download or save the checkpoint again",
+                    path=shard,
+                    tensor=min(missing),
+                )
 
     def _open(self, path: Path) -> Any:
         try:
-            if path.suffix == ".safetensors":
+            if path.suffix == SAFETENSORS:
                 return safe_open(path, framework="pt")
             return torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self.label}: {path} is missing, though the index of the shards names it"
+                f"{self.label}: {path} is missing, though the index of the shards names it", path=path
             ) from error
         except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, _unpickling_error()) as error:
             raise CheckpointError(
                 f"{self.label}: {path} is not a readable {path.suffix} file ({error}); it may be truncated, or of "
-                "another format. Download or save it again"
+                "another format. Download or save it again",
+                path=path,
             ) from error
 
     @property
@@ -157,21 +172,47 @@ class Checkpoint:
         return rows
 
 
-def _weight_files(directory: Path, label: str, allow_pickle: bool) -> Sequence[Path]:
+def _find_weights(directory: Path, label: str, allow_pickle: bool) -> tuple[Path, dict[str, Path] | None]:
+    """The file of the weights; or the index of the shards, and the shard of each tensor."""
     for name in _SAFETENSORS if not allow_pickle else (*_SAFETENSORS, *_PICKLES):
         if (directory / name).is_file():
-            return [directory / name]
+            return directory / name, None
         index = directory / f"{name}.index.json"
         if index.is_file():
-            shards = read_json(index).get("weight_map", {})
-            return [directory / shard for shard in sorted(set(shards.values()))]
+            return index, _read_index(index, label, allow_pickle)
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     if pickles and not allow_pickle:
         raise CheckpointError(
             f"{label}: {directory} holds only pickled weights {pickles}; convert them to safetensors, or pass "
-            "allow_pickle=True (--allow-pickle) to read them with weights_only"
+            "Loading(allow_pickle=True) (--allow-pickle) to read them with weights_only",
+            path=directory,
         )
-    raise CheckpointError(f"{label}: {directory} holds no weights; expected {' or '.join(_SAFETENSORS)} or shards")
+    raise CheckpointError(
+        f"{label}: {directory} holds no weights; expected {' or '.join(_SAFETENSORS)} or shards", path=directory
+    )
+
+
+def _read_index(index: Path, label: str, allow_pickle: bool) -> dict[str, Path]:
+    """The shard of each tensor. An index may be a stranger's: it names files beside it only, and no pickle unasked."""
+    weight_map = read_json(index).get("weight_map")
+    if not weight_map or not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):
+        raise CheckpointError(
+            f"{label}: {index} has no weight_map of tensors to files; download or save it again", path=index
+        )
+    for shard in sorted(set(weight_map.values())):
+        # By the text alone: in the Hub's cache the files themselves are links that lead out of the folder.
+        if not shard or {"/", "\\", ":"} & set(shard) or shard == "..":
+            raise CheckpointError(
+                f"{label}: {index} names the file {shard!r}, but an index may name files in its own folder only",
+                path=index,
+            )
+        if not shard.endswith(SAFETENSORS) and not allow_pickle:
+            raise CheckpointError(
+                f"{label}: {index} names the file {shard!r}, which would be unpickled; convert it to safetensors, or "
+                "pass Loading(allow_pickle=True) (--allow-pickle) to read it with weights_only",
+                path=index,
+            )
+    return {name: index.parent / shard for name, shard in weight_map.items()}
 
 
 def _unpickling_error() -> type[Exception]:

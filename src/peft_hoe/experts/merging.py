@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ExpertError
+from ..errors import ExpertError, check_choice
 from .pruning import drop_below, magnitude_threshold, prune_rank
 
 
@@ -118,16 +118,21 @@ def check_merge(method: str, options: Mapping[str, Any] | None) -> dict[str, flo
     Raises:
         ExpertError: unknown method or option, or a share outside [0, 1].
     """
-    if method not in METHODS:
-        raise ExpertError(f"merge method is {method!r}; allowed are {sorted(METHODS)}")
+    check_choice("merge method", method, sorted(METHODS), ExpertError)
     known = METHODS[method].options
     unknown = sorted(set(options or {}) - set(known))
     if unknown:
-        raise ExpertError(f"merge {method!r} has no option {unknown}; it has {sorted(known) or 'none'}")
+        raise ExpertError(
+            f"merge {method!r} has no option {unknown}; it has {sorted(known) or 'none'}",
+            argument="merging", value=unknown, allowed=sorted(known),
+        )  # fmt: skip
     chosen = {**known, **(options or {})}
     for name, value in chosen.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ExpertError(f"merge option {name} is {value!r}; it must be a number from 0 to 1")
+            raise ExpertError(
+                f"merge option {name} is {value!r}; it must be a number from 0 to 1",
+                argument=name, value=value, allowed="from 0 to 1",
+            )  # fmt: skip
     return chosen
 
 

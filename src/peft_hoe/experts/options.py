@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..config import INTERPOLATIONS
-from ..errors import ExpertError
+from ..errors import ExpertError, check_choice
 from .merging import check_merge
 from .rescale import check_rescale
 from .svd import MAX_POWER_STEPS, SOLVERS
@@ -46,10 +46,14 @@ class Pruning:
     def __post_init__(self) -> None:
         share = self.share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            allowed = "a number from 0 up to but without 1, or None for none"
             raise ExpertError(
-                f"the share to prune is {share!r}; allowed are a number from 0 up to but without 1, or None for none"
+                f"the share to prune is {share!r}; allowed are {allowed}",
+                argument="pruning",
+                value=share,
+                allowed=allowed,
             )
-        check_choice("the scope of pruning", self.scope, PRUNE_SCOPES)
+        check_choice("the scope of pruning", self.scope, PRUNE_SCOPES, ExpertError)
 
     @classmethod
     def of(cls, given: Any) -> Pruning:
@@ -105,10 +109,13 @@ class TaskSVD:
     max_power_steps: int = MAX_POWER_STEPS
 
     def __post_init__(self) -> None:
-        check_choice("svd", self.solver, SOLVERS)
+        check_choice("svd", self.solver, SOLVERS, ExpertError)
         steps = self.max_power_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ExpertError(f"max_power_steps is {steps!r}; it must be a whole number of at least 0")
+            raise ExpertError(
+                f"max_power_steps is {steps!r}; it must be a whole number of at least 0",
+                argument="max_power_steps", value=steps, allowed="at least 0",
+            )  # fmt: skip
 
     @classmethod
     def of(cls, given: Any) -> TaskSVD:
@@ -179,7 +186,7 @@ class BuildOptions:
         Raises:
             ExpertError: names the value and what is allowed.
         """
-        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        check_choice("interpolation", interpolation, INTERPOLATIONS, ExpertError)
         return cls(
             r=_check_rank(r),
             pruning=Pruning.of(pruning),
@@ -196,23 +203,14 @@ class BuildOptions:
         return {**asdict(self), "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that is not among those allowed.
-
-    Raises:
-        ExpertError: names the value and what is allowed.
-    """
-    if value not in allowed:
-        raise ExpertError(f"{name} is {value!r}; allowed are {list(allowed)}")
-
-
 def _check_rank(r: Any) -> int | str:
     if r is None or r == "full":
         return "full"
     if r == "auto":
         return "auto"
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ExpertError(f"r is {r!r}; allowed are a whole number of at least 1, 'full' (or None) and 'auto'")
+        allowed = "a whole number of at least 1, 'full' (or None) and 'auto'"
+        raise ExpertError(f"r is {r!r}; allowed are {allowed}", argument="r", value=r, allowed=allowed)
     return r
 
 
@@ -220,5 +218,8 @@ def _check_dtype(dtype: Any) -> torch.dtype | None:
     if dtype is None or dtype in DTYPES.values():
         return dtype  # type: ignore[no-any-return]
     if dtype not in DTYPES:
-        raise ExpertError(f"dtype is {dtype!r}; allowed are {sorted(DTYPES)}, or None for the base's")
+        raise ExpertError(
+            f"dtype is {dtype!r}; allowed are {sorted(DTYPES)}, or None for the base's",
+            argument="dtype", value=dtype, allowed=sorted(DTYPES),
+        )  # fmt: skip
     return DTYPES[dtype]

@@ -29,7 +29,10 @@ def check_rescale(rescale: Any) -> str | float | None:
     except (TypeError, ValueError):
         number = float("nan")
     if isinstance(rescale, bool) or not 0 < number < float("inf"):
-        raise ExpertError(f"rescale is {rescale!r}; allowed are {list(MODES)}, a number above 0, or None for none")
+        allowed = f"{list(MODES)}, a number above 0, or None for none"
+        raise ExpertError(
+            f"rescale is {rescale!r}; allowed are {allowed}", argument="rescale", value=rescale, allowed=allowed
+        )
     return number
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ExpertError
+from ..errors import ExpertError, check_choice
 
 SOLVERS = ("randomized", "exact")
 _OVERSAMPLING = 8
@@ -73,8 +73,7 @@ def truncated_svd(
     Raises:
         ExpertError: unknown solver.
     """
-    if solver not in SOLVERS:
-        raise ExpertError(f"svd is {solver!r}; allowed are {list(SOLVERS)}")
+    check_choice("svd", solver, SOLVERS, ExpertError)
     matrix = matrix.float()
     smaller = min(matrix.shape)
     wanted = smaller if rank is None else min(rank, smaller)

@@ -1,0 +1,175 @@
+"""Where an adapter goes: which places will do, and files that appear there together or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
+
+from ..errors import CheckpointError
+from ..peft_type import peft_type
+from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from .report import REPORT_FILE
+
+CARD = "README.md"
+WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
+_BUILDING = ".peft_hoe-"  # prefix of the directory in which an adapter grows
+_IGNORED = (_BUILDING, "lost+found")  # left by a killed build; the root of a volume has it
+
+
+def check_output(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, what cannot become the adapter's directory.
+
+    A new directory, an empty one, a link to one and a mount point will do. One that holds something must hold a HoE
+    adapter, and is written only when told to; never where it is a source.
+
+    Raises:
+        CheckpointError: what is there, and how to go on.
+    """
+    real = resolved(output)
+    try:
+        if not real.exists():
+            _check_parent(output, real)
+            return
+        if not real.is_dir():
+            raise CheckpointError(f"output directory {str(output)!r} is a file; give another path")
+        if not os.access(real, os.W_OK | os.X_OK):
+            raise CheckpointError(f"output directory {str(output)!r} cannot be written to; give another path")
+        if all(entry.name.startswith(_IGNORED) for entry in real.iterdir()):
+            return
+        if any(real.samefile(source) for source in sources):
+            raise CheckpointError(f"output directory {str(output)!r} is a source of this build; give another path")
+    except OSError as error:
+        raise CheckpointError(f"output directory {str(output)!r} cannot be used: {error}; give another path") from error
+    if not overwrite:
+        raise CheckpointError(
+            f"output directory {str(output)!r} is not empty; give another path, or pass overwrite=True (--overwrite)"
+        )
+    _check_replaceable(output, real)
+
+
+def resolved(output: Path) -> Path:
+    """The directory that a path means, through links, `.` and `..`; it need not exist.
+
+    Raises:
+        CheckpointError: the path leads nowhere, as a circle of links does.
+    """
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links before Python 3.13
+        raise CheckpointError(f"output directory {str(output)!r} leads nowhere ({error}); give another path") from error
+
+
+def _check_parent(output: Path, real: Path) -> None:
+    """Refuse a new directory whose nearest existing parent is a file, or cannot be written to."""
+    parent = next(path for path in real.parents if path.exists())
+    if not parent.is_dir():
+        raise CheckpointError(f"output directory {str(output)!r} lies in the file {str(parent)!r}; give another path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"output directory {str(output)!r} cannot be made: {str(parent)!r} is not writable; give another path"
+        )
+
+
+def _check_replaceable(output: Path, real: Path) -> None:
+    """Refuse a directory without a HoE adapter, or in which a file to write cannot take its place."""
+    kind = read_json(real / ADAPTER_CONFIG).get("peft_type") if (real / ADAPTER_CONFIG).is_file() else None
+    if kind != peft_type():
+        held = f"an adapter of type {kind!r}, not of HoE" if kind else "no adapter"
+        raise CheckpointError(
+            f"output directory {str(output)!r} holds {held}, so it will not be overwritten; give another path"
+        )
+    for name in WRITTEN:
+        if (real / name).is_dir():
+            raise CheckpointError(
+                f"output directory {str(output)!r} has a directory {name!r} where the adapter has a file; give another path"
+            )
+    if (real / CARD).is_file():
+        try:
+            ModelCard.load(real / CARD)
+        except Exception as error:  # of the YAML library, of huggingface_hub, or of the text's encoding
+            raise CheckpointError(
+                f"{real / CARD} has a header that is no YAML ({error}); mend or remove it: it will be completed, not replaced"
+            ) from error
+
+
+@contextmanager
+def complete_directory(output: Path) -> Iterator[Path]:
+    """A directory to fill, whose files stand in `output` when the block ends well, and vanish when it does not.
+
+    An output that does not exist yet appears in one step. In one that exists, only files of the names that were filled in
+    are replaced, each with the old one kept until all are in place; the directory itself is never moved, so that it may
+    be a mount point or the end of a link.
+
+    Raises:
+        CheckpointError: there is no room, or the place cannot be written to.
+    """
+    real = resolved(output)
+    exists = real.is_dir()
+    with disk_errors(output):
+        if not exists:
+            real.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=real if exists else real.parent))
+    try:
+        if (real / CARD).is_file():
+            shutil.copyfile(real / CARD, building / CARD)  # what else is written on it stays
+        yield building
+        with disk_errors(output):
+            umask = os.umask(0)
+            os.umask(umask)
+            for file in building.iterdir():
+                file.chmod(0o666 & ~umask)  # safetensors' files are private, and so are mkdtemp's directories
+            if exists:
+                _move_in(building, real)
+            else:
+                building.chmod(0o777 & ~umask)
+                building.rename(real)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """What the system says about a full disk or a name that is too long, as an error of ours.
+
+    Raises:
+        CheckpointError: instead of an OSError or an error of safetensors.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter cannot be written to {str(output)!r}: {error}") from error
+
+
+def _move_in(building: Path, output: Path) -> None:
+    """Put every file of `building` in its place, or leave all places as they were.
+
+    The configuration goes first and comes last: whoever looks in between, even after a kill, finds no adapter rather than
+    one whose files do not belong together.
+    """
+    names = sorted((file.name for file in building.iterdir()), key=lambda name: name != ADAPTER_CONFIG)
+    aside = building / "replaced"
+    aside.mkdir()
+    done: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        done.append((source, target))  # first: an interruption may come right after the move
+        source.rename(target)
+
+    try:
+        for name in names:
+            if os.path.lexists(output / name):
+                move(output / name, aside / name)
+        for name in reversed(names):
+            move(building / name, output / name)
+    except BaseException:
+        for source, target in reversed(done):
+            if not os.path.lexists(source):
+                target.rename(source)
+        raise
