@@ -85,7 +85,9 @@ def test_factors_are_taken_as_they_are_without_pruning_or_rescaling(llama, lora,
 
 def test_a_policy_is_never_overwritten(llama, lora):
     adapter = lora("kind")
-    with pytest.raises(CheckpointError, match="is a source of this build; give another path"):
+    with pytest.raises(
+        CheckpointError, match="holds an adapter of type 'LORA', not 'HOE', so it will not be overwritten"
+    ):
         build_adapter(llama, {"kind": adapter}, adapter, overwrite=True, **QUIET)
     assert (adapter / "adapter_model.safetensors").is_file()
 

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from ..config import HoEConfig
 from ..errors import CheckpointError
+from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..output_directory import CARD
 from ..tuner.lengths import gram
 from .architecture import LinearModule
-from .checkpoints import ADAPTER_WEIGHTS, PEFT_PREFIX
+from .checkpoints import PEFT_PREFIX
+from .report import REPORT_FILE
+
+# What a build writes
+WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
 
 
 def module_tensors(

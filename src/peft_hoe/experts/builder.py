@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from ..config import HoEConfig
 from ..errors import CheckpointError
+from ..output_directory import check_output, complete_directory, disk_errors
 from .adapter_config import adapter_config
-from .adapter_files import module_tensors, write_adapter
+from .adapter_files import WRITTEN, module_tensors, write_adapter
 from .build_inputs import BuildInputs, open_inputs
 from .checkpoints import PathOrHubId
 from .module_builder import ModuleBuilder
@@ -31,7 +32,6 @@ from .options import (
     Pruning,
     TaskSVD,
 )
-from .output_directory import check_output, complete_directory, disk_errors
 from .policy_statistics import PolicyStatistics, measure_policies
 from .report import REPORT_FILE, BuildReport, ModuleReport, warn_about_pruning
 
@@ -103,7 +103,7 @@ def build_adapter(
         r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, seed=seed, dtype=dtype,
     )  # fmt: skip
     output = Path(output_dir)
-    check_output(output, overwrite)
+    check_output(output, overwrite, names=WRITTEN)
     inputs = open_inputs(
         base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading
     )

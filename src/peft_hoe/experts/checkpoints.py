@@ -5,7 +5,6 @@ Knows directories and Hub ids, safetensors (one file, or shards with an index), 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import ADAPTER_WEIGHTS, read_json
 
 PathOrHubId = str | os.PathLike[str]  # a directory, a Hub id, or `id@revision`
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # before the names of modules in the files of an adapter
 SAFETENSORS = ".safetensors"
 _SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
@@ -68,21 +66,6 @@ def fetch(
             f"{str(source)!r} is neither a directory nor a Hub repository that could be fetched "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: the file is missing, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
-    return content
 
 
 class Checkpoint:

@@ -15,8 +15,9 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import ADAPTER_CONFIG, read_json
 from .architecture import Architecture, LinearModule
-from .checkpoints import ADAPTER_CONFIG, PEFT_PREFIX, Checkpoint, read_json
+from .checkpoints import PEFT_PREFIX, Checkpoint
 
 _REFUSED = {  # config field: why its adapter is not the B A that an expert holds
     "use_dora": "DoRA normalises the weight's columns, which is not a low-rank delta",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import read_json
 from .architecture import Architecture
-from .checkpoints import FLOATING, Checkpoint, read_json
+from .checkpoints import FLOATING, Checkpoint
 
 
 class ModelWeights:

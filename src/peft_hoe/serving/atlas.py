@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ..errors import HoEError
-from ..experts.adapter_files import check_output, complete_directory
-from ..experts.checkpoints import ADAPTER_CONFIG
+from ..files import ADAPTER_CONFIG
+from ..output_directory import check_output, complete_directory
 from .export_report import ExportReport, size
 from .lora import LoraExporter, open_source
 from .preference_grid import PreferenceGrid

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from ..errors import HoEError, StaticMergeError
-from ..experts.adapter_files import check_output, complete_directory
+from ..output_directory import check_output, complete_directory
 from ..tasks import AUTO_CLASSES
 from .export_report import ExportReport
 from .lora import export_lora

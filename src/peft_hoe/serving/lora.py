@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import HoEError, StaticMergeError
-from ..experts.adapter_files import check_output, complete_directory
-from ..experts.checkpoints import ADAPTER_WEIGHTS
 from ..experts.options import DTYPES
+from ..files import ADAPTER_WEIGHTS
+from ..output_directory import check_output, complete_directory
 from ..specs import checked_rank
 from .calibration import Calibration, Difference
 from .export_report import REPORT_FILE, ExportReport
@@ -74,7 +74,7 @@ def export_lora(
     """
     directory = Path(output)
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name)
-    check_output(directory, overwrite, [] if adapter.directory is None else [adapter.directory])
+    check_output(directory, overwrite, [] if adapter.directory is None else [adapter.directory], replaces="LORA")
     exporter = LoraExporter(adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration)
     with complete_directory(directory) as building:
         report = exporter.write(preference, building, shown_as=directory)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..config import HoEConfig
 from ..errors import CheckpointError
-from ..experts.checkpoints import ADAPTER_CONFIG, Checkpoint, fetch, read_json
+from ..experts.checkpoints import Checkpoint, fetch
+from ..files import ADAPTER_CONFIG, read_json
 from ..tuner.layer import HoELayer
 from ..tuner.lengths import ExpertLengths
 from ..tuner.steering import Steering

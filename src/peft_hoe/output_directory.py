@@ -1,4 +1,4 @@
-"""Where an adapter goes: which places will do, and files that appear there together or not at all."""
+"""Directories that are written whole: which places will do, and files that appear there together or not at all."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from ..errors import CheckpointError
-from ..peft_type import peft_type
-from .checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
-from .report import REPORT_FILE
+from .errors import CheckpointError
+from .files import ADAPTER_CONFIG, read_json
 
 CARD = "README.md"
-WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
-_BUILDING = ".peft_hoe-"  # prefix of the directory in which an adapter grows
+_BUILDING = ".peft_hoe-"  # prefix of the directory that is being filled
 _IGNORED = (_BUILDING, "lost+found")  # left by a killed build; the root of a volume has it
 
 
-def check_output(output: Path, overwrite: bool, sources: Sequence[Path] = ()) -> None:
-    """Refuse, before any work, what cannot become the adapter's directory.
+def check_output(
+    output: Path, overwrite: bool, sources: Sequence[Path] = (), *, replaces: str = "HOE", names: Sequence[str] = ()
+) -> None:
+    """Refuse, before any work, a place where a directory cannot be written.
 
-    A new directory, an empty one, a link to one and a mount point will do. One that holds something must hold a HoE
-    adapter, and is written only when told to; never where it is a source.
+    A new directory, an empty one, a link to one and a mount point will do. One that holds something must hold an adapter
+    of the right type, and is written only when told to; never where it is a source.
+
+    Args:
+        output: the directory.
+        overwrite: whether an adapter may be replaced.
+        sources: directories that are read.
+        replaces: PEFT's type of the adapter that may be replaced.
+        names: of the files that will be written.
 
     Raises:
         CheckpointError: what is there, and how to go on.
@@ -51,7 +57,7 @@ def check_output(output: Path, overwrite: bool, sources: Sequence[Path] = ()) ->
         raise CheckpointError(
             f"output directory {str(output)!r} is not empty; give another path, or pass overwrite=True (--overwrite)"
         )
-    _check_replaceable(output, real)
+    _check_replaceable(output, real, replaces, names)
 
 
 def resolved(output: Path) -> Path:
@@ -77,18 +83,18 @@ def _check_parent(output: Path, real: Path) -> None:
         )
 
 
-def _check_replaceable(output: Path, real: Path) -> None:
-    """Refuse a directory without a HoE adapter, or in which a file to write cannot take its place."""
+def _check_replaceable(output: Path, real: Path, replaces: str, names: Sequence[str]) -> None:
+    """Refuse a directory without an adapter of the type, or in which a file to write cannot take its place."""
     kind = read_json(real / ADAPTER_CONFIG).get("peft_type") if (real / ADAPTER_CONFIG).is_file() else None
-    if kind != peft_type():
-        held = f"an adapter of type {kind!r}, not of HoE" if kind else "no adapter"
+    if kind != replaces:
+        held = f"an adapter of type {kind!r}, not {replaces!r}" if kind else "no adapter"
         raise CheckpointError(
             f"output directory {str(output)!r} holds {held}, so it will not be overwritten; give another path"
         )
-    for name in WRITTEN:
+    for name in names:
         if (real / name).is_dir():
             raise CheckpointError(
-                f"output directory {str(output)!r} has a directory {name!r} where the adapter has a file; give another path"
+                f"output directory {str(output)!r} has a directory {name!r} where a file will be written; give another path"
             )
     if (real / CARD).is_file():
         try:
@@ -123,12 +129,14 @@ def complete_directory(output: Path) -> Iterator[Path]:
         with disk_errors(output):
             umask = os.umask(0)
             os.umask(umask)
-            for file in building.iterdir():
-                file.chmod(0o666 & ~umask)  # safetensors' files are private, and so are mkdtemp's directories
+            for path in (
+                building,
+                *building.rglob("*"),
+            ):  # mkdtemp's directories are private, and so are safetensors' files
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
             if exists:
                 _move_in(building, real)
             else:
-                building.chmod(0o777 & ~umask)
                 building.rename(real)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -144,7 +152,7 @@ def disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter cannot be written to {str(output)!r}: {error}") from error
+        raise CheckpointError(f"nothing can be written to {str(output)!r}: {error}") from error
 
 
 def _move_in(building: Path, output: Path) -> None:

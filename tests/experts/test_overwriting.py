@@ -1,4 +1,4 @@
-"""Where an adapter may go, and what an interruption leaves there."""
+"""Where a build may write, and what it leaves alone there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from peft_hoe import CheckpointError
-from peft_hoe.experts import build_adapter, builder, output_directory
-from peft_hoe.experts.output_directory import WRITTEN, check_output, complete_directory
+from peft_hoe import CheckpointError, output_directory
+from peft_hoe.experts import build_adapter, builder
+from peft_hoe.experts.adapter_files import WRITTEN
 
 QUIET = {"progress": False}
 
@@ -46,7 +46,7 @@ def test_existing_output_needs_overwrite_and_an_adapter_of_hoe(llama, policies, 
         build_adapter(llama, policies, tmp_path / "letters", overwrite=True, **QUIET)
     (tmp_path / "letters" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(
-        CheckpointError, match="holds an adapter of type 'LORA', not of HoE, so it will not be overwritten"
+        CheckpointError, match="holds an adapter of type 'LORA', not 'HOE', so it will not be overwritten"
     ):
         build_adapter(llama, policies, tmp_path / "letters", overwrite=True, **QUIET)
 
@@ -158,64 +158,11 @@ def test_places_that_cannot_be_written_to_are_refused_before_the_work(llama, pol
             build_adapter(llama, policies, output, **QUIET)
 
 
-def test_a_directory_in_the_place_of_a_file_and_a_broken_card_are_refused(adapter):
-    (adapter / "README.md").write_text("---\na: [\n---\n")
-    with pytest.raises(CheckpointError, match="has a header that is no YAML"):
-        check_output(adapter, True)
-    (adapter / "README.md").unlink()
-    (adapter / "README.md").mkdir()
-    with pytest.raises(CheckpointError, match=r"has a directory 'README.md' where the adapter has a file"):
-        check_output(adapter, True)
-
-
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(output_directory.tempfile, "mkdtemp", full)
-    with (
-        pytest.raises(CheckpointError, match=r"the adapter cannot be written to '.*out': .*No space left"),
-        complete_directory(tmp_path / "out"),
-    ):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def replace_all(adapter, rename, monkeypatch):
-    """Give an adapter new files; each move goes through `rename`."""
-    with complete_directory(adapter) as building:
-        for name in WRITTEN:
-            (building / name).write_text("new")
-        monkeypatch.setattr(Path, "rename", rename)
-
-
-@pytest.mark.parametrize("moves", range(8))
-def test_an_interruption_while_files_are_put_in_place_puts_all_of_them_back(adapter, monkeypatch, moves):
-    before, real, calls = contents(adapter), Path.rename, []
-
-    def rename(path, target):
-        calls.append(path)
-        if len(calls) == moves + 1:
-            raise KeyboardInterrupt
-        return real(path, target)
-
-    with pytest.raises(KeyboardInterrupt):
-        replace_all(adapter, rename, monkeypatch)
-    assert contents(adapter) == before
-
-
-@pytest.mark.parametrize("moves", range(1, 8))
-def test_a_kill_while_files_are_put_in_place_leaves_no_adapter_of_two_builds(adapter, monkeypatch, moves):
-    # The configuration is taken away first and comes last, so that nothing loads what does not belong together.
-    real, calls, seen = Path.rename, [], []
-
-    def rename(path, target):
-        if len(calls) == moves:
-            seen.append(contents(adapter))
-        calls.append(path)
-        return real(path, target)
-
-    replace_all(adapter, rename, monkeypatch)
-    assert len(calls) == 8
-    assert "adapter_config.json" not in seen[0]
-    assert {(adapter / name).read_text() for name in WRITTEN} == {"new"}
+def test_a_source_is_never_written_to(llama, policies, adapter):
+    # An adapter may have been built into the base's own directory.
+    for path in adapter.iterdir():
+        path.rename(llama / path.name)
+    before = contents(llama)
+    with pytest.raises(CheckpointError, match="is a source of this build; give another path"):
+        build_adapter(llama, policies, llama, overwrite=True, **QUIET)
+    assert contents(llama) == before
