@@ -107,7 +107,7 @@ def main() -> None:
     skipped = {kind: prompt if kind == "stories" else [1] * len(found) for kind, found in texts.items()}
     own = {kind: losses(base, tokenizer, found, skipped[kind]) for kind, found in texts.items()}
     steered, linear = setting.steered(setting.adapter("hoe")), setting.steered(setting.linear())
-    soup = setting.baseline("rs", dense=True)
+    soup = setting.baseline("rs_dense")
     methods: dict[str, Callable[[Any], Any]] = {
         "HoE": lambda point: nullcontext((steered, {"preference": point})),
         "HoE, linear": lambda point: nullcontext((linear, {"preference": point})),

@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PrinterCallback
+from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
+from peft_hoe import Decoding
+from peft_hoe.generation.completer import Completer
 from peft_hoe.generation.fused_generation import generate_fused
 from peft_hoe.generation.fusion import divergence, fusion_logprobs
 from peft_hoe.generation.responses import response_mask
@@ -41,15 +43,12 @@ STEPS = 60
 
 def fused(bench: Bench, model: Any, sampled: bool, seed: int, texts: int = 1) -> torch.Tensor:
     """The fusion's prompts and completions `(B, P + T)` on the split's prompts."""
-    how: dict[str, Any] = {"temperature": 1.0} if sampled else {}
-    settings = GenerationConfig(
-        max_new_tokens=NEW_TOKENS, do_sample=sampled, pad_token_id=bench.tokenizer.pad_token_id,
-        eos_token_id=bench.tokenizer.eos_token_id, **how,
-    )  # fmt: skip
-    batch = bench.tokenizer(bench.test * texts, return_tensors="pt", padding=True)
-    preferences = np.tile(np.asarray(bench.preference), (len(batch["input_ids"]), 1))
+    completer = Completer(model, bench.tokenizer, Decoding(NEW_TOKENS, do_sample=sampled))
+    batch = completer.batch(model, bench.test * texts)
+    preferences = np.tile(np.asarray(bench.preference), (len(batch.ids), 1))
     torch.manual_seed(10_000 + seed)
-    return generate_fused(model, "default", preferences, batch["input_ids"], batch["attention_mask"], settings)
+    found = generate_fused(model, "default", preferences, batch, bench.tokenizer, completer.decoding)
+    return torch.cat([batch.ids, found.ids], dim=1)
 
 
 @torch.no_grad()

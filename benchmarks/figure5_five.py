@@ -37,7 +37,7 @@ COLOURS = {  # what is drawn
 def measure(setting: Setting) -> dict[str, Sweep]:
     """Sweeps of the methods."""
     grid = [*das_dennis(len(OBJECTIVES), 3).tolist(), *PAPER]
-    dense = setting.baseline("rs", dense=True)
+    dense = setting.baseline("rs_dense")
     return {
         "HoE": setting.sweep("HoE", setting.adapter("hoe"), preferences=grid),
         "HoE, pairs merged": setting.sweep("HoE, pairs merged", setting.pairs_merged(), preferences=grid),

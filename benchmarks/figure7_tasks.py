@@ -29,7 +29,7 @@ from trained_routers import lora_moe_options, trained_routers
 
 UNIFORM = [1 / len(OBJECTIVES)] * len(OBJECTIVES)
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "RS": ("rs", {"dense": True}), "RS, norm restored": ("rs_norm", {}), "TA": ("ta", {}), "PCB-Merging": ("pcb", {}),
+    "RS": ("rs_dense", {}), "RS, norm restored": ("rs_norm", {}), "TA": ("ta", {}), "PCB-Merging": ("pcb", {}),
     "MOD": ("mod", {}),
 }  # fmt: skip
 

@@ -25,10 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
-from peft_hoe.evaluation import Sweep
+from peft_hoe import Decoding
+from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
 from peft_hoe.evaluation.reporting.measures import SweepComparison
-from peft_hoe.generation.decoder import Decoder
+from peft_hoe.generation.completer import Completer
 from peft_hoe.metrics import Interval
 from peft_hoe.objectives import RewardNormalizer, payoff_table
 from stories_rewards import REWARDS
@@ -120,19 +121,18 @@ class Setting:
         if not path.exists():
             found = payoff_table(
                 self.steered(self.adapter("hoe")), self.validation * (5 if sampled else 1), self.rewards,
-                processing_class=self.tokenizer, max_new_tokens=NEW_TOKENS, do_sample=sampled, batch_size=240,
+                processing_class=self.tokenizer, decoding=Decoding(NEW_TOKENS, do_sample=sampled), batch_size=240,
             )  # fmt: skip
-            path.write_text(json.dumps({"payoff": found.payoff.tolist(), "decoding": found.decoding}), encoding="utf-8")
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return RewardNormalizer(kept["payoff"], self.objectives, kept["decoding"])
+            path.write_text(json.dumps(found.state_dict()), encoding="utf-8")
+        return RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def whole(self, path: str | None = None) -> Any:
         """A method that knows no preference: a model without adapter, by default the base."""
         model = self.model(path)
-        decoder = Decoder(model, self.tokenizer, max_new_tokens=NEW_TOKENS)
+        completer = Completer(model, self.tokenizer, Decoding(NEW_TOKENS))
 
         def complete(prompts: Sequence[str], preferences: Any) -> list[str]:
-            return decoder.complete(model, prompts)
+            return completer.complete(model, prompts)
 
         return complete
 
@@ -140,7 +140,7 @@ class Setting:
         """One of `BASELINES`, greedy, on these policies."""
         return BASELINES[name].make(
             self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
-            max_new_tokens=NEW_TOKENS, **options,
+            decoding=Decoding(NEW_TOKENS), **options,
         )  # fmt: skip
 
     def sweep(
@@ -154,10 +154,12 @@ class Setting:
         folder: str | None = None,
     ) -> Sweep:
         """Greedy, at most `NEW_TOKENS` new tokens, by default the test prompts; of an adapter, or of any other method."""
+        if generate is None:
+            generate = HoEMethod(self.steered(adapter), self.tokenizer, decoding=Decoding(NEW_TOKENS))
         return peft_hoe.sweep(
-            self.steered(adapter) if adapter is not None else None, self.tokenizer, prompts or self.test, self.rewards,
-            preferences, generate=generate, name=name, normalizer=self.scale(), max_new_tokens=NEW_TOKENS,
-            batch_size=BATCH, output_dir=self.folder / "sweeps" / _folder(folder or name), progress=False,
+            prompts=prompts or self.test, rewards=self.rewards, preferences=preferences, generate=generate, name=name,
+            normalizer=self.scale(), batch_size=BATCH, output_dir=self.folder / "sweeps" / _folder(folder or name),
+            progress=False,
         )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from fronts_adapters import SETS, Problem
 from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
 from fronts_tables import Front
 from morlhf_policies import PREFERENCES, runs
+from peft_hoe import Decoding
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
 from router_training import NEW_TOKENS, TEXTS
@@ -57,7 +58,7 @@ class Missing(Exception):
 
 def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path | None) -> tuple[Any, Any]:
     """A method, and the preferences that it answers."""
-    how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": sampled, "temperature": 1.0}
+    how: dict[str, Any] = {"decoding": Decoding(NEW_TOKENS, do_sample=sampled)}
     grid = peft_hoe.preference_grid(len(problem.objectives))
     if name.startswith("hoe"):
         return HoEMethod(problem.steered(hoe(problem, name, seed, policies)), problem.tokenizer, **how), grid
@@ -68,9 +69,7 @@ def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path |
     if name == "lora_moe":
         where["folder"] = problem.folder / "trained" / f"lora_moe-seed{seed}"
         where |= lora_moe_options(problem, seed)
-    options = {"dense": True} if name == "rs_dense" else {}
-    method = BASELINES[name.removesuffix("_dense")].make(problem.base, problem.policies, **where, **options)
-    return method, grid
+    return BASELINES[name].make(problem.base, problem.policies, **where), grid
 
 
 def hoe(problem: Problem, name: str, seed: int, policies: Path | None) -> Path:

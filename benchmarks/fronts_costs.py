@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from peft import LoraConfig, get_peft_model
 
+from peft_hoe import Decoding
 from peft_hoe.evaluation.baselines.adapters import load_base
-from peft_hoe.generation.decoder import Decoder
+from peft_hoe.generation.completer import Completer
 
 REPEATS = 5
 
@@ -85,9 +86,9 @@ def seconds_per_token(
     "one LoRA" is PEFT's, rank 16 on the same layers, unmerged.
     """
     lora = get_peft_model(load_base(base), LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
-    decoder = Decoder(lora, tokenizer, max_new_tokens=new)
+    completer = Completer(lora, tokenizer, Decoding(new))
     rows = np.tile(preference, (len(prompts), 1))
-    calls = {"one LoRA": lambda: decoder.complete(lora, prompts)}
+    calls = {"one LoRA": lambda: completer.complete(lora, prompts)}
     calls |= {name: (lambda method=method: method(prompts, rows)) for name, method in methods.items()}
     found: dict[str, float] = dict.fromkeys(calls, float("inf"))
     for repeat in range(REPEATS + 1):

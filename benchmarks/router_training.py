@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
 import stories_rewards
+from peft_hoe import Decoding
 from peft_hoe.config import INTERPOLATIONS
 from peft_hoe.objectives import RewardNormalizer, payoff_table
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
@@ -91,8 +92,8 @@ class Bench:
     def _scale(self, prompts: Sequence[str], sampled: bool) -> RewardNormalizer:
         texts = list(prompts) * (TEXTS if sampled else 1)
         return payoff_table(
-            self.model(None), texts, REWARDS, processing_class=self.tokenizer, max_new_tokens=NEW_TOKENS,
-            do_sample=sampled, batch_size=240,
+            self.model(None), texts, REWARDS, processing_class=self.tokenizer,
+            decoding=Decoding(NEW_TOKENS, do_sample=sampled), batch_size=240,
         )  # fmt: skip
 
     @torch.no_grad()

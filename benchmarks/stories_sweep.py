@@ -63,8 +63,9 @@ def main() -> None:
 
     def measure(name: str, scale: dict[str, Any], **options: Any) -> Sweep:
         return peft_hoe.sweep(
-            load(base, policies, **options), tokenizer, texts["test"], rewards, name=name, max_new_tokens=NEW_TOKENS,
-            batch_size=256, output_dir=args.output / name.lower().replace(", ", "_").replace(" ", "_"), **scale,
+            load(base, policies, **options), tokenizer, texts["test"], rewards, name=name,
+            decoding={"max_new_tokens": NEW_TOKENS}, batch_size=256,
+            output_dir=args.output / name.lower().replace(", ", "_").replace(" ", "_"), **scale,
         )  # fmt: skip
 
     hoe = measure("HoE", {"payoff_prompts": texts["validation"]})

@@ -27,7 +27,7 @@ from trained_routers import lora_moe_options, trained_routers
 
 LONGEST = 300  # characters
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "RS": ("rs", {}), "RS, norm restored": ("rs_norm", {}), "RS, all weights": ("rs", {"dense": True}), "TA": ("ta", {}),
+    "RS": ("rs", {}), "RS, norm restored": ("rs_norm", {}), "RS, all weights": ("rs_dense", {}), "TA": ("ta", {}),
     "TIES": ("ties", {}), "PCB-Merging": ("pcb", {}), "MOD": ("mod", {}), "prompting": ("prompting", {}),
     "LoRAMoE-like": ("lora_moe", {}),
 }  # fmt: skip

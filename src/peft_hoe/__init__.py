@@ -20,6 +20,7 @@ from .errors import (  # noqa: E402
     MetricError,
     PreferenceError,
     RewardError,
+    RowsError,
     StaticMergeError,
 )
 from .experts import BuildReport, Loading, Merging, Pruning, TaskSVD, build_adapter  # noqa: E402
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from . import demo, metrics
     from .evaluation import Sweep
     from .evaluation import sweep as sweep
+    from .generation import Decoding
     from .objectives import ObjectiveWeights, RewardNormalizer, payoff_table
     from .policies import train_policy
     from .serving import export_lora
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 else:
     # Where each of these names lives; a type checker reads the imports above, and so knows which names there are.
     _LAZY = {
+        "Decoding": "generation",
         "HoEDPOConfig": "training",
         "HoEDPOTrainer": "training",
         "HoEDistillationConfig": "training",
@@ -98,6 +101,7 @@ else:
 __all__ = [
     "BuildReport",
     "CheckpointError",
+    "Decoding",
     "ExpertError",
     "ExpertSpec",
     "HoEConfig",
@@ -123,6 +127,7 @@ __all__ = [
     "RewardNormalizer",
     "Route",
     "RouterSpec",
+    "RowsError",
     "StaticMergeError",
     "Sweep",
     "TaskSVD",

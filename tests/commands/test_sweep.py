@@ -45,7 +45,7 @@ def test_command_writes_what_the_function_finds(saved, toys, policy, tokenizer, 
         "front.png", "generations.jsonl", "metrics.json", "report.html", "rewards.npy", "sweep.json",
     ]  # fmt: skip
     prompts = [row["prompt"] for row in toys.PROMPTS[:4]]
-    expected = sweep(policy, tokenizer, prompts, toys.REWARDS, max_new_tokens=5, progress=False)
+    expected = sweep(policy, tokenizer, prompts, toys.REWARDS, decoding={"max_new_tokens": 5}, progress=False)
     found = Sweep.load(tmp_path)
     assert found.completions == expected.completions
     np.testing.assert_array_equal(found.rewards, expected.rewards)
@@ -91,9 +91,10 @@ def test_options_baselines_and_going_on(saved, tmp_path, capsys):
     found = Sweep.load(tmp_path / "out")
     np.testing.assert_allclose(found.preferences, [[1, 0], [0, 1], [0.5, 0.5]])
     assert (found.name, found.rewards.shape) == ("mine", (1, 3, 4, 2, 2))
-    decoding = found.runs[0]["decoding"]
-    wanted = {"temperature": 1.3, "seed": 3, "batch_size": 7, "routers": "drop", "texts": 2, "do_sample": True}
-    assert decoding | wanted == decoding
+    run = found.runs[0]
+    assert run["decoding"] | {"temperature": 1.3, "do_sample": True} == run["decoding"]
+    assert run["drawing"] == {"seed": 3, "batch_size": 7, "texts": 2}
+    assert run["settings"] == {"routers": "drop"}
     log = tmp_path / "out" / "generations.jsonl"
     before = log.read_bytes()
     baseline = ["--baseline", f"itself={log}"]
@@ -110,7 +111,9 @@ def test_judges_are_asked_about_baselines(saved, toys, policy, tokenizer, tmp_pa
 
     prompts = [row["prompt"] for row in toys.PROMPTS[:4]]
     scale = RewardNormalizer(np.eye(2), ["low", "high"])
-    short = sweep(policy, tokenizer, prompts, toys.REWARDS, max_new_tokens=2, normalizer=scale, progress=False)
+    short = sweep(
+        policy, tokenizer, prompts, toys.REWARDS, decoding={"max_new_tokens": 2}, normalizer=scale, progress=False
+    )
     short.save(tmp_path / "short")
     seen = []
 

@@ -4,24 +4,27 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
 
+from peft_hoe import Decoding
 from peft_hoe.generation.fused_generation import generate_fused
 from peft_hoe.generation.fusion import fusion_logprobs
+from peft_hoe.generation.prompts import PromptBatch
 
 IDS = torch.tensor([[0, 5, 6, 7], [10, 11, 12, 13], [4, 20, 21, 22]])
 MASK = (IDS != 0).long()
 PREFERENCES = np.array([[0.3, 0.7], [1.0, 0.0], [0.5, 0.5]])
 
 
-def settings(**changes: object) -> GenerationConfig:
-    return GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2, **changes)
+def batch(ids: torch.Tensor, mask: torch.Tensor) -> PromptBatch:
+    return PromptBatch(ids, mask.bool(), [""] * len(ids), {})
 
 
 def test_greedy_follows_the_fusion_of_separate_forwards(toys: ModuleType) -> None:
     """Token by token, without a cache, each prompt with a preference of its own; padding after the end."""
     model = toys.make_policy()
-    found = generate_fused(model, "default", PREFERENCES, IDS, MASK, settings(do_sample=False))
+    tokenizer = toys.make_tokenizer()
+    new = generate_fused(model, "default", PREFERENCES, batch(IDS, MASK), tokenizer, Decoding(5, stop_tokens=(2,)))
+    found = torch.cat([IDS, new.ids], dim=1)
     for row, preference in enumerate(PREFERENCES):
         ids, mask = IDS[row : row + 1], MASK[row : row + 1]
         for _ in range(5):
@@ -41,8 +44,9 @@ def test_samples_have_the_fusions_frequencies(toys: ModuleType) -> None:
     count = 4000
     torch.manual_seed(0)
     ids, mask = IDS[1:2].repeat(count, 1), MASK[1:2].repeat(count, 1)
-    one = GenerationConfig(max_new_tokens=1, pad_token_id=0, eos_token_id=2, do_sample=True, temperature=0.7)
-    found = generate_fused(model, "default", np.tile([[0.3, 0.7]], (count, 1)), ids, mask, one)[:, -1]
+    one = Decoding(1, do_sample=True, temperature=0.7, stop_tokens=(2,))
+    preferences = np.tile([[0.3, 0.7]], (count, 1))
+    found = generate_fused(model, "default", preferences, batch(ids, mask), toys.make_tokenizer(), one).ids[:, -1]
     grown = torch.cat([IDS[1:2], torch.zeros(1, 1, dtype=torch.long)], dim=1)
     logs = fusion_logprobs(model, "default", np.array([0.3, 0.7]), grown, torch.ones_like(grown), 1)[0, 0]
     wanted = (logs / 0.7).softmax(-1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_hoe.errors import PreferenceError
+from peft_hoe.errors import RowsError
 from peft_hoe.generation import fusion
 from peft_hoe.generation.fusion import divergence, fusion_logprobs
 
@@ -28,14 +28,14 @@ def test_fusion_equals_separate_forwards(
             logits = model(ids, attention_mask=mask, position_ids=positions, preference=np.eye(2)[i].tolist()).logits
             naive += weight * logits[:, -4:-1].log_softmax(-1)
     if not mixed:
-        steered = fusion._logits_at
+        steer = fusion.use_preference
 
-        def refuse(policy, adapter, preferences, *others):  # type: ignore[no-untyped-def]
-            if preferences.ndim == 2:
-                raise PreferenceError("rows are not samples")
-            return steered(policy, adapter, preferences, *others)
+        def refuse(policy, preferences):  # type: ignore[no-untyped-def]
+            if np.ndim(preferences["default"]) == 2:
+                raise RowsError("rows are not samples")
+            return steer(policy, preferences)
 
-        monkeypatch.setattr(fusion, "_logits_at", refuse)
+        monkeypatch.setattr(fusion, "use_preference", refuse)
     fused = fusion_logprobs(model, "default", np.asarray(preference), ids, mask, 3)
     torch.testing.assert_close(fused, naive.log_softmax(-1), rtol=0, atol=2e-5)
     torch.testing.assert_close(fused.exp().sum(-1), torch.ones(2, 3))

@@ -52,7 +52,8 @@ def test_stories_from_policies_to_the_page(shared_dir: Path, tmp_path: Path) -> 
         "own", base=models / "stories260k", output_dir=tmp_path / "out",
         policies={name: models / "policies" / f"stories260k-{name}" for name in ("rich", "dialog")},
         rewards={"rich": rich, "dialog": dialog}, prompts=str(shared_dir / "data" / "stories" / "prompts.json"),
-        updates=2, batch_size=16, preferences=PREFERENCES, baselines=["rs", "mod"], max_new_tokens=24, limit=16, cpu=True,
+        updates=2, batch_size=16, preferences=PREFERENCES, baselines=["rs", "mod"],
+        decoding={"max_new_tokens": 24}, limit=16, cpu=True,
     )  # fmt: skip
     Rich.fails_at = 4  # after the payoff table's two calls: the second update
     with pytest.raises(ValueError, match="the server is gone"):

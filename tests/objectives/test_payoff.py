@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from peft_hoe import HoEConfig, PreferenceError
+from peft_hoe import Decoding, HoEConfig, HoEError, RowsError
 from peft_hoe.errors import RewardError
+from peft_hoe.generation import completer
 from peft_hoe.objectives import RewardNormalizer, payoff_table
-from peft_hoe.objectives import payoff as normalization
 
+SHORT = Decoding(6)
 PROMPTS = ["w3 w4", "w5", "w6 w7 w8"]
 
 
@@ -125,26 +126,26 @@ def test_payoff_table_equals_one_prompt_at_a_time(policy, tokenizer, batch_size)
         {"even": even, "low": low},
         processing_class=tokenizer,
         columns={"scale": scale},
-        max_new_tokens=6,
-        do_sample=False,
+        decoding=SHORT,
         batch_size=batch_size,
     )
     np.testing.assert_allclose(normalizer.payoff, _by_hand(policy, tokenizer, scale))
     assert normalizer.objectives == ("low", "even")
-    assert normalizer.decoding == {"do_sample": False, "max_new_tokens": 6, "eos_token_id": 2, "prompts": 3}
+    assert normalizer.decoding == {"do_sample": False, "max_new_tokens": 6, "stop_tokens": [2]}
+    assert normalizer.measurement == {"prompts": 3}
 
 
 def test_where_rows_cannot_be_told_apart_preferences_take_turns(policy, tokenizer, monkeypatch):
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "max_new_tokens": 6, "do_sample": False}
+    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "decoding": SHORT}
     expected = payoff_table(policy, PROMPTS, [low, even], **settings).payoff
-    steer = normalization.use_preference
+    steer = completer.use_preference
 
-    def refuse_rows(model, preference):
+    def refuse_rows(model, preference, **others):
         if np.ndim(preference["default"]) == 2:
-            raise PreferenceError("rows are not samples here")
-        return steer(model, preference)
+            raise RowsError("rows are not samples here")
+        return steer(model, preference, **others)
 
-    monkeypatch.setattr(normalization, "use_preference", refuse_rows)
+    monkeypatch.setattr(completer, "use_preference", refuse_rows)
     np.testing.assert_allclose(payoff_table(policy, PROMPTS, [low, even], **settings).payoff, expected)
 
 
@@ -155,32 +156,34 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "max_new_tokens": 6}
-    first = payoff_table(policy, PROMPTS, [low, even], temperature=1.5, **settings)
+    decoding = Decoding(6, do_sample=True, temperature=1.5)
+    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "decoding": decoding}
+    first = payoff_table(policy, PROMPTS, [low, even], **settings)
     assert torch.equal(torch.rand(1), expected)
     assert policy.training
     assert not policy.base_model.model.lm_head.training
     assert policy.preference == {"low": 0.25, "even": 0.75}
-    again = payoff_table(policy, PROMPTS, [low, even], temperature=1.5, **settings)
-    other = payoff_table(policy, PROMPTS, [low, even], temperature=1.5, seed=1, **settings)
+    again = payoff_table(policy, PROMPTS, [low, even], **settings)
+    other = payoff_table(policy, PROMPTS, [low, even], seed=1, **settings)
     np.testing.assert_array_equal(first.payoff, again.payoff)
     assert (first.payoff != other.payoff).any()
     assert first.decoding["temperature"] == 1.5
-    assert first.decoding["seed"] == 0
+    assert first.measurement == {"prompts": 3, "seed": 0, "batch_size": 64}
     policy.eval()
 
 
 def test_the_models_own_generation_settings_play_no_part(policy, tokenizer, monkeypatch):
-    """A checkpoint's repetition penalty, temperature and stop tokens would fill in what ours leave open."""
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0, 2.0, 4.0]}, "max_new_tokens": 12}
-    expected = payoff_table(policy, PROMPTS, [low, even], **settings)
-    open_settings = GenerationConfig(max_new_tokens=12, do_sample=True)
-    open_expected = payoff_table(policy, PROMPTS, [low, even], generation_config=open_settings, **settings)
-    own = GenerationConfig(repetition_penalty=5.0, temperature=0.1, top_p=0.2, top_k=1, eos_token_id=list(range(3, 40)))
+    """A checkpoint's repetition penalty and temperature would fill in what ours leave open; only stop tokens do."""
+    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0, 2.0, 4.0]}}
+    whole, open_settings = Decoding(12, do_sample=True), GenerationConfig(max_new_tokens=12, do_sample=True)
+    expected = payoff_table(policy, PROMPTS, [low, even], decoding=whole, **settings)
+    open_expected = payoff_table(policy, PROMPTS, [low, even], decoding=open_settings, **settings)
+    own = GenerationConfig(repetition_penalty=5.0, temperature=0.1, top_p=0.2, top_k=1, eos_token_id=2)
     for owner in (policy.get_base_model(), policy):
         monkeypatch.setattr(owner, "generation_config", own, raising=False)
-        assert (payoff_table(policy, PROMPTS, [low, even], **settings).payoff == expected.payoff).all()
-        again = payoff_table(policy, PROMPTS, [low, even], generation_config=open_settings, **settings)
+        again = payoff_table(policy, PROMPTS, [low, even], decoding=whole, **settings)
+        assert (again.payoff == expected.payoff).all()
+        again = payoff_table(policy, PROMPTS, [low, even], decoding=open_settings, **settings)
         assert (again.payoff == open_expected.payoff).all()
         assert owner.generation_config is own
 
@@ -193,11 +196,11 @@ def test_any_decoding_can_be_measured(policy, tokenizer):
         words.extend(len(text.split()) for text in completions)
         return [float(len(text)) for text in completions]
 
-    endless = GenerationConfig(max_new_tokens=30, do_sample=False, suppress_tokens=[0, 1, 2])
-    normalizer = payoff_table(policy, PROMPTS, [length, low], processing_class=tokenizer, generation_config=endless)
+    endless = Decoding(30, stop_tokens=(), options={"suppress_tokens": [0, 1, 2]})
+    normalizer = payoff_table(policy, PROMPTS, [length, low], processing_class=tokenizer, decoding=endless)
     assert words == [30] * 6
     assert normalizer.decoding == {
-        "do_sample": False, "eos_token_id": None, "max_new_tokens": 30, "prompts": 3, "suppress_tokens": [0, 1, 2],
+        "max_new_tokens": 30, "do_sample": False, "stop_tokens": [], "suppress_tokens": [0, 1, 2],
     }  # fmt: skip
     several = GenerationConfig(max_new_tokens=30, do_sample=False, eos_token_id=list(range(3, 64)))
     words.clear()
@@ -207,17 +210,17 @@ def test_any_decoding_can_be_measured(policy, tokenizer):
             PROMPTS,
             [lambda prompts, texts: [float(len(text.split())) for text in texts]] * 2,
             processing_class=tokenizer,
-            generation_config=several,
+            decoding=several,
         )
-    with pytest.raises(RewardError, match="max_new_tokens"):
-        payoff_table(policy, PROMPTS, [low, low], processing_class=tokenizer, generation_config=GenerationConfig())
+    with pytest.raises(HoEError, match="max_new_tokens"):
+        payoff_table(policy, PROMPTS, [low, low], processing_class=tokenizer, decoding=GenerationConfig())
 
 
 def test_modules_read_the_tokens(policy, tokenizer):
     torch.manual_seed(0)
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64, n_positions=32, num_labels=2, pad_token_id=0)
     reward = GPT2ForSequenceClassification(config)
-    settings = {"processing_class": tokenizer, "max_new_tokens": 6, "do_sample": False}
+    settings = {"processing_class": tokenizer, "decoding": SHORT}
     both = payoff_table(policy, PROMPTS, reward, **settings)
     one_by_one = payoff_table(policy, PROMPTS, reward, batch_size=1, **settings)
     np.testing.assert_allclose(both.payoff, one_by_one.payoff, atol=1e-6)
@@ -232,6 +235,5 @@ def test_bad_input(policy, tokenizer):
             PROMPTS,
             [low, lambda prompts, completions: [1.0] * len(prompts)],
             processing_class=tokenizer,
-            max_new_tokens=6,
-            do_sample=False,
+            decoding=SHORT,
         )

@@ -56,7 +56,7 @@ def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "task": "own", "base": folder / "base", "policies": {name: folder / name for name in ("low", "high")},
         "rewards": {"low": "router_toys:flaky", "high": "router_toys:high"}, "prompts": str(folder / "prompts.json"),
         "output_dir": output, "updates": 1, "batch_size": 4, "learning_rate": 0.5, "preferences": [[0, 1], [1, 0]],
-        "max_new_tokens": 5, "cpu": True, "save_steps": 1,
+        "decoding": {"max_new_tokens": 5}, "cpu": True, "save_steps": 1,
     }  # fmt: skip
     return found | changes
 
@@ -101,7 +101,7 @@ def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, ca
     model, tokenizer = load_adapter(str(out / "trained"), str(saved / "base"))
     splits = json.loads((saved / "prompts.json").read_text())
     expected = sweep(
-        model.eval(), tokenizer, splits["test"], toys.REWARDS, [[0, 1], [0.5, 0.5], [1, 0]], max_new_tokens=5,
+        model.eval(), tokenizer, splits["test"], toys.REWARDS, [[0, 1], [0.5, 0.5], [1, 0]], decoding={"max_new_tokens": 5},
         payoff_prompts=splits["validation"], progress=False,
     )  # fmt: skip
     assert found["hoe"].completions == expected.completions
@@ -135,9 +135,12 @@ def test_a_baseline_is_added_and_other_settings_are_refused(saved, toys, tmp_pat
     assert before.items() <= files(tmp_path / "sweeps").items()
     assert "MOD" in second.summary
     before = files(tmp_path)
-    others = Plan.of(**settings(saved, tmp_path, updates=0, seed=3, max_new_tokens=6))
+    others = Plan.of(**settings(saved, tmp_path, updates=0, seed=3, decoding={"max_new_tokens": 6}))
     for call in (reproduce, describe):
-        with pytest.raises(HoEError, match=r"max_new_tokens was 5, is 6; seed was 0, is 3.*--restart"):
+        with pytest.raises(
+            HoEError,
+            match=r"decoding was .*_tokens': 5.* is .*_tokens': 6.*; seed was 0, is 3.*--restart",
+        ):
             call(others)
     assert files(tmp_path) == before
     (tmp_path / "mine.txt").write_text("kept")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peft_hoe import Decoding
 from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.reproduce import Plan
 from peft_hoe.reproduce.prompts import load_prompts
@@ -26,7 +27,7 @@ def test_a_recipe_fills_in_what_is_not_given():
     assert list(plan.policies.items()) == [("helpful", "a"), ("harmless", "b"), ("humor", "c")]
     np.testing.assert_allclose(plan.experts, [[1 / 3] * 3])
     assert plan.routers == [[0.25, 0.25, 0.5]]
-    assert (len(plan.preferences), plan.max_new_tokens) == (13, 128)
+    assert (len(plan.preferences), plan.decoding) == (13, Decoding(128))
     two = Plan.of("helpful-assistant", base="base", policies={"humor": "c", "helpful": "a"}, output_dir="out")
     assert (two.objectives, two.routers, len(two.preferences)) == (("helpful", "humor"), [[0.25, 0.75]], 11)
     rated = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

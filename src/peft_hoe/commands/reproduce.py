@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import HoEError
 from ..inputs import read_preferences
 from ..preference import read_preference
-from .arguments import read_number, read_pairs
+from .arguments import add_decoding, read_decoding, read_number, read_pairs
 
 _SPLITS = ("train", "validation", "test")
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-steps", type=int, default=10, help="a checkpoint of training every so many updates (default 10)")
     add("--preferences", default="grid", metavar="FILE", help="as in sweep: grid (default), or a file")
     add("--baselines", default="", metavar="NAMES", help="with commas, such as rs,mod; more may be added later")
-    add("--max-new-tokens", type=int, help="length of a completion; default the recipe's, else 64")
+    add_decoding(parser, "default the recipe's, else 64")
     add("--limit", type=int, help="test prompts at most; default all")
     add("--rank", default="auto", help="of experts, as in build (default auto)")
     add("--seed", type=int, default=0, help="of prompts, build and training (default 0)")
@@ -100,7 +100,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         save_steps=arguments.save_steps,
         preferences=read_preferences(arguments.preferences),
         baselines=[name.strip() for name in arguments.baselines.split(",") if name.strip()],
-        max_new_tokens=arguments.max_new_tokens,
+        decoding=read_decoding(arguments),
         limit=arguments.limit,
         rank=read_number(arguments.rank, int),
         seed=arguments.seed,

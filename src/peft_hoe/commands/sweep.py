@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import columns_of, load_adapter, read_preferences, read_prompts
-from .arguments import read_pairs
+from .arguments import add_decoding, read_decoding, read_pairs
 
 JUDGE_KEY = "OPENAI_API_KEY"
 
@@ -49,10 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="keep",
         help="static: as before they were trained; drop: the interpolation of experts alone (default keep)",
     )
-    add("--max-new-tokens", type=int, default=64, help="length of a completion (default 64)")
-    add("--sample", action="store_true", help="sample; default greedy")
-    add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
-    add("--texts", type=int, default=1, help="texts for each prompt and preference, with --sample (default 1)")
+    add_decoding(parser)
+    add("--texts", type=int, default=1, help="texts for each prompt and preference, sampled (default 1)")
     add("--seed", type=int, default=0, help="of sampling (default 0)")
     add("--batch-size", type=int, default=128, help="completions at once (default 128)")
     add("--name", help="of the method, in tables and plots; default HoE")
@@ -106,9 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         columns=columns,
         payoff_prompts=None if held_out is None else held_out[0],
         payoff_columns=None if held_out is None else held_out[1],
-        max_new_tokens=arguments.max_new_tokens,
-        do_sample=arguments.sample,
-        temperature=arguments.temperature,
+        decoding=read_decoding(arguments),
         texts=arguments.texts,
         routers=arguments.routers,
         seed=arguments.seed,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import PreferenceError
 from ..preference import FloatArray
 from ..tuner.functional import use_preference
+from .by_preference import by_preference
 from .logits import response_logits, sequence_inputs
 
 
@@ -59,23 +59,17 @@ def steered_logits(
         inputs: what the model is called with, `(B, S)` each.
         length: T < S.
     """
-    try:
-        return _logits_at(policy, adapter, preferences, inputs, length)
-    except PreferenceError:  # a layer that cannot tell rows apart, such as a mixture of experts
-        different, which = np.unique(preferences, axis=0, return_inverse=True)
-        which = which.reshape(-1)
-        order = torch.from_numpy(np.argsort(which, kind="stable"))
-        parts = []
-        for i, preference in enumerate(different):
-            rows = torch.from_numpy(np.flatnonzero(which == i))
-            mine = {name: value[rows.to(value.device)] for name, value in inputs.items()}
-            parts.append(_logits_at(policy, adapter, preference, mine, length))
-        return torch.cat(parts)[order.argsort().to(parts[0].device)]
 
+    def call(rows: Any, wanted: FloatArray) -> Tensor:
+        place = torch.as_tensor(rows)
+        mine = inputs if wanted.ndim > 1 else {name: value[place.to(value.device)] for name, value in inputs.items()}
+        with use_preference(policy, {adapter: wanted.tolist()}):
+            return response_logits(policy, mine, length)[0]
 
-def _logits_at(policy: Any, adapter: str, preference: FloatArray, inputs: dict[str, Tensor], length: int) -> Tensor:
-    with use_preference(policy, {adapter: preference.tolist()}):
-        return response_logits(policy, inputs, length)[0]
+    def join(parts: list[Tensor], places: Any) -> Tensor:
+        return torch.cat(parts)[torch.as_tensor(places, device=parts[0].device)]
+
+    return by_preference(call, preferences, join)[0]
 
 
 def divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

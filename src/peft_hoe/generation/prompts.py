@@ -37,6 +37,12 @@ class PromptBatch:
     texts: list[Any]
     columns: dict[str, list[Any]]
 
+    def select(self, rows: Sequence[int]) -> PromptBatch:
+        """Those rows, in that order, with repetitions where they repeat."""
+        place = torch.as_tensor(rows, device=self.ids.device)
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return PromptBatch(self.ids[place], self.mask[place], [self.texts[row] for row in rows], columns)
+
 
 class PromptCollator:
     """The default collator: pads `input_ids` on the left, and passes other columns on as lists.

@@ -1,4 +1,4 @@
-"""How a model generates: decoding settings, what is recorded of them, and modes that are put back afterwards."""
+"""A model while it generates: its modes, its own settings and the random numbers are as before afterwards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import GenerationConfig
 
@@ -29,14 +30,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def sampling(
-    tokenizer: Any, stop: int | None, max_new_tokens: int, temperature: float, *, do_sample: bool = True
-) -> GenerationConfig:
-    """How a run generates: from the whole vocabulary at its temperature, or greedily."""
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, **how
-    )
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """`generate` draws from the global generators only, so they are seeded here and put back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
+        yield
 
 
 @contextlib.contextmanager
@@ -51,10 +51,3 @@ def generating(policy: Any, settings: GenerationConfig) -> Iterator[GenerationCo
     finally:
         for module, own in before:
             module.generation_config = own
-
-
-def decoding_record(settings: GenerationConfig) -> dict[str, Any]:
-    """Whatever of the settings is not transformers' default, as plain JSON."""
-    given = settings.to_diff_dict()
-    record = {name: given[name] for name in sorted(given.keys() - {"pad_token_id", "transformers_version"})}
-    return record | {"do_sample": bool(settings.do_sample), "eos_token_id": settings.eos_token_id}

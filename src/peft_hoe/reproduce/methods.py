@@ -36,8 +36,8 @@ def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device:
         options |= {"rewards": rewards, "train_dataset": prompts.train, "training": ppo_settings(plan, progress)}
         options["training"]["learning_rate"] = plan.learning_rate or 2 / _hidden_size(plan.base)
     return make(
-        plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), max_new_tokens=plan.max_new_tokens,
-        do_sample=False, temperature=1.0, folder=plan.folder / FOLDER, **options,
+        plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), decoding=plan.decoding, folder=plan.folder / FOLDER,
+        **options,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from .. import recipes
 from ..errors import HoEError, RewardError
 from ..evaluation.baselines import BASELINES
+from ..generation.decoding import Decoding
 from ..preference import parse_preference, preference_grid, uniform
 from ..training.run.arguments import check_choice
 
@@ -47,7 +48,8 @@ class Plan:
         save_steps: a checkpoint every so many updates.
         preferences: `(K, N)` rows that fronts are measured at.
         baselines: names of `evaluation.baselines`.
-        max_new_tokens: length of a completion, in training and sweeps.
+        decoding: of all sweeps, and of their payoff table. Routers train on samples of the same length that end at the same
+            places, at its temperature if it samples, else at 1, from the whole vocabulary.
         limit: test prompts at most; None for all.
         rank: as `build_adapter`'s `r`.
         seed: of prompts, build and training.
@@ -72,7 +74,7 @@ class Plan:
     save_steps: int = 10
     preferences: Sequence[Sequence[float]] = ()
     baselines: Sequence[str] = ()
-    max_new_tokens: int = 64
+    decoding: Decoding = Decoding()  # noqa: RUF009
     limit: int | None = None
     rank: int | str = "auto"
     seed: int = 0
@@ -91,7 +93,7 @@ class Plan:
         experts: Sequence[Any] | None = None,
         routers: Sequence[Any] | None = None,
         preferences: Any = "grid",
-        max_new_tokens: int | None = None,
+        decoding: Any = None,
         **others: Any,
     ) -> Plan:
         """A checked plan.
@@ -107,7 +109,8 @@ class Plan:
             experts: default the paper's, `default_experts`; rows may be `{objective: weight}`.
             routers: default the paper's, `default_routers`.
             preferences: rows or "grid".
-            max_new_tokens: default the recipe's, else 64.
+            decoding: what `Decoding.of` takes; default greedy, and what a mapping does not say of the length is the recipe's,
+                else 64 new tokens.
             others: more attributes.
 
         Raises:
@@ -136,7 +139,7 @@ class Plan:
             experts=_points(default_experts(n) if experts is None else experts, objectives),
             routers=_points(default_routers(n) if routers is None else routers, objectives),
             preferences=_points(rows, objectives),
-            max_new_tokens=max_new_tokens or (recipe.max_new_tokens if recipe else 64),
+            decoding=_decoding(decoding, recipe),
             **others,
         )
         _check(plan, recipe)
@@ -166,12 +169,19 @@ class Plan:
         """What results depend on, as plain JSON."""
         found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _EXECUTION}
         found["policies"] = dict(self.policies)
+        found["decoding"] = self.decoding.record
         found["rewards"] = {name: _written(source) for name, source in self.rewards.items()}
         if isinstance(self.prompts, Mapping):
             found["prompts"] = {
                 split: source if isinstance(source, str) else _digest(source) for split, source in self.prompts.items()
             }
         return found
+
+
+def _decoding(given: Any, recipe: recipes.Recipe | None) -> Decoding:
+    if recipe is not None and (given is None or (isinstance(given, Mapping) and "max_new_tokens" not in given)):
+        given = {"max_new_tokens": recipe.max_new_tokens, **(given or {})}
+    return Decoding.of(given)
 
 
 def _default_base(recipe: recipes.Recipe | None) -> str:
@@ -192,7 +202,7 @@ def _points(rows: Any, objectives: Sequence[str]) -> list[list[float]]:
 def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     """What can be known before anything is loaded."""
     check_choice("trainer", plan.trainer, TRAINERS)
-    for name in ("batch_size", "micro_batch_size", "save_steps", "max_new_tokens", "limit", "sweep_batch_size"):
+    for name in ("batch_size", "micro_batch_size", "save_steps", "limit", "sweep_batch_size"):
         value = getattr(plan, name)
         if value is not None and value < 1:
             raise HoEError(f"{name} is {value}; it must be at least 1")

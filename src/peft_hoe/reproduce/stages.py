@@ -139,7 +139,7 @@ def _sweep_hoe(name: str) -> Callable[[Work], None]:
 
     def run(work: Work) -> None:
         model, tokenizer = load_adapter(str(work.adapter), work.plan.base)
-        options: dict[str, Any] = {"max_new_tokens": work.plan.max_new_tokens}
+        options: dict[str, Any] = {"decoding": work.plan.decoding}
         if name == DROPPED:
             options |= {"routers": "drop", "name": "HoE, routers dropped", "normalizer": _scale(work.plan)}
         elif work.prompts.validation:

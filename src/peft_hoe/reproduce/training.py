@@ -17,14 +17,27 @@ _SAMPLES = 8  # completions of a prompt with GRPO, as TRL's default
 
 
 def check_trainer(plan: Plan) -> None:
-    """See that the trainer is installed.
+    """See that the trainer is installed, and can write texts as the plan's decoding says.
 
     Raises:
-        HoEError: what to install.
+        HoEError: what to install, or to leave out.
     """
-    reason = missing(TRAINERS[plan.trainer][0]) if plan.trains else None
+    if not plan.trains:
+        return
+    reason = missing(TRAINERS[plan.trainer][0])
     if reason:
         raise HoEError(reason)
+    decoding = plan.decoding
+    if decoding.stop_strings and plan.trainer == "grpo":
+        raise HoEError(
+            f"the completions end at {list(decoding.stop_strings)}, but TRL's GRPO ends them at the tokenizer's end of text "
+            "alone; take another trainer, or leave the stop strings out"
+        )
+    if decoding.stop_tokens is not None or decoding.options:
+        raise HoEError(
+            f"the decoding is {decoding.record}; routers train with the stop tokens of tokenizer and model and without further "
+            "options: leave both out, or train no routers (updates=0)"
+        )
 
 
 def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any, *, progress: bool) -> None:
@@ -72,18 +85,27 @@ def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
         from ..training.grpo.config import HoEGRPOConfig
 
         return HoEGRPOConfig(
-            max_completion_length=plan.max_new_tokens, num_generations=_group(plan.batch_size), **shared
+            max_completion_length=plan.decoding.max_new_tokens,
+            temperature=plan.decoding.temperature,
+            num_generations=_group(plan.batch_size),
+            **shared,
         )
     from ..training.distillation.config import HoEDistillationConfig
 
-    return HoEDistillationConfig(max_new_tokens=plan.max_new_tokens, **shared)
+    return HoEDistillationConfig(
+        max_new_tokens=plan.decoding.max_new_tokens,
+        temperature=plan.decoding.temperature,
+        stop_strings=list(plan.decoding.stop_strings) or None,
+        **shared,
+    )
 
 
 def ppo_settings(plan: Plan, progress: bool) -> dict[str, Any]:
     """Fields of HoERouterConfig, but for the folder, the learning rate and checkpoints."""
     return _shared_settings(plan, progress) | {
-        "response_length": plan.max_new_tokens,
-        "temperature": 1.0,
+        "response_length": plan.decoding.max_new_tokens,
+        "temperature": plan.decoding.temperature,
+        "stop_strings": list(plan.decoding.stop_strings) or None,
         "local_rollout_forward_batch_size": min(64, plan.micro_batch_size or plan.batch_size),
         "stop_token": "eos",
         "num_sample_generations": 0,

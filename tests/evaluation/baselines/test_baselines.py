@@ -48,7 +48,7 @@ def policies(toys: Any, base: str) -> dict[str, str]:
 @pytest.fixture
 def make(base: str, policies: dict[str, str], tokenizer: Any, tmp_path: Path) -> Any:
     def method(name: str, **options: Any) -> Any:
-        how = {"tokenizer": tokenizer, "folder": tmp_path, "max_new_tokens": 6, **options}
+        how = {"tokenizer": tokenizer, "folder": tmp_path, "decoding": {"max_new_tokens": 6}, **options}
         return BASELINES[name].make(base, policies, **how)
 
     return method
@@ -82,7 +82,7 @@ def merged(base: str, policies: dict[str, str], name: str, shares: Any) -> torch
 
 def test_rs_is_the_interpolation_of_the_weights(make, base, policies):
     """The policies differ by linear weights only, so that experts at full rank, dense soups and the naive sum agree."""
-    experts, dense = make("rs", **EXACT), make("rs", dense=True)
+    experts, dense = make("rs", **EXACT), make("rs_dense")
     for shares in ([1.0, 0.0], [0.3, 0.7], [0.5, 0.5]):
         wanted = interpolated(base, policies, shares)
         with use_preference(experts.model, shares):
@@ -90,11 +90,6 @@ def test_rs_is_the_interpolation_of_the_weights(make, base, policies):
         with dense.at(np.asarray(shares)) as model:
             torch.testing.assert_close(logits(model), wanted, rtol=0, atol=1e-5)
     assert (interpolated(base, policies, [1, 0]) - interpolated(base, policies, [0, 1])).abs().max() > 0.1
-
-
-def test_whole_policies_keep_no_length(make):
-    with pytest.raises(HoEError, match="interpolation is 'norm'"):
-        make("rs_norm", dense=True)
 
 
 def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies):
@@ -207,7 +202,7 @@ def test_prompting_completes_the_base_models_prompt(make, base, tokenizer):
 
 def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, prompts, toys):
     own = {(0.1, 0.9): policies["low"], (0.5, 0.5): policies["high"]}
-    method = BASELINES["morlhf"].make(base, own, tokenizer=tokenizer, max_new_tokens=6)
+    method = BASELINES["morlhf"].make(base, own, tokenizer=tokenizer, decoding={"max_new_tokens": 6})
     with method.at(np.array([0.1, 0.9])) as model:
         assert torch.equal(logits(model), logits(load_base(policies["low"])))
     with pytest.raises(HoEError, match=r"no policy for the preference \[0.3, 0.7\].*\[0.1, 0.9\], \[0.5, 0.5\]"):

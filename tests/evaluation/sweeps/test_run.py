@@ -11,17 +11,18 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from peft_hoe import HoEWarning, PreferenceError
+from peft_hoe import Decoding, HoEWarning, PreferenceError, RowsError
 from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.evaluation import HoEMethod, Sweep, sweep
-from peft_hoe.evaluation.methods import hoe as methods
+from peft_hoe.generation import completer
 from peft_hoe.objectives import RewardNormalizer, payoff_table
 
+SHORT = Decoding(max_new_tokens=6)
 GRID = [[1, 0], [0.25, 0.75], [0.5, 0.5], [0, 1]]
 
 
 def run(policy: Any, tokenizer: Any, prompts: Any, toys: Any, **changes: Any) -> Sweep:
-    settings: dict[str, Any] = {"preferences": GRID, "max_new_tokens": 6, "progress": False}
+    settings: dict[str, Any] = {"preferences": GRID, "decoding": SHORT, "progress": False}
     return sweep(policy, tokenizer, prompts, toys.REWARDS, **{**settings, **changes})
 
 
@@ -54,21 +55,18 @@ def test_batch_neighbours_do_not_matter(swept, policy, tokenizer, prompts, toys,
 
 
 def test_own_corners_are_the_payoff_table_of_the_same_decoding(swept, policy, tokenizer, prompts, toys):
-    table = payoff_table(
-        policy, prompts, toys.REWARDS, processing_class=tokenizer, max_new_tokens=6, do_sample=False
-    ).payoff
+    table = payoff_table(policy, prompts, toys.REWARDS, processing_class=tokenizer, decoding=SHORT).payoff
     np.testing.assert_allclose(swept.normalizer.payoff, table)
     np.testing.assert_allclose(swept.normalizer.payoff, [swept.points[0], swept.points[3]])
     assert swept.payoff_source == "own corners"
-    assert swept.normalizer.decoding["do_sample"] is False
-    assert swept.normalizer.decoding["max_new_tokens"] == 6
+    assert swept.normalizer.decoding == {"max_new_tokens": 6, "do_sample": False, "stop_tokens": [2]}
+    assert swept.normalizer.measurement == {"prompts": 6, "texts": 1}
+    assert Decoding.of(swept.normalizer.decoding) == Decoding(6, stop_tokens=(2,))
 
 
 def test_held_out_prompts_give_the_scale(policy, tokenizer, prompts, toys):
     half = run(policy, tokenizer, prompts[:3], toys, preferences=[[0.5, 0.5]], payoff_prompts=prompts[3:])
-    table = payoff_table(
-        policy, prompts[3:], toys.REWARDS, processing_class=tokenizer, max_new_tokens=6, do_sample=False
-    ).payoff
+    table = payoff_table(policy, prompts[3:], toys.REWARDS, processing_class=tokenizer, decoding=SHORT).payoff
     np.testing.assert_allclose(half.normalizer.payoff, table)
     assert half.payoff_source == "payoff prompts"
 
@@ -79,9 +77,27 @@ def test_a_given_normaliser_is_kept(policy, tokenizer, prompts, toys):
 
 
 def test_a_normaliser_of_another_decoding_warns(policy, tokenizer, prompts, toys):
-    sampled = RewardNormalizer(np.eye(2), ["low", "high"], {"do_sample": True, "max_new_tokens": 6})
-    with pytest.warns(HoEWarning, match="payoff table was measured with do_sample True, but the sweep has False"):
-        run(policy, tokenizer, prompts[:1], toys, normalizer=sampled)
+    """Compared as a whole: also what only one of them has, such as a stop token or a penalty."""
+    like = Decoding(6, stop_tokens=(2,)).record
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(policy, tokenizer, prompts[:1], toys, normalizer=RewardNormalizer(np.eye(2), ["low", "high"], like))
+    for other, told in (
+        (Decoding(6, do_sample=True, stop_tokens=(2,)), "do_sample: True there, False here; temperature: 1.0 there"),
+        (Decoding(6, stop_tokens=(2, 5)), r"stop_tokens: \[2, 5\] there, \[2\] here"),
+        (
+            Decoding(6, stop_tokens=(2,), options={"repetition_penalty": 1.2}),
+            "repetition_penalty: 1.2 there, None here",
+        ),
+        (Decoding(6, stop_tokens=(2,), stop_strings=["w9"]), r"stop_strings: \['w9'\] there, None here"),
+    ):
+        scale = RewardNormalizer(np.eye(2), ["low", "high"], other.record)
+        with pytest.warns(HoEWarning, match=f"payoff table was measured with another decoding.*{told}"):
+            run(policy, tokenizer, prompts[:1], toys, normalizer=scale)
+    unsaid = RewardNormalizer(np.eye(2), ["low", "high"], {"do_sample": False})  # of another engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(policy, tokenizer, prompts[:1], toys, normalizer=unsaid)
 
 
 def test_the_default_grid_is_the_papers(policy, tokenizer, prompts, toys):
@@ -90,21 +106,25 @@ def test_the_default_grid_is_the_papers(policy, tokenizer, prompts, toys):
 
 
 def test_layers_that_cannot_mix_rows(swept, policy, tokenizer, prompts, toys, monkeypatch):
-    steer, sizes = methods.use_preference, []
+    steer, generate, sizes = completer.use_preference, completer.generate_responses, []
 
-    def refuse_rows(model, preference):
-        if np.ndim(preference["default"]) == 2:
-            raise PreferenceError("rows are not samples here")
-        return steer(model, preference)
+    def refuse_rows(model, preference, **others):
+        sizes.append(np.ndim(preference["default"]))
+        if sizes[-1] == 2:
+            raise RowsError("rows are not samples here")
+        return steer(model, preference, **others)
 
-    monkeypatch.setattr(methods, "use_preference", refuse_rows)
-    method = HoEMethod(policy, tokenizer, max_new_tokens=6)
-    complete = method._complete
-    method._complete = lambda texts, wanted: sizes.append((len(texts), wanted.ndim)) or complete(texts, wanted)
+    def count_rows(model, batch, *others):
+        sizes[-1] = (len(batch.ids), sizes[-1])
+        return generate(model, batch, *others)
+
+    monkeypatch.setattr(completer, "use_preference", refuse_rows)
+    monkeypatch.setattr(completer, "generate_responses", count_rows)
+    method = HoEMethod(policy, tokenizer, decoding=SHORT)
     again = sweep(None, None, prompts, toys.REWARDS, GRID, generate=method, batch_size=6, progress=False)
     assert again.completions == swept.completions
     # The first batch shows it, and is split; from then on batches are full again, of one preference each.
-    assert sizes[0] == (6, 2)
+    assert sizes[0] == 2
     assert sorted(size for size, _ in sizes[1:5]) == [1, 1, 2, 2]
     assert max(size for size, _ in sizes[5:]) >= 4
     assert {dimensions for _, dimensions in sizes[1:]} == {1}
@@ -121,7 +141,7 @@ def test_dropped_routers_are_the_coarse_interpolation(policy, tokenizer, prompts
     coarse = run(plain, tokenizer, prompts, toys, normalizer=_unit())
     assert dropped.completions == coarse.completions
     assert dropped.completions != kept.completions
-    assert dropped.runs[0]["decoding"]["routers"] == "drop"
+    assert dropped.runs[0]["settings"] == {"routers": "drop"}
 
 
 def test_only_stop_tokens_are_taken_from_the_models_own_settings(swept, policy, tokenizer, prompts, toys):
@@ -133,7 +153,7 @@ def test_only_stop_tokens_are_taken_from_the_models_own_settings(swept, policy, 
         found = run(policy, tokenizer, prompts, toys, normalizer=_unit())
     finally:
         base.generation_config = before
-    assert found.runs[0]["decoding"]["eos_token_id"] == [2, first]
+    assert found.runs[0]["decoding"]["stop_tokens"] == [2, first]
     assert swept.completions[0][0][0][0].startswith(found.completions[0][0][0][0])  # stops earlier, is not penalised
     assert len(found.completions[0][0][0][0].split()) in (2, 3)
 
@@ -141,7 +161,8 @@ def test_only_stop_tokens_are_taken_from_the_models_own_settings(swept, policy, 
 def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer, prompts, toys):
     policy.train()
     policy.set_preference([0.3, 0.7])
-    settings = {"do_sample": True, "temperature": 1.5, "texts": 3, "normalizer": _unit()}
+    decoding = {"max_new_tokens": 6, "do_sample": True, "temperature": 1.5}
+    settings = {"decoding": decoding, "texts": 3, "normalizer": _unit()}
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -155,7 +176,8 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer, pro
     assert run(policy, tokenizer, prompts, toys, seed=1, **settings).completions != first.completions
     assert first.rewards.shape == (1, 4, 6, 3, 2)
     np.testing.assert_allclose(first.values[0], first.rewards[0].mean(2))
-    assert first.runs[0]["decoding"] | {"temperature": 1.5, "texts": 3, "seed": 0} == first.runs[0]["decoding"]
+    assert first.runs[0]["decoding"]["temperature"] == 1.5
+    assert first.runs[0]["drawing"] == {"texts": 3, "seed": 0, "batch_size": 128}
 
 
 # -- interrupted sweeps ---
@@ -208,7 +230,8 @@ def test_a_reward_that_fails_loses_no_completion(toys, prompts, tmp_path):
 
 
 def test_a_resumed_sampled_sweep_draws_the_same_numbers(policy, tokenizer, prompts, toys, tmp_path):
-    settings = {"do_sample": True, "texts": 2, "batch_size": 7, "output_dir": tmp_path, "normalizer": _unit()}
+    decoding = Decoding(6, do_sample=True)
+    settings = {"decoding": decoding, "texts": 2, "batch_size": 7, "output_dir": tmp_path, "normalizer": _unit()}
     whole = run(policy, tokenizer, prompts, toys, **settings)
     log = tmp_path / "generations.jsonl"
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:18]))  # the middle of a batch
@@ -220,7 +243,7 @@ def test_another_sweep_in_the_directory_is_refused(policy, tokenizer, prompts, t
     with pytest.raises(
         HoEError, match=r"begun by another sweep \(decoding.max_new_tokens: 6 there, 7 now\).*overwrite=True"
     ):
-        run(policy, tokenizer, prompts[:2], toys, output_dir=tmp_path, max_new_tokens=7)
+        run(policy, tokenizer, prompts[:2], toys, output_dir=tmp_path, decoding=Decoding(7))
     with pytest.raises(HoEError, match="prompts_sha256"):
         run(policy, tokenizer, prompts[:3], toys, output_dir=tmp_path)
     with pytest.raises(HoEError, match="preferences"):
@@ -229,7 +252,7 @@ def test_another_sweep_in_the_directory_is_refused(policy, tokenizer, prompts, t
     with pytest.raises(HoEError, match="fingerprint"):
         run(changed, tokenizer, prompts[:2], toys, output_dir=tmp_path)
     assert len(json.loads((tmp_path / "sweep.json").read_text())["prompts"]) == 2
-    run(policy, tokenizer, prompts[:2], toys, output_dir=tmp_path, max_new_tokens=7, overwrite=True)
+    run(policy, tokenizer, prompts[:2], toys, output_dir=tmp_path, decoding=Decoding(7), overwrite=True)
 
 
 def test_fingerprints_see_weights_and_marks(policy, tokenizer, toys):
@@ -326,7 +349,7 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
         ({"rewards": {"low": len}}, RewardError, "missing"),
         ({"texts": 2}, HoEError, "greedy texts are all the same"),
         ({"batch_size": 0}, HoEError, "batch_size 0"),
-        ({"max_new_tokens": 0}, HoEError, "max_new_tokens is 0"),
+        ({"decoding": {"max_new_tokens": 0}}, HoEError, "max_new_tokens is 0"),
         ({"routers": "some"}, HoEError, "routers is 'some'"),
         ({"generate": print}, HoEError, "both a model and generate="),
         ({"columns": {"label": [1]}}, RewardError, "'label' has 1 rows"),

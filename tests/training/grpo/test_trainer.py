@@ -247,7 +247,7 @@ def test_the_payoff_table_is_measured_first(make_grpo: Make, toys: ModuleType, c
     prompts = [row["prompt"] for row in rows[:12]]
     expected = peft_hoe.payoff_table(
         toys.make_policy(), prompts, toys.REWARDS, processing_class=tokenizer, batch_size=8,
-        generation_config=trainer.generation_config,
+        decoding=trainer.generation_config,
     )  # fmt: skip
     assert (expected.decoding["top_k"], expected.decoding["max_new_tokens"]) == (3, 6)
     assert trainer.normalizer.payoff == pytest.approx(expected.payoff, abs=1e-6)  # TRL's rewards are float32

@@ -208,7 +208,7 @@ def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None
     trainer = make_trainer(constructor={"normalizer": None}, max_steps=1, payoff_prompts=20, response_length=16)
     trainer.train()
     assert trainer.normalizer.decoding["max_new_tokens"] == 16
-    assert trainer.normalizer.decoding["prompts"] == 20
+    assert trainer.normalizer.measurement["prompts"] == 20
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -252,8 +252,8 @@ def test_payoff_is_measured_on_the_runs_own_decoding(make_trainer: Make, toys: M
     texts = toys.make_tokenizer().batch_decode(answers, skip_special_tokens=True)
     assert seen == [texts[0::2], texts[1::2]]
     assert table.payoff[0, 0] == pytest.approx(np.mean(toys.low([], texts[0::2])))
-    assert table.decoding["eos_token_id"] is None
-    assert table.decoding.get("bf16", False) is bf16
+    assert table.decoding["stop_tokens"] == []
+    assert table.measurement.get("bf16", False) is bf16
 
 
 # -- what a PPO script passes ---

@@ -49,8 +49,8 @@ from peft_hoe import HoEConfig, HoEError
 
 pytest.importorskip("trl.experimental.ppo")
 
+from peft_hoe import Decoding
 from peft_hoe.generation.responses import generate_responses
-from peft_hoe.generation.settings import generating, sampling
 from peft_hoe.training.ppo.advantages import mix_advantages
 
 Make = Callable[..., Any]
@@ -241,8 +241,8 @@ def test_generation_in_chunks(make_trainer: Make, chunk: int) -> None:
     ids, mask = rollout.sequences(slice(None))
     assert ids.shape == mask.shape == (8, prompts.ids.shape[1] + 9)
     tokenizer, policy = trainer.processing_class, trainer.policy_model
-    with generating(policy, sampling(tokenizer, None, 9, 1.0, do_sample=False)) as settings:
-        greedy = [generate_responses(policy, prompts, tokenizer, settings, rows).ids for rows in (chunk, 8)]
+    decoding = Decoding(9, stop_tokens=())
+    greedy = [generate_responses(policy, prompts, tokenizer, decoding, rows).ids for rows in (chunk, 8)]
     assert torch.equal(*greedy)
 
 

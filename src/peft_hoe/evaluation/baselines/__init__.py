@@ -16,7 +16,7 @@ from .lora_moe import lora_moe
 from .merges import pcb, ta, ties
 from .morlhf import morlhf
 from .prompting import prompting
-from .soups import rs, rs_norm
+from .soups import rs, rs_dense, rs_norm
 
 __all__ = ["BASELINES", "Baseline"]
 
@@ -27,10 +27,9 @@ class Baseline:
 
     Attributes:
         summary: in a line.
-        make: `make(base, policies, *, tokenizer, folder, max_new_tokens=64, do_sample=False, temperature=1.0,
-            model_options=None, **options)` returns a method. `base` and the values of `policies`, `{objective: policy}`, are
-            directories or Hub ids; `folder` is where adapters are built, and found again; `model_options` are for transformers'
-            `from_pretrained`.
+        make: `make(base, policies, *, tokenizer, folder, decoding=None, model_options=None, **options)` returns a method.
+            `base` and the values of `policies`, `{objective: policy}`, are directories or Hub ids; `folder` is where adapters
+            are built, and found again; `decoding` is what `Decoding.of` takes; `model_options` are for `from_pretrained`.
     """
 
     summary: str
@@ -38,8 +37,9 @@ class Baseline:
 
 
 BASELINES: dict[str, Baseline] = {
-    "rs": Baseline("rewarded soups: the policies' weights are interpolated", rs),
+    "rs": Baseline("rewarded soups: the policies' experts are interpolated", rs),
     "rs_norm": Baseline("rewarded soups, with the length that averaging loses given back", rs_norm),
+    "rs_dense": Baseline("rewarded soups of whole policies: all weights are interpolated", rs_dense),
     "ta": Baseline("task arithmetic: one merge for each preference", ta),
     "ties": Baseline("TIES-Merging: one merge for each preference", ties),
     "pcb": Baseline("PCB-Merging: one merge for each preference", pcb),

@@ -1,8 +1,7 @@
-"""Adapters that baselines build once in a folder and find again, and what tells one model from another."""
+"""Adapters that baselines build once in a folder and find again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from ...errors import HoEError
 from ...experts import build_adapter
-
-_EDGE = 1 << 16  # bytes of a file's start and end that are read
-
-Source = str | os.PathLike[str]
+from ..methods.fingerprints import Source, source_digest
 
 
 def load_base(base: Source, model_options: Mapping[str, Any] | None = None) -> Any:
@@ -72,20 +68,3 @@ def one_hot_adapter(
     """The policies' experts only: steering it interpolates their deltas exactly, or with their length kept ("norm")."""
     path = Path(folder) / ("one_hot" if interpolation == "linear" else f"one_hot_{interpolation}")
     return built_adapter(path, base, policies, interpolation=interpolation, **options)
-
-
-def source_digest(source: Source) -> str:
-    """Tells models apart: of a directory names, sizes and edges of the files of weights; a Hub id as it is."""
-    path = Path(source)
-    if not path.is_dir():
-        return os.fspath(source)
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix not in (".safetensors", ".bin"):
-            continue
-        digest.update(f"{file.name} {file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_EDGE))
-            stream.seek(max(0, file.stat().st_size - _EDGE))
-            digest.update(stream.read())
-    return digest.hexdigest()

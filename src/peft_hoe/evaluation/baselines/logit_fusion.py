@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...generation.fused_generation import generate_fused
+from ...generation.fused_generation import check_fusible, generate_fused
 from ...generation.settings import evaluating
 from ...preference import FloatArray
+from ..methods.fingerprints import Source
 from ..methods.hoe import HoEMethod
-from .adapters import Source, load_adapted, one_hot_adapter
+from .adapters import load_adapted, one_hot_adapter
 
 
 def mod(
@@ -25,15 +26,13 @@ def mod(
     *,
     tokenizer: Any,
     folder: Source,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     model_options: Mapping[str, Any] | None = None,
     **build: Any,
 ) -> FusedExperts:
     """Logit fusion of the policies' LoRA experts; `build` are options of `build_adapter`."""
     model = load_adapted(base, one_hot_adapter(folder, base, policies, **build), model_options)
-    return FusedExperts(model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature)
+    return FusedExperts(model, tokenizer, decoding=decoding)
 
 
 class FusedExperts(HoEMethod):
@@ -41,11 +40,16 @@ class FusedExperts(HoEMethod):
 
     name = "MOD"
 
+    def __init__(self, model: Any, tokenizer: Any, *, decoding: Any = None) -> None:
+        super().__init__(model, tokenizer, decoding=decoding)
+        check_fusible(self.completer.decoding)
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:
         """Complete K prompts, row k at `preferences[k]` of `(K, N)`; K · N rows run at once."""
-        ids, mask = self.decoder.tokens(self.model, prompts)
         wanted = np.asarray(preferences, dtype=np.float64)
+        batch = self.completer.batch(self.model, prompts)
         with evaluating(self.model):
-            output = generate_fused(self.model, self.adapter, wanted, ids, mask, self.decoder.settings)
-        return self.decoder.texts(output[:, ids.shape[1] :])
+            return generate_fused(
+                self.model, self.adapter, wanted, batch, self.completer.tokenizer, self.completer.decoding
+            ).texts

@@ -17,8 +17,9 @@ import numpy as np
 
 from ...errors import HoEError
 from ...preference import FloatArray, uniform
+from ..methods.fingerprints import Source
 from ..methods.hoe import HoEMethod
-from .adapters import Source, built_adapter, load_adapted
+from .adapters import built_adapter, load_adapted
 
 
 def lora_moe(
@@ -31,9 +32,7 @@ def lora_moe(
     train_dataset: Any = None,
     normalizer: Any = None,
     training: Mapping[str, Any] | None = None,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     model_options: Mapping[str, Any] | None = None,
     **build: Any,
 ) -> OnePoint:
@@ -48,9 +47,7 @@ def lora_moe(
         train_dataset: rows with `prompt`.
         normalizer: scale of the rewards; default measured.
         training: fields of HoERouterConfig, such as `{"max_steps": 60, "learning_rate": 0.05}`.
-        max_new_tokens: length of a completion.
-        do_sample: sample from the whole vocabulary; off, greedy.
-        temperature: of sampling.
+        decoding: what `Decoding.of` takes; default greedy, 64 new tokens.
         model_options: of `from_pretrained`.
         build: options of `build_adapter`.
 
@@ -68,10 +65,7 @@ def lora_moe(
         untrained = built_adapter(trained.with_name("untrained"), base, policies, routers=[router], **build)
         model = load_adapted(base, untrained, model_options)
         _train(model, tokenizer, rewards, train_dataset, normalizer, dict(training or {}), trained)
-    return OnePoint(
-        load_adapted(base, trained, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample,
-        temperature=temperature,
-    )  # fmt: skip
+    return OnePoint(load_adapted(base, trained, model_options), tokenizer, decoding=decoding)
 
 
 def _train(
@@ -99,7 +93,7 @@ class OnePoint(HoEMethod):
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:
         """Complete K prompts; greedily each distinct one is completed once."""
         n = len(self.objectives)
-        if self.decoder.settings.do_sample:
+        if self.completer.decoding.do_sample:
             return super().__call__(prompts, np.tile(uniform(n), (len(prompts), 1)))
         keys = [str(prompt) for prompt in prompts]
         distinct = dict(zip(keys, prompts, strict=True))

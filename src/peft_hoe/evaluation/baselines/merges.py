@@ -15,11 +15,12 @@ from typing import Any
 
 from ...errors import HoEError
 from ...experts import Merging
-from ...generation.decoder import Decoder
+from ...generation.completer import Completer
 from ...preference import FloatArray
 from ...routing import corner
 from ...tuner.functional import use_preference
-from .adapters import Source, built_adapter, load_adapted, load_base, one_hot_adapter
+from ..methods.fingerprints import Source
+from .adapters import built_adapter, load_adapted, load_base, one_hot_adapter
 from .per_preference import PerPreference, sources_identity
 
 # Name in tables: build_adapter's name of the merge
@@ -33,9 +34,7 @@ def _make(
     *,
     tokenizer: Any,
     folder: Source,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     model_options: Mapping[str, Any] | None = None,
     merge_options: Mapping[str, float] | None = None,
     **build: Any,
@@ -43,10 +42,8 @@ def _make(
     if "merging" in build:
         raise HoEError(f"{name} merges by {_MERGES[name]!r}; give its options as merge_options= instead of merging=")
     merging = Merging(_MERGES[name], merge_options or {})
-    decoder = Decoder(
-        load_base(base, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature
-    )  # fmt: skip
-    return Merges(name, base, policies, decoder, Path(folder), model_options, merging, build)
+    completer = Completer(load_base(base, model_options), tokenizer, decoding)
+    return Merges(name, base, policies, completer, Path(folder), model_options, merging, build)
 
 
 ta = partial(_make, "TA")
@@ -62,13 +59,13 @@ class Merges(PerPreference):
         name: str,
         base: Source,
         policies: Mapping[str, Source],
-        decoder: Decoder,
+        completer: Completer,
         folder: Path,
         model_options: Mapping[str, Any] | None,
         merging: Merging,
         build: Mapping[str, Any],
     ) -> None:
-        super().__init__(name, list(policies), decoder, sources_identity(base, policies, merging=merging, **build))
+        super().__init__(name, list(policies), completer, sources_identity(base, policies, merging=merging, **build))
         self.base, self.policies, self.folder, self.build = base, policies, folder, dict(build)
         self.model_options, self.merging = model_options, merging
         self._last: tuple[bytes, Any] | None = None

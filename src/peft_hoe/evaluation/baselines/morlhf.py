@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import HoEError
-from ...generation.decoder import Decoder
+from ...generation.completer import Completer
 from ...preference import FloatArray
-from .adapters import Source, load_base
+from ..methods.fingerprints import Source
+from .adapters import load_base
 from .per_preference import PerPreference, sources_identity
 
 _CLOSE = 1e-6
@@ -27,9 +28,7 @@ def morlhf(
     tokenizer: Any,
     folder: Source | None = None,
     objectives: Sequence[str] | None = None,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> TrainedPolicies:
     """One policy for each preference.
@@ -40,9 +39,7 @@ def morlhf(
         tokenizer: the policies'.
         folder: not used.
         objectives: the N names; default those of the rewards.
-        max_new_tokens: length of a completion.
-        do_sample: sample from the whole vocabulary; off, greedy.
-        temperature: of sampling.
+        decoding: what `Decoding.of` takes; default greedy, 64 new tokens.
         model_options: of `from_pretrained`.
 
     Raises:
@@ -51,10 +48,8 @@ def morlhf(
     """
     if not policies or len({len(point) for point in policies}) > 1:
         raise HoEError(f"policies are for {list(policies)}; give {{λ: directory}}, every λ a tuple of N weights")
-    decoder = Decoder(
-        load_base(base, model_options), tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature
-    )  # fmt: skip
-    return TrainedPolicies(base, policies, objectives, decoder, model_options)
+    completer = Completer(load_base(base, model_options), tokenizer, decoding)
+    return TrainedPolicies(base, policies, objectives, completer, model_options)
 
 
 class TrainedPolicies(PerPreference):
@@ -65,10 +60,10 @@ class TrainedPolicies(PerPreference):
         base: Source,
         policies: Mapping[tuple[float, ...], Source],
         objectives: Sequence[str] | None,
-        decoder: Decoder,
+        completer: Completer,
         model_options: Mapping[str, Any] | None,
     ) -> None:
-        super().__init__("MORLHF", objectives, decoder, sources_identity(base, policies))
+        super().__init__("MORLHF", objectives, completer, sources_identity(base, policies))
         self.policies, self.model_options = dict(policies), model_options
         self._last: tuple[tuple[float, ...], Any] | None = None
 

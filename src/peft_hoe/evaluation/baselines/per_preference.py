@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from ...generation.decoder import Decoder
+from ...generation.by_preference import by_preference, joined
+from ...generation.completer import Completer
 from ...preference import FloatArray
-from .adapters import Source, source_digest
+from ..methods.fingerprints import Source, source_digest
 
 
 class PerPreference(ABC):
@@ -26,22 +26,22 @@ class PerPreference(ABC):
     Args:
         name: of the method.
         objectives: the N names, or None where only the rewards know them.
-        decoder: how it generates.
+        completer: how it generates.
         identity: whatever else changes the texts; plain JSON.
     """
 
     mixes_rows = False
 
-    def __init__(self, name: str, objectives: Sequence[str] | None, decoder: Decoder, identity: Any) -> None:
+    def __init__(self, name: str, objectives: Sequence[str] | None, completer: Completer, identity: Any) -> None:
         self.name = name
         self.objectives = None if objectives is None else tuple(objectives)
-        self.decoder = decoder
+        self.completer = completer
         self.identity = identity
 
     @property
     def decoding(self) -> dict[str, Any]:
         """How it generates, as plain JSON."""
-        return self.decoder.record
+        return self.completer.decoding.record
 
     def fingerprint(self) -> str:
         """Changes with the policies and the method's options."""
@@ -54,14 +54,12 @@ class PerPreference(ABC):
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:
         """Complete K prompts, row k at `preferences[k]` of `(K, N)`."""
-        wanted = np.asarray(preferences, dtype=np.float64)
-        texts: dict[int, str] = {}
-        for point in np.unique(wanted, axis=0):
-            rows = np.flatnonzero((wanted == point).all(axis=1)).tolist()
-            with self.at(point) as model:
-                found = self.decoder.complete(model, [prompts[row] for row in rows])
-            texts |= dict(zip(rows, found, strict=True))
-        return [texts[row] for row in range(len(prompts))]
+
+        def complete(rows: Any, preference: FloatArray) -> list[str]:
+            with self.at(preference) as model:
+                return self.completer.complete(model, [prompts[row] for row in rows])
+
+        return by_preference(complete, preferences, joined, mixed=False)[0]
 
 
 def sources_identity(base: Source, policies: Mapping[Any, Source], **options: Any) -> dict[str, Any]:

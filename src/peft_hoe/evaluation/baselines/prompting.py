@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...errors import HoEError
-from ...generation.decoder import Decoder, weights_digest
+from ...generation.completer import Completer
 from ...generation.settings import evaluating
 from ...preference import FloatArray
-from .adapters import Source, load_base
+from ..methods.fingerprints import Source, weights_digest
+from .adapters import load_base
 
 TEMPLATE = "Write a text that is {preference}.\n\n"
 
@@ -28,9 +29,7 @@ def prompting(
     tokenizer: Any,
     folder: Source | None = None,
     template: str = TEMPLATE,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     model_options: Mapping[str, Any] | None = None,
 ) -> Prompting:
     """The base model with the preference in its prompt.
@@ -42,17 +41,14 @@ def prompting(
         folder: not used.
         template: stands before text as it is, and in the system message of a chat; `{preference}` becomes such as
             "30% helpful and 70% harmless".
-        max_new_tokens: length of a completion.
-        do_sample: sample from the whole vocabulary; off, greedy.
-        temperature: of sampling.
+        decoding: what `Decoding.of` takes; default greedy, 64 new tokens.
         model_options: of `from_pretrained`.
 
     Raises:
         HoEError: the template has no `{preference}`.
     """
     model = load_base(base, model_options)
-    decoder = Decoder(model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature)
-    return Prompting(model, list(policies), decoder, template)
+    return Prompting(model, list(policies), Completer(model, tokenizer, decoding), template)
 
 
 class Prompting:
@@ -60,16 +56,21 @@ class Prompting:
 
     name = "prompting"
 
-    def __init__(self, model: Any, objectives: Sequence[str], decoder: Decoder, template: str) -> None:
+    def __init__(self, model: Any, objectives: Sequence[str], completer: Completer, template: str) -> None:
         if "{preference}" not in template:
             raise HoEError(f'template is {template!r}; it needs {{preference}}, such as "Be {{preference}}.\\n"')
-        self.model, self.decoder, self.template = model, decoder, template
+        self.model, self.completer, self.template = model, completer, template
         self.objectives = tuple(objectives)
 
     @property
     def decoding(self) -> dict[str, Any]:
         """How it generates, as plain JSON."""
-        return self.decoder.record | {"template": self.template}
+        return self.completer.decoding.record
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else its texts depend on."""
+        return {"template": self.template}
 
     def fingerprint(self) -> str:
         """Changes with the model and the template."""
@@ -79,7 +80,7 @@ class Prompting:
         """Complete K prompts, row k at `preferences[k]` of `(K, N)`."""
         rows = [self.prompt(prompt, row) for prompt, row in zip(prompts, np.asarray(preferences), strict=True)]
         with evaluating(self.model):
-            return self.decoder.complete(self.model, rows)
+            return self.completer.complete(self.model, rows)
 
     def prompt(self, prompt: Any, preference: FloatArray) -> Any:
         """A prompt that states a preference `(N,)`; of the kind that it was, text or chat messages."""

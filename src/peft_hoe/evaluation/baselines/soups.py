@@ -3,7 +3,7 @@
 In LoRA form one adapter of the policies' experts is enough: B = [B_1 ... B_N] scaled by λ over the ranks makes Σ_i λ_i B_i A_i
 exactly, for every row of a batch. Averaging nearly orthogonal task vectors loses length, about 30 % for two; `rs_norm` gives
 it back in every module (`interpolation="norm"`), which makes the strongest comparison that needs the same experts only.
-`dense=True` interpolates all weights of the full policies, embeddings and norms too, and holds all policies in memory.
+`rs_dense` interpolates all weights of the full policies, embeddings and norms too, and holds all policies in memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ...errors import HoEError
-from ...generation.decoder import Decoder
+from ...generation.completer import Completer
 from ...preference import FloatArray
+from ..methods.fingerprints import Source
 from ..methods.hoe import HoEMethod
-from .adapters import Source, load_adapted, load_base, one_hot_adapter
+from .adapters import load_adapted, load_base, one_hot_adapter
 from .per_preference import PerPreference, sources_identity
 
 
@@ -29,35 +29,37 @@ def rs(
     *,
     tokenizer: Any,
     folder: Source,
-    dense: bool = False,
     interpolation: str = "linear",
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     model_options: Mapping[str, Any] | None = None,
     **build: Any,
-) -> HoEMethod | PerPreference:
-    """Rewarded soups of LoRA experts, or of whole policies (`dense`).
+) -> HoEMethod:
+    """Rewarded soups of LoRA experts.
 
-    With `interpolation="norm"` LoRA experts have their length restored at every preference. `build` are options of
+    With `interpolation="norm"` the experts have their length restored at every preference. `build` are options of
     `build_adapter`, such as `r`.
-
-    Raises:
-        HoEError: whole policies with another interpolation than "linear".
     """
-    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature}
-    if dense:
-        if interpolation != "linear":
-            raise HoEError(f'interpolation is {interpolation!r}; whole policies are interpolated by "linear" only')
-        model = load_base(base, model_options)
-        return DenseSoup(base, policies, model, Decoder(model, tokenizer, **how), model_options)
     path = one_hot_adapter(folder, base, policies, interpolation=interpolation, **build)
-    method = HoEMethod(load_adapted(base, path, model_options), tokenizer, **how)
+    method = HoEMethod(load_adapted(base, path, model_options), tokenizer, decoding=decoding)
     method.name = "RS" if interpolation == "linear" else "RS, norm restored"
     return method
 
 
 rs_norm = partial(rs, interpolation="norm")
+
+
+def rs_dense(
+    base: Source,
+    policies: Mapping[str, Source],
+    *,
+    tokenizer: Any,
+    folder: Source | None = None,
+    decoding: Any = None,
+    model_options: Mapping[str, Any] | None = None,
+) -> DenseSoup:
+    """Rewarded soups as published: all weights of the policies are interpolated. `folder` is not used."""
+    model = load_base(base, model_options)
+    return DenseSoup(base, policies, model, Completer(model, tokenizer, decoding), model_options)
 
 
 class DenseSoup(PerPreference):
@@ -68,10 +70,10 @@ class DenseSoup(PerPreference):
         base: Source,
         policies: Mapping[str, Source],
         model: Any,
-        decoder: Decoder,
+        completer: Completer,
         model_options: Mapping[str, Any] | None,
     ) -> None:
-        super().__init__("RS, dense", list(policies), decoder, sources_identity(base, policies))
+        super().__init__("RS, dense", list(policies), completer, sources_identity(base, policies))
         self.model = model
         self.states = [load_base(source, model_options).state_dict() for source in policies.values()]
 

@@ -8,7 +8,8 @@ sweep reads of a method, each optional:
 |---|---|---|
 | `name` | what tables and plots call it | the function's name |
 | `objectives` | the N names, in the preferences' order | the names of the rewards |
-| `decoding` | how it generates, plain JSON; `do_sample: True` says that a second text would differ | `{}` |
+| `decoding` | how it generates, as `Decoding.record`; `do_sample: True` says that a second text would differ | `{}` |
+| `settings` | what else its texts depend on, plain JSON | `{}` |
 | `fingerprint()` | tells this model from another, so that an interrupted sweep is not continued with the wrong one | `None` |
 | `mixes_rows` | False where all rows of a call must share one preference | True |
 
@@ -27,15 +28,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
 
-from ...errors import PreferenceError, check_choice
-from ...generation.decoder import Decoder, weights_digest
+from ...errors import check_choice
+from ...generation.completer import Completer
 from ...generation.settings import evaluating
 from ...preference import FloatArray
-from ...tuner.functional import use_preference
 from ...tuner.plan import ROUTERS
 from ...tuner.steering import Steering
+from .fingerprints import weights_digest
 
 
 class Generate(Protocol):
@@ -51,12 +51,8 @@ class HoEMethod:
     Args:
         model: its first active HoE adapter is steered.
         tokenizer: the policy's, or a processor that holds it.
-        max_new_tokens: length of a completion.
-        do_sample: sample from the whole vocabulary; off, greedy.
-        temperature: of sampling.
+        decoding: what `Decoding.of` takes; default greedy, 64 new tokens.
         routers: as in `HoEModel.use_preference`: "keep", "static", or "drop" for the interpolation of the LoRA experts alone.
-        generation_config: any other decoding in place of the three above; it needs `max_new_tokens`. Nothing is filled in from
-            the model's own settings but stop tokens, where this one has none.
 
     Raises:
         PreferenceError: there is no active HoE adapter.
@@ -70,28 +66,27 @@ class HoEMethod:
         model: Any,
         tokenizer: Any,
         *,
-        max_new_tokens: int = 64,
-        do_sample: bool = False,
-        temperature: float = 1.0,
+        decoding: Any = None,
         routers: str = "keep",
-        generation_config: GenerationConfig | None = None,
     ) -> None:
         steering = Steering.of(model)
         self.model, self.adapter = model, steering.active_adapter()
         self.objectives = tuple(steering.adapters[self.adapter].objectives)
         check_choice("routers", routers, ROUTERS)
-        self.decoder = Decoder(
-            model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-            generation_config=generation_config,
-        )  # fmt: skip
-        self.tokenizer = self.decoder.tokenizer
+        self.completer = Completer(model, tokenizer, decoding)
+        self.tokenizer = self.completer.tokenizer
         self.routers = routers
         self.mixes_rows = True
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """Whatever of the settings is not transformers' default, as plain JSON."""
-        return self.decoder.record | ({} if self.routers == "keep" else {"routers": self.routers})
+        """How it generates, as plain JSON."""
+        return self.completer.decoding.record
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else its texts depend on."""
+        return {"routers": self.routers}
 
     def fingerprint(self) -> str:
         """Changes with the adapter's tensors, preferences and `trained` marks, and with the base."""
@@ -111,18 +106,7 @@ class HoEMethod:
         """
         wanted = np.asarray(preferences, dtype=np.float64)
         with evaluating(self.model):
-            if self.mixes_rows:
-                try:
-                    return self._complete(prompts, wanted)
-                except PreferenceError:  # a layer that cannot tell rows apart, such as a mixture of experts
-                    self.mixes_rows = False
-            texts: dict[int, str] = {}
-            for point in np.unique(wanted, axis=0):
-                rows = np.flatnonzero((wanted == point).all(axis=1)).tolist()
-                texts |= dict(zip(rows, self._complete([prompts[row] for row in rows], point), strict=True))
-        return [texts[row] for row in range(len(prompts))]
-
-    def _complete(self, prompts: Sequence[Any], preference: FloatArray) -> list[str]:
-        """At one preference `(N,)`, or at one for each row `(K, N)`."""
-        with use_preference(self.model, {self.adapter: preference.tolist()}, routers=self.routers):
-            return self.decoder.complete(self.model, prompts)
+            texts, self.mixes_rows = self.completer.complete_at(
+                self.model, self.adapter, prompts, wanted, mixed=self.mixes_rows, routers=self.routers
+            )
+        return texts

@@ -190,7 +190,7 @@ def _setup(sweep: SweepResult) -> list[str]:
             f"<p>Payoff table ({escape(sweep.payoff_source)}): mean rewards of each single-objective expert.</p>"
         )
         parts.append(html_table(["steered to", *names], body))
-        decoding = json.dumps(sweep.normalizer.decoding, indent=1)
+        decoding = json.dumps({"decoding": sweep.normalizer.decoding, **sweep.normalizer.measurement}, indent=1)
         parts.append(f"<details><summary>its decoding</summary><pre>{escape(decoding)}</pre></details>")
     runs = json.dumps(sweep.runs, indent=1)
     parts.append(f"<details><summary>decoding, seeds and versions</summary><pre>{escape(runs)}</pre></details>")

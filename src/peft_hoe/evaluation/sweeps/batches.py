@@ -5,7 +5,6 @@ Shapes: K preferences, P prompts, T texts for each prompt, N objectives.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ...errors import HoEError
+from ...generation.settings import seeded
 from ...preference import FloatArray
 from .generations import GenerationLog, Row, row_key
 
@@ -26,8 +25,21 @@ Texts = list[list[list[str | None]]]  # (K, P, T), None where there is no comple
 
 
 @dataclass
-class Run:
-    """A method with everything else that decides what it writes."""
+class BatchedMethod:
+    """A method that completes prompts batch by batch, with everything else that decides what it writes.
+
+    Attributes:
+        method: see `evaluation.methods`.
+        name: of the method, in logs and bars.
+        texts: T.
+        seed: of sampling.
+        batch_size: rows of a call.
+        progress: show a bar.
+        overwrite: begin anew where a log holds another sweep's texts.
+        decoding: the method's, plain JSON.
+        drawing: what sampled texts depend on besides, plain JSON.
+        settings: what else the method says that its texts depend on, plain JSON.
+    """
 
     method: Any
     name: str
@@ -40,15 +52,16 @@ class Run:
     def __post_init__(self) -> None:
         if self.texts < 1 or self.batch_size < 1:
             raise HoEError(f"texts is {self.texts} and batch_size {self.batch_size}; both must be at least 1")
-        own = dict(getattr(self.method, "decoding", {}))
-        self.sampled = bool(own.get("do_sample", False))
-        if self.texts > 1 and own.get("do_sample") is False:
+        self.decoding = dict(getattr(self.method, "decoding", {}))
+        self.sampled = bool(self.decoding.get("do_sample", False))
+        if self.texts > 1 and self.decoding.get("do_sample") is False:
             raise HoEError(
-                f"texts is {self.texts}, but greedy texts are all the same; sample (do_sample=True), or texts=1"
+                f"texts is {self.texts}, but greedy texts are all the same; sample (Decoding(do_sample=True)), or texts=1"
             )
-        self.decoding = own | {"texts": self.texts}
+        self.drawing = {"texts": self.texts}
         if self.sampled:
-            self.decoding |= {"seed": self.seed, "batch_size": self.batch_size}
+            self.drawing |= {"seed": self.seed, "batch_size": self.batch_size}
+        self.settings = dict(getattr(self.method, "settings", {}))
         tell = getattr(self.method, "fingerprint", None)
         self.fingerprint = tell() if callable(tell) else None
 
@@ -58,7 +71,8 @@ class Run:
             raise HoEError("there are no prompts to complete; give at least one")
         digest = hashlib.sha256(json.dumps(prompts, default=str).encode()).hexdigest()
         header = {
-            "name": self.name, "fingerprint": self.fingerprint, "decoding": self.decoding, "objectives": list(objectives),
+            "name": self.name, "fingerprint": self.fingerprint, "decoding": self.decoding, "drawing": self.drawing,
+            "settings": self.settings, "objectives": list(objectives),
             "preferences": points.tolist(), "prompts_sha256": digest, "prompts": prompts,
         }  # fmt: skip
         log = None if path is None else GenerationLog(path, header, overwrite=self.overwrite)
@@ -72,7 +86,7 @@ class Run:
         found = sum(row_key(row) in done for row in rows)
         with tqdm(total=len(rows), initial=found, desc=f"sweep {self.name}", disable=not self.progress) as bar:
             for number, batch in self._batches(rows, done):
-                with _seeded(self.seed + 1_000_003 * number):
+                with seeded(self.seed + 1_000_003 * number):
                     completed = self._call(batch, prompts)
                 for row, completion in zip(batch, completed, strict=True):
                     row["completion"] = completion
@@ -125,12 +139,3 @@ class Run:
 
 def _by_length(prompts: list[Any]) -> list[int]:
     return sorted(range(len(prompts)), key=lambda p: len(str(prompts[p])), reverse=True)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """`generate` draws from the global generators only, so they are seeded here and put back."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed % 2**63)
-        yield

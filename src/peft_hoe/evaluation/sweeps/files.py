@@ -139,11 +139,14 @@ def from_generations(
     table = np.stack([score(scorer, list(known.values()), run, columns) for run in completions])
     given, points_array = normalizer is not None, np.asarray(preferences, dtype=np.float64)
     if not given:
-        normalizer = own_corners(table, points_array, names, header.get("decoding", {}))
+        normalizer = own_corners(
+            table, points_array, names, header.get("decoding", {}), {"prompts": len(known), "texts": texts}
+        )
     label = (
         name or header.get("name") or (Path(source).stem if isinstance(source, (str, os.PathLike)) else "generations")
     )
-    origin = {key: header.get(key) for key in ("fingerprint", "decoding")} | {"versions": dict(installed_versions())}
+    origin = {key: header.get(key) for key in ("fingerprint", "decoding", "settings", "drawing")}
+    origin["versions"] = dict(installed_versions())
     return kind(
         name=str(label), objectives=names, preferences=points_array, prompts=list(known.values()), rewards=table,
         completions=completions, normalizer=normalizer, payoff_source="given" if given else "own corners",

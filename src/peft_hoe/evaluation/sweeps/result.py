@@ -42,7 +42,7 @@ class SweepResult:
         normalizer: the payoff table's scale, or None.
         payoff_source: where that comes from: "given", "payoff prompts" or "own corners".
         reference_point: of hypervolumes, in normalised rewards (raw ones without a normaliser): one number, or N.
-        runs: for each run the method's fingerprint, decoding, seed and versions.
+        runs: for each run the method's fingerprint, decoding and settings, how texts were drawn, the seed, and versions.
     """
 
     name: str
@@ -128,7 +128,9 @@ class SweepResult:
         rewards = np.concatenate([sweep.rewards for sweep in sweeps])
         normalizer = first.normalizer
         if first.payoff_source == "own corners" and normalizer is not None:
-            normalizer = own_corners(rewards, first.preferences, first.objectives, normalizer.decoding)
+            normalizer = own_corners(
+                rewards, first.preferences, first.objectives, normalizer.decoding, normalizer.measurement
+            )
         return replace(
             first,
             rewards=rewards,

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import HoEError, HoEWarning, PreferenceError
+from ...generation.decoding import differences
 from ...generation.prompts import check_prompts, is_chat
 from ...objectives.payoff import RewardNormalizer
 from ...preference import FloatArray, parse_preference, preference_grid
 from ..methods.hoe import HoEMethod
-from .batches import Run
+from .batches import BatchedMethod
 from .result import REFERENCE_POINT, installed_versions
 from .scoring import objective_names, own_corners, score, text_rewards
 from .sweep import Sweep
@@ -37,11 +38,8 @@ def sweep(
     normalizer: RewardNormalizer | None = None,
     payoff_prompts: Sequence[Any] | None = None,
     payoff_columns: Mapping[str, Sequence[Any]] | None = None,
-    max_new_tokens: int = 64,
-    do_sample: bool = False,
-    temperature: float = 1.0,
+    decoding: Any = None,
     texts: int = 1,
-    generation_config: Any = None,
     routers: str = "keep",
     seed: int = 0,
     batch_size: int = 128,
@@ -58,7 +56,7 @@ def sweep(
         prompts: P texts, continued as they are, or lists of chat messages, which go through the chat template.
         rewards: a Rewards, or what makes one; sources that read texts, not token ids.
         preferences: `(K, N)`, rows as `parse_preference` takes them, or "grid" for `preference_grid`.
-        generate: any other method in place of a HoE model, see `evaluation.methods`; its own decoding is in effect.
+        generate: any other method in place of a HoE model, see `evaluation.methods`; with a decoding of its own.
         objectives: the N names, where neither model nor method knows them; default those of the rewards.
         name: of the method, in tables and plots.
         columns: the data set's other columns, P values each, for the rewards.
@@ -66,11 +64,8 @@ def sweep(
         payoff_prompts: held-out prompts to measure that table on, with the same method and decoding. Without either, the table
             is the sweep's own rows at the one-hot preferences, recorded as "own corners".
         payoff_columns: the other columns of the payoff prompts.
-        max_new_tokens: length of a completion.
-        do_sample: sample from the whole vocabulary; off, greedy.
-        temperature: of sampling.
+        decoding: what `Decoding.of` takes; default greedy, 64 new tokens. Not with `generate`, which has its own.
         texts: T, texts for each prompt and preference.
-        generation_config: any other decoding, see `HoEMethod`.
         routers: "keep", "static" or "drop", see `HoEMethod`.
         seed: of sampling, through torch's random numbers.
         batch_size: completions at once.
@@ -93,38 +88,42 @@ def sweep(
     prompts = _listed(prompts)
     payoff_prompts = None if payoff_prompts is None else _listed(payoff_prompts)
     if generate is None:
-        method = HoEMethod(
-            model, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-            routers=routers, generation_config=generation_config,
-        )  # fmt: skip
+        method = HoEMethod(model, tokenizer, decoding=decoding, routers=routers)
         plain = [prompt for prompt in [*prompts, *(payoff_prompts or [])] if isinstance(prompt, str)]
         if plain:
             check_prompts([{"prompt": plain[0]}], tokenizer)
     else:
-        if model is not None:
-            raise HoEError("both a model and generate= are given; give one of them")
+        for what, given in (("a model", model), ("a tokenizer", tokenizer), ("decoding=", decoding)):
+            if given is not None:
+                raise HoEError(f"both {what} and generate= are given; leave {what} out, the method has its own")
+        if routers != "keep":
+            raise HoEError(f"routers is {routers!r}, but generate= is given; give routers= to the method")
         method = generate
     names = objective_names(objectives, getattr(method, "objectives", None), rewards)
     scorer = text_rewards(rewards, names)
     points = _preferences(preferences, names)
     _check_decoding(normalizer, getattr(method, "decoding", {}))
-    run = Run(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
+    run = BatchedMethod(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
     directory = None if output_dir is None else Path(output_dir)
     source = "given"
     if normalizer is None and payoff_prompts is not None:  # first, so that a reward that fails does so early
         corners = run.complete(payoff_prompts, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
         table = score(scorer, payoff_prompts, corners, payoff_columns)
-        record = {**run.decoding, "prompts": len(payoff_prompts)}
-        normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, record)
+        measurement = {"prompts": len(payoff_prompts), **run.drawing}
+        normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, run.decoding, measurement)
         source = "payoff prompts"
     completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
     table = score(scorer, prompts, completions, columns)[None]
     if normalizer is None:
-        normalizer, source = own_corners(table, points, names, {**run.decoding, "prompts": len(prompts)}), "own corners"
+        measurement = {"prompts": len(prompts), **run.drawing}
+        normalizer, source = own_corners(table, points, names, run.decoding, measurement), "own corners"
     result = Sweep(
         name=run.name, objectives=names, preferences=points, prompts=prompts, rewards=table,
         completions=[completions], normalizer=normalizer, payoff_source=source, reference_point=reference_point,
-        runs=[{"fingerprint": run.fingerprint, "decoding": run.decoding, "seed": seed, "versions": installed_versions()}],
+        runs=[{
+            "fingerprint": run.fingerprint, "decoding": run.decoding, "settings": run.settings, "drawing": run.drawing,
+            "seed": seed, "versions": installed_versions(),
+        }],
     )  # fmt: skip
     if directory is not None:
         result.save(directory)
@@ -149,15 +148,16 @@ def _listed(given: Sequence[Any]) -> list[Any]:
 
 def _check_decoding(normalizer: RewardNormalizer | None, decoding: Mapping[str, Any]) -> None:
     """A payoff table belongs to its decoding: that of sampled training is none for greedy evaluation."""
-    there = {} if normalizer is None else normalizer.decoding
-    for name in ("do_sample", "temperature", "max_new_tokens"):
-        if name in there and name in decoding and there[name] != decoding[name]:
-            warnings.warn(
-                f"the payoff table was measured with {name} {there[name]}, but the sweep has {decoding[name]}; give "
-                "payoff_prompts= in place of normalizer= to measure one at the sweep's own decoding",
-                HoEWarning,
-                stacklevel=3,
-            )
+    if normalizer is None or not normalizer.decoding:
+        return
+    different = differences(normalizer.decoding, decoding)
+    if different:
+        warnings.warn(
+            f"the payoff table was measured with another decoding than the sweep's ({'; '.join(different)}); give "
+            "payoff_prompts= in place of normalizer= to measure one at the sweep's own decoding",
+            HoEWarning,
+            stacklevel=3,
+        )
 
 
 def _preferences(value: Any, objectives: Sequence[str]) -> FloatArray:

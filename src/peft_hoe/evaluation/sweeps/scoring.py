@@ -82,7 +82,11 @@ def mean_over(table: FloatArray, axes: tuple[int, ...]) -> FloatArray:
 
 
 def own_corners(
-    table: FloatArray, preferences: FloatArray, objectives: Sequence[str], decoding: Mapping[str, Any]
+    table: FloatArray,
+    preferences: FloatArray,
+    objectives: Sequence[str],
+    decoding: Mapping[str, Any],
+    measurement: Mapping[str, Any],
 ) -> RewardNormalizer | None:
     """The payoff table that a sweep's own one-hot preferences make, from rewards `(S, K, P, T, N)`; None without a scale.
 
@@ -95,7 +99,7 @@ def own_corners(
     if not missing:
         payoff = [mean_over(table[:, row[0]], (0, 1, 2)) for row in rows]
         try:
-            return RewardNormalizer(payoff, objectives, decoding)
+            return RewardNormalizer(payoff, objectives, decoding, measurement)
         except RewardError as error:
             reason = str(error)
     warnings.warn(

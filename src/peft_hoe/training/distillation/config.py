@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from ...errors import HoEError
+from ...generation.decoding import Decoding
 from ..run.arguments import RouterArguments
 
 
@@ -20,6 +21,7 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
         beta: the divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher), in between a Jensen-Shannon divergence.
         temperature: of the student's sampling.
         max_new_tokens: length of a sampled completion.
+        stop_strings: texts that end one, besides the stop tokens of the tokenizer and of the policy's `generation_config`.
         max_length: tokens of the dataset's text that are used; None for all.
 
     The rest of what is new is in `RouterArguments`.
@@ -29,6 +31,7 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
     beta: float = field(default=0.0, metadata={"help": "0: KL(teacher, student); 1: KL(student, teacher)."})
     temperature: float = field(default=1.0, metadata={"help": "Of the student's sampling."})
     max_new_tokens: int = field(default=64, metadata={"help": "Length of a sampled completion."})
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a sampled completion."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of the dataset's text; default all."})
 
     def __post_init__(self) -> None:
@@ -38,9 +41,19 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise HoEError(f"{name} is {value}; it must lie between 0 and 1")
-        if not self.temperature > 0:
-            raise HoEError(f"temperature is {self.temperature}; it must be above 0")
-        for name in ("max_new_tokens", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1 + (name == "max_length"):
-                raise HoEError(f"{name} is {value}; at least {1 + (name == 'max_length')} tokens are needed")
+        self.decoding()
+        if self.max_length is not None and self.max_length < 2:
+            raise HoEError(f"max_length is {self.max_length}; at least 2 tokens are needed")
+
+    def decoding(self) -> Decoding:
+        """How the student samples.
+
+        Raises:
+            HoEError: the length, the temperature or a stop string is none.
+        """
+        return Decoding(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=True,
+            temperature=self.temperature,
+            stop_strings=self.stop_strings or (),  # type: ignore[arg-type]
+        )

@@ -13,7 +13,6 @@ from ...generation.fusion import divergence, fusion_logprobs
 from ...generation.logits import response_logits, sequence_inputs
 from ...generation.prompts import PromptBatch
 from ...generation.responses import generate_responses
-from ...generation.settings import generating, sampling
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.steered_policy import without_dropout
@@ -44,7 +43,7 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         HoEError: router, dataset or model do not fit together.
     """
 
-    _same = (*RouterLoop._same, "lmbda", "beta", "temperature", "max_new_tokens", "max_length")
+    _same = (*RouterLoop._same, "lmbda", "beta", "temperature", "max_new_tokens", "stop_strings", "max_length")
 
     _waiting: Sequence[dict[str, Any]] = ()  # micro-batches of the step that begins
     _tokens: torch.Tensor | None = None  # completion tokens of the step, on all processes
@@ -74,6 +73,7 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
                 f"lmbda is {self.lmbda}, but the training dataset holds prompts only; give completions or text, or lmbda=1"
             )
         policy = self._choose_router(model, args, peft_config)
+        self.decoding = args.decoding().resolved(policy, processing_class)
         with self.model_settings.applied(), frozen(policy):
             super().__init__(
                 model=policy,
@@ -115,10 +115,9 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         """The prompts with completions by the student."""
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         prompts = PromptBatch(inputs["prompt_ids"], inputs["prompt_mask"].bool(), [], {})
-        settings = sampling(tokenizer, tokenizer.eos_token_id, self.args.max_new_tokens, self.args.temperature)
         self.policy.eval()
-        with generating(self.policy, settings), self.accelerator.autocast():
-            responses = generate_responses(self.policy, prompts, tokenizer, settings, len(prompts.ids))
+        with self.accelerator.autocast():
+            responses = generate_responses(self.policy, prompts, tokenizer, self.decoding, len(prompts.ids))
         return {**inputs, "completion_ids": responses.ids, "completion_mask": responses.mask.long()}
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:

@@ -154,7 +154,7 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
             Rewards(self._raw_rewards, self.objectives),
             processing_class=self.processing_class,
             columns={name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name != "prompt"},
-            generation_config=self.generation_config,
+            decoding=self.generation_config,
             batch_size=args.per_device_train_batch_size * args.steps_per_generation,
             seed=args.seed,
         )

@@ -21,7 +21,15 @@ class RouterCheckpoints(RouterRun):
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     _critic: Any
-    _same = ("seed", "average_routers", "advantage_scaling", "temperature", "response_length", "batch_size")
+    _same = (
+        "seed",
+        "average_routers",
+        "advantage_scaling",
+        "temperature",
+        "response_length",
+        "stop_strings",
+        "batch_size",
+    )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter, its router trained, to `output_dir` (default `args.output_dir`)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from trl.experimental.ppo import PPOConfig
 
 from ...errors import HoEError
+from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments, check_choice
 from .advantages import SCALINGS
 
@@ -21,6 +22,9 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives).
         value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
             `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
+        stop_strings: texts that end a response, which is counted up to and including the token that completes one, and scored
+            without it, see `Decoding`. With `stop_token="eos"` a response also ends at the tokenizer's end of text and at what
+            the policy's `generation_config` stops at; with neither that nor `stop_token_id` at no token.
         shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
 
     The rest of what is new is in `RouterArguments` and `ObjectiveArguments`. `kl_estimator` is "k3", because the KL divergence
@@ -36,6 +40,7 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         default=None,
         metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
     )
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a response."})
     shard_policy: bool = field(default=False, metadata={"help": "Shard the frozen policy over the processes."})
 
     def __post_init__(self) -> None:
@@ -52,5 +57,19 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
             )
         if self.fp16:
             raise HoEError("fp16=True is not supported: there is no loss scaling here; use bf16=True")
-        if not self.temperature > 0:
-            raise HoEError(f"temperature is {self.temperature}; it must be above 0")
+        self.decoding()
+
+    def decoding(self) -> Decoding:
+        """How responses are sampled.
+
+        Raises:
+            HoEError: the length, the temperature or a stop string is none.
+        """
+        tokens = () if self.stop_token_id is None else (self.stop_token_id,)
+        return Decoding(
+            max_new_tokens=self.response_length,
+            do_sample=True,
+            temperature=self.temperature,
+            stop_strings=self.stop_strings or (),  # type: ignore[arg-type]
+            stop_tokens=None if self.stop_token == "eos" else tokens,
+        )

@@ -6,16 +6,17 @@ Shapes: B prompts on this process, T response positions, N objectives.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...errors import HoEError
+from ...generation.decoding import Decoding
 from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch, prompt_rows
 from ...generation.responses import generate_responses
-from ...generation.settings import generating, sampling
-from ...objectives.payoff import Corners, RewardNormalizer, measure_corners
+from ...objectives.payoff import RewardNormalizer, measure_payoff
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 from ...rewards.sources import Rewards
@@ -43,7 +44,7 @@ class RouterStages:
     train_dataset: Any
     eval_dataset: Any
     train_dataset_len: int
-    stop_token_id: int | None
+    decoding: Decoding
     router: TrainedRouter
     rewards: Rewards
     weights: ObjectiveWeights
@@ -93,19 +94,12 @@ class RouterStages:
         batch = collate(rows, numbers) if type(collate) is PromptCollator else collate(rows)
         return as_prompt_batch(batch, self.processing_class, self.accelerator.device)
 
-    def _sampling(self, *, do_sample: bool = True) -> Any:
-        args = self.args
-        return sampling(
-            self._tokenizer, self.stop_token_id, args.response_length, args.temperature, do_sample=do_sample
-        )
-
     def rollout(self, prompts: PromptBatch) -> Rollout:
         """Responses to prompts, with log-probabilities, reference and values."""
         args, chunk = self.args, self.args.local_rollout_forward_batch_size
         self.model.eval()
         with self._actor_critic.autocast():
-            with generating(self.policy_model, self._sampling()) as settings:
-                responses = generate_responses(self.policy_model, prompts, self.processing_class, settings, chunk)
+            responses = generate_responses(self.policy_model, prompts, self.processing_class, self.decoding, chunk)
             return evaluate_rollout(self._actor_critic, prompts, responses, args.temperature, chunk, self._reference)
 
     def score(self, rollout: Rollout) -> FloatArray:
@@ -191,17 +185,17 @@ class RouterStages:
         args = self.args
         source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         prompts = self._batch(source, range(min(len(source), args.payoff_prompts)))
-        corners = Corners(
+        return measure_payoff(
             self.policy_model,
             self.router.adapter,
             prompts,
-            self._tokenizer,
-            self._sampling(),
+            self.rewards,
+            processing_class=self.processing_class,
+            decoding=self.decoding,
             batch_size=args.local_rollout_forward_batch_size,
             seed=args.seed,
             bf16=bool(args.bf16),
         )
-        return measure_corners(corners, self.rewards)
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print greedy responses to the first prompts of the evaluation set, with their rewards."""
@@ -211,8 +205,8 @@ class RouterStages:
         count = min(len(self.eval_dataset), self.args.per_device_eval_batch_size)
         prompts = self._batch(self.eval_dataset, range(count))
         self.model.eval()
-        with generating(self.policy_model, self._sampling(do_sample=False)) as settings:
-            responses = generate_responses(self.policy_model, prompts, self.processing_class, settings, count)
+        greedy = replace(self.decoding, do_sample=False, temperature=1.0)
+        responses = generate_responses(self.policy_model, prompts, self.processing_class, greedy, count)
         if not main:
             return
         empty = torch.empty(0)

@@ -77,6 +77,9 @@ class HoERouterTrainer(RouterStages, RouterCheckpoints, PPOTrainer):  # type: ig
         if args.shard_policy:  # before anything holds on to the weights that are given up
             shard(policy, args.device)
         self._choose_router(policy, args)
+        self.decoding = args.decoding().resolved(
+            policy, processing_class
+        )  # before TRL writes into the policy's settings
         self.rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)

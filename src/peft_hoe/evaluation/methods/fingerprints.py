@@ -1,0 +1,46 @@
+"""What tells one model from another: short texts that change with the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_EDGE = 1 << 16  # bytes of a file's start and end that are read
+
+Source = str | os.PathLike[str]
+
+
+def weights_digest(model: Any) -> str:
+    """Of a model in memory: HoE tensors whole; of the others 256 numbers, which no training leaves as they were."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.device.type != "meta" and tensor.numel():
+            step = 1 if "hoe_" in name else max(1, tensor.numel() // 256)
+            some = tensor.detach().flatten()[::step].contiguous().cpu()
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def source_digest(source: Source) -> str:
+    """Of a model by its place: of a directory names, sizes and edges of the files of weights; a Hub id as it is."""
+    path = Path(source)
+    if not path.is_dir():
+        return os.fspath(source)
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix not in (".safetensors", ".bin"):
+            continue
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_EDGE))
+            stream.seek(max(0, file.stat().st_size - _EDGE))
+            digest.update(stream.read())
+    return digest.hexdigest()
