@@ -2,7 +2,7 @@
 
     python examples/train_router.py --base stories260k --adapter adapter --prompts prompts.json --output trained
 
-Needs `pip install 'peft-hoe[ppo]' vaderSentiment`, and an adapter with routers: `peft-hoe build ... --router 0.25,0.75`. Its
+Needs `pip install 'peft-hoe[train]' vaderSentiment`, and an adapter with routers: `peft-hoe build ... --router 0.25,0.75`. Its
 objectives are those of `REWARDS` below; put your own there.
 """
 

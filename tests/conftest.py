@@ -85,7 +85,7 @@ def _maker(name: str, doc: str, needs: str | None = None) -> Any:
     return pytest.fixture(fixture)
 
 
-make_trainer = _maker("make_trainer", "A HoERouterTrainer on the toy.", "trl.experimental.ppo")
+make_trainer = _maker("make_trainer", "A HoERouterTrainer on the toy.")
 make_grpo = _maker("make_grpo_trainer", "A HoEGRPOTrainer on the toy.", "trl")
 make_dpo_trainer = _maker("make_dpo_trainer", "A HoEDPOTrainer on the toy.", "trl")
 make_distillation = _maker("make_distillation_trainer", "A HoEDistillationTrainer on the toy.")

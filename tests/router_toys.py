@@ -155,8 +155,8 @@ def _settings(output_dir: Any) -> dict[str, Any]:
     }
 
 
-def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
-    """A trainer on the toy."""
+def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], *, kind: Any = None, **changes: Any) -> Any:
+    """A HoERouterTrainer on the toy, or another class with its constructor."""
     from peft_hoe.objectives import RewardNormalizer
     from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 
@@ -178,7 +178,7 @@ def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **cha
         "train_dataset": PROMPTS,
         "normalizer": RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], ["low", "high"]),
     }
-    return HoERouterTrainer(**{**arguments, **constructor})
+    return (kind or HoERouterTrainer)(**{**arguments, **constructor})
 
 
 def make_grpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], **changes: Any) -> Any:
@@ -241,10 +241,10 @@ def two_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
         texts = trainer.processing_class.batch_decode(ids)
         responses = rollouts.Responses(ids, mask, torch.zeros(len(ids), dtype=torch.bool), texts)
         trainer.model.eval()
-        rollout = rollouts.evaluate_rollout(trainer._actor_critic, prompts, responses, 1.0, 8, trainer._reference)
-        rewards = trainer.normalize(trainer.score(rollout))
-        weights = trainer.weigh(rewards)
-        trainer.update(rollout, trainer.advantages(rollout, rewards, weights))
+        rollout = rollouts.evaluate_rollout(trainer.actor_critic, prompts, responses, 1.0, 8, trainer.ppo.reference)
+        rewards = trainer.ppo.normalize(trainer.ppo.score(rollout))
+        weights = trainer.ppo.weigh(rewards)
+        trainer.ppo.update(rollout, trainer.ppo.advantages(rollout, rewards, weights))
     given = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     trainer.train()
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]

@@ -20,7 +20,6 @@ from peft_hoe.evaluation import Sweep, sweep
 from peft_hoe.inputs import load_adapter
 from peft_hoe.reproduce import Plan, describe, reproduce
 
-pytest.importorskip("trl.experimental.ppo")
 # With four prompts some replicates lie below the reference point.
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\d+ warnings in \d+ replicates:peft_hoe.errors.HoEWarning"),

@@ -11,7 +11,9 @@ from ..inputs import load_adapter, read_rows
 from .arguments import read_pairs
 from .train_settings import check_options, configuration
 
-_TRAINERS = "ppo (rewards; TRL 1.9 to 1.12), grpo (rewards), distill (prompts or text alone) or dpo (pairs of answers)"
+_TRAINERS = (
+    "ppo (rewards, with a critic), grpo (rewards, in groups), distill (prompts or text alone) or dpo (pairs of answers)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -86,7 +86,7 @@ def train_routers(
         one = make(model=model, args=_for_router(args, name), train_dataset=train_dataset, **scale, **others)
         if run is None:
             run = on_first_process(one.accelerator, partial(begin_run, str(args.output_dir), resume_from_checkpoint))
-        one.run = run
+        one.training_state.run_id = run
         if not (resume_from_checkpoint and take_finished(one)):
             _train(one, resume_from_checkpoint)
         normalizer = one.normalizer
@@ -158,7 +158,7 @@ def finished_routers(output_dir: str | os.PathLike[str]) -> list[str]:
 def last_checkpoint(trainer: Any) -> Path | None:
     """The last checkpoint that the trainer's run wrote for its router."""
     for folder in reversed(checkpoints(trainer.args.output_dir)):
-        if read_state(folder).get("run") == trainer.run:
+        if read_state(folder).get("run") == trainer.training_state.run_id:
             return folder
     return None
 
@@ -168,7 +168,7 @@ def write_finished(trainer: Any) -> None:
     if trainer.accelerator.is_main_process:
         averaged = trainer.average is not None and trainer.average.count > 0
         state = {
-            "run": trainer.run,
+            "run": trainer.training_state.run_id,
             "router": trainer.average.values if averaged else trainer.router.state_dict(),
             # The next router starts from a user's value model as this one left it; heads are made anew.
             "critic": None if _critic(trainer) is None else _critic(trainer).state_dict(),
@@ -192,13 +192,13 @@ def take_finished(trainer: Any) -> bool:
     if not path.is_file():
         return False
     state = read_state(path.parent, path.name)
-    if state["run"] != trainer.run:
+    if state["run"] != trainer.training_state.run_id:
         return False
     here, there = _settings(trainer), state["settings"]
     if here != there:
         raise CheckpointError(f"{path} was written by a run with {there}, but this one has {here}")
     trainer.router.load_state_dict(state["router"])
-    trainer.put_router()
+    trainer.training_state.put_router()
     if state["critic"] is not None and _critic(trainer) is not None:
         _critic(trainer).load_state_dict(state["critic"])
     if state["normalizer"] is not None:
@@ -212,6 +212,6 @@ def _critic(trainer: Any) -> Any:
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = trainer._settings()
+    settings: dict[str, Any] = trainer.settings_to_resume()
     weights = None if trainer.weights is None else trainer.weights.state_dict()["settings"]
     return settings | {name: getattr(trainer.args, name, None) for name in _SCHEDULE} | {"weights": weights}

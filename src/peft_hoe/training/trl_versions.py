@@ -1,36 +1,37 @@
-"""Whether the installed TRL has the trainers that ours extend; imports no trl."""
+"""Which trainers of TRL there are for ours to extend; imports trl only where that is asked for."""
 
 from __future__ import annotations
 
-from importlib import metadata
+import functools
+import warnings
+from importlib import import_module, metadata
+from types import ModuleType
 from typing import Any, NoReturn
 
 from packaging.version import Version
 
-PPO_SINCE, PPO_UNTIL = "1.9", "1.13"
 TRL_SINCE = "1.9"
+PPO_UNTIL = "1.13"  # from here on TRL has no PPOTrainer
+_NO_TRL = ("HoERouter", "HoEDistillation", "train_routers")
 
 
 def missing(name: str) -> str | None:
     """What is wrong with the installed TRL for a trainer or its configuration, and the remedy; None where nothing is."""
-    if name.startswith("HoEDistillation") or name == "train_routers":
-        return None
-    return missing_ppo() if name.startswith("HoERouter") else missing_trl(name)
-
-
-def missing_ppo() -> str | None:
-    """The same for HoERouterTrainer."""
-    found = _not_between(PPO_SINCE, PPO_UNTIL)
-    return found and (
-        f"HoERouterTrainer needs TRL's PPOTrainer, trl>={PPO_SINCE},<{PPO_UNTIL}, but {found}. TRL removed PPOTrainer in "
-        f"{PPO_UNTIL}: install it with pip install 'peft-hoe[ppo]', or use HoEGRPOTrainer"
-    )
-
-
-def missing_trl(name: str) -> str | None:
-    """The same for what works with every TRL since 1.9."""
-    found = _not_between(TRL_SINCE)
+    found = None if name.startswith(_NO_TRL) else _not_between(TRL_SINCE)
     return found and f"{name} needs trl>={TRL_SINCE}, but {found}: install it with pip install 'peft-hoe[train]'"
+
+
+@functools.cache
+def trl_ppo() -> ModuleType | None:
+    """TRL's module with PPOTrainer and PPOConfig; None where the installed TRL has none that HoERouterTrainer can extend."""
+    if _not_between(TRL_SINCE, PPO_UNTIL):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are importing from 'trl.experimental'")
+        try:
+            return import_module("trl.experimental.ppo")
+        except ImportError:
+            return None
 
 
 def _not_between(since: str, until: str | None = None) -> str | None:

@@ -11,8 +11,6 @@ from peft import PeftModel
 
 from peft_hoe import CheckpointError, HoEError
 
-pytest.importorskip("trl.experimental.ppo")
-
 Make = Callable[..., Any]
 RUN = {
     "max_steps": 4,
@@ -24,7 +22,9 @@ RUN = {
 
 
 def parameters(trainer: Any) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for part in (trainer.router, trainer._critic) for parameter in part.parameters()]
+    return [
+        parameter.detach().clone() for part in (trainer.router, trainer.ppo.critic) for parameter in part.parameters()
+    ]
 
 
 @pytest.mark.parametrize("average", [False, True])

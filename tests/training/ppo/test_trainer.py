@@ -17,13 +17,9 @@ from transformers import GenerationConfig, TrainerCallback
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
-
-pytest.importorskip("trl.experimental.ppo")
-
-from trl.experimental.ppo import PPOTrainer
-
 from peft_hoe.rewards import ClassifierReward, Rewards
 from peft_hoe.training.run.steered_policy import steered
+from peft_hoe.training.trl_versions import trl_ppo
 
 Make = Callable[..., Any]
 
@@ -42,20 +38,22 @@ def test_only_the_router_and_the_critic_move(make_trainer: Make, toys: ModuleTyp
     optimizer.step()  # both routers now have momentum
     before, other, own = toys.snapshot(model), toys.rows_of(model, "r1"), toys.rows_of(model, "r0")
     trainer = make_trainer(model=model, constructor={"optimizers": (optimizer, None)}, weight_decay=0.1)
-    critic = toys.snapshot(trainer._critic)
+    critic = toys.snapshot(trainer.ppo.critic)
     trainer.train()
     after = toys.snapshot(model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before if "hoe_router" not in name)
     assert all(torch.equal(x, y) for x, y in zip(other, toys.rows_of(model, "r1"), strict=True))
     assert not any(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True))
-    assert not torch.equal(critic["heads.weight"], trainer._critic.heads.weight)
+    assert not torch.equal(critic["heads.weight"], trainer.ppo.critic.heads.weight)
 
 
 def test_own_optimizer_holds_router_and_critic_only(make_trainer: Make) -> None:
     trainer = make_trainer(weight_decay=0.1, value_learning_rate=0.5)
     held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for module in (trainer.router, trainer._critic) for parameter in module.parameters()}
+    assert held == {
+        id(parameter) for module in (trainer.router, trainer.ppo.critic) for parameter in module.parameters()
+    }
     assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0, 0.0]
     assert trainer.optimizer.param_groups[2]["initial_lr"] == 0.5
 
@@ -169,10 +167,18 @@ def test_everything_is_logged_through_callbacks(make_trainer: Make) -> None:
     per_objective = ("reward", "reward_normalized", "weight", "advantage_weight", "gap")
     expected = {f"{column}/{name}" for column in per_objective for name in ("low", "high")}
     expected |= {"loss/value_avg", "loss/policy_avg", "objective/kl", "policy/entropy_avg", "policy/clipfrac_avg"}
-    expected |= {"router/entropy", "router/usage/high", "router/usage/centroid", "lr", "episode", "val/ratio"}
-    source = inspect.getsource(PPOTrainer.train)
-    expected |= set(re.findall(r'metrics\["(.+?)"\]', source))  # all that a dashboard for PPOTrainer shows
-    assert "val/ratio_var" in expected
+    expected |= {
+        "router/entropy",
+        "router/usage/high",
+        "router/usage/centroid",
+        "lr",
+        "episode",
+        "val/ratio",
+        "val/ratio_var",
+    }
+    trl = trl_ppo()
+    if trl is not None:  # all that a dashboard for PPOTrainer shows
+        expected |= set(re.findall(r'metrics\["(.+?)"\]', inspect.getsource(trl.PPOTrainer.train)))
     assert len(logged) == 2
     assert all(expected <= entry.keys() for entry in logged)
     assert all(np.isfinite(list(entry.values())).all() for entry in logged)
@@ -190,8 +196,8 @@ def test_counts_and_penalties_of_the_end(make_trainer: Make) -> None:
     """Without a stop token texts run on, and every end-of-sequence token in them counts; with one, what is missing is paid."""
     trainer = make_trainer(max_steps=1, response_length=20)
     seen: list[Any] = []
-    score = trainer.score
-    trainer.score = lambda rollout: (seen.append(rollout), score(rollout))[1]
+    score = trainer.ppo.score
+    trainer.ppo.score = lambda rollout: (seen.append(rollout), score(rollout))[1]
     trainer.train()
     count = int((seen[0].responses.ids == 2).sum())
     assert count > 0
@@ -267,11 +273,11 @@ def test_value_model_with_one_output_is_copied(make_trainer: Make, toys: ModuleT
     config.num_labels = 1
     value_model = LlamaForSequenceClassification(config)
     trainer = make_trainer(constructor={"value_model": value_model}, max_steps=1)
-    weight = trainer._critic.score.weight
+    weight = trainer.ppo.critic.score.weight
     assert weight.shape[0] == 2
     assert torch.equal(weight[0], weight[1])
     trainer.train()
-    assert not torch.equal(trainer._critic.score.weight[0], trainer._critic.score.weight[1])
+    assert not torch.equal(trainer.ppo.critic.score.weight[0], trainer.ppo.critic.score.weight[1])
     config.num_labels = 3
     with pytest.raises(HoEError, match="3 outputs"):
         make_trainer(constructor={"value_model": LlamaForSequenceClassification(config)})
@@ -362,8 +368,8 @@ def test_a_classifier_sees_chat_messages_in_its_own_template(
     assert all(text.startswith(start) for text, start in zip(texts, starts * 2, strict=True))
     texts.clear()
     with steered(trainer.policy_model, trainer.router):
-        rollout = trainer.rollout(trainer.next_prompts())
-        trainer.score(rollout)
+        rollout = trainer.ppo.rollout(trainer.next_prompts())
+        trainer.ppo.score(rollout)
     if not own_collator:
         answers = zip(rollout.prompts.texts, rollout.responses.texts, strict=True)
         assert texts == [f"[user] {prompt[0]['content']} [assistant] {answer} " for prompt, answer in answers]
@@ -446,7 +452,7 @@ def test_a_reward_that_hangs_ends_the_run(make_trainer: Make, toys: ModuleType) 
     finally:
         released.set()
     own = Rewards(toys.REWARDS, ["low", "high"], timeout=7.0)
-    assert make_trainer(constructor={"reward_model": own}, reward_timeout=0.05).rewards.timeout == 7.0
+    assert make_trainer(constructor={"reward_model": own}, reward_timeout=0.05).ppo.rewards.timeout == 7.0
     with pytest.raises(HoEError, match="reward_timeout is 0"):
         make_trainer(reward_timeout=0)
 

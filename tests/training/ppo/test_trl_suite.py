@@ -45,11 +45,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForSequenceClassification
 
-from peft_hoe import HoEConfig, HoEError
-
-pytest.importorskip("trl.experimental.ppo")
-
-from peft_hoe import Decoding
+from peft_hoe import Decoding, HoEConfig, HoEError
 from peft_hoe.generation.responses import generate_responses
 from peft_hoe.training.ppo.advantages import mix_advantages
 
@@ -164,10 +160,10 @@ def test_missing_eos_penalty(make_trainer: Make) -> None:
     returns = []
     for penalty in (None, 0.5):
         trainer = make_trainer(missing_eos_penalty=penalty, stop_token="eos", lam=1.0)
-        rollout = trainer.rollout(trainer.next_prompts())
+        rollout = trainer.ppo.rollout(trainer.next_prompts())
         rollout.responses.ended = torch.arange(8) < 3
         rewards = np.linspace(0, 1, 16).reshape(8, 2)
-        targets = trainer.advantages(rollout, rewards, np.array([0.5, 0.5]))
+        targets = trainer.ppo.advantages(rollout, rewards, np.array([0.5, 0.5]))
         returns.append(targets.returns[:, 0])
     lost = returns[0] - returns[1]
     torch.testing.assert_close(lost[:3], torch.zeros(3, 2))
@@ -235,7 +231,7 @@ def test_generation_in_chunks(make_trainer: Make, chunk: int) -> None:
     """The shapes are those of the batch, and greedy responses do not depend on the chunk."""
     trainer = make_trainer(response_length=9, local_rollout_forward_batch_size=chunk)
     prompts = trainer.next_prompts()
-    rollout = trainer.rollout(prompts)
+    rollout = trainer.ppo.rollout(prompts)
     assert rollout.responses.ids.shape == rollout.logprobs.shape == rollout.entropy.shape == (8, 9)
     assert rollout.values.shape == (8, 9, 2)
     ids, mask = rollout.sequences(slice(None))
@@ -284,9 +280,9 @@ def test_heads_return_with_a_checkpoint(make_trainer: Make, tmp_path: Path) -> N
     first = make_trainer(save_strategy="steps", save_steps=2)
     first.train()
     again = make_trainer(save_strategy="steps", save_steps=2)
-    assert moved(again._critic, copies(first._critic))
+    assert moved(again.ppo.critic, copies(first.ppo.critic))
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))  # nothing is left to do
-    assert not moved(again._critic, copies(first._critic))
+    assert not moved(again.ppo.critic, copies(first.ppo.critic))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

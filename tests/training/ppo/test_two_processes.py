@@ -17,7 +17,6 @@ from peft_hoe.training.run.trained_router import TrainedRouter
 @pytest.fixture(scope="module")
 def replicated(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> list[dict[str, Any]]:
     """What two processes have, each with the whole policy."""
-    pytest.importorskip("trl.experimental.ppo")
     states: list[dict[str, Any]] = toys.launch(tmp_path_factory.mktemp("replicated"), "two_updates_and_rewards", 4)
     return states
 
@@ -25,7 +24,6 @@ def replicated(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> li
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> dict[str, Any]:
     """What one process has."""
-    pytest.importorskip("trl.experimental.ppo")
     made: dict[str, Any] = toys.two_updates(str(tmp_path_factory.mktemp("alone")), 8)
     return made
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,6 @@ from peft_hoe.training.ppo.rollouts import token_logprobs
 from peft_hoe.training.ppo.updates import policy_loss, value_loss
 from peft_hoe.training.run.steered_policy import steered
 from peft_hoe.training.run.votes import vote_statistics
-
-pytest.importorskip("trl.experimental.ppo")
 
 Make = Callable[..., Any]
 
@@ -84,20 +83,20 @@ def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make) -> None
     small = make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=8, num_ppo_epochs=1)
     with steered(large.policy_model, large.router):
         prompts = large.next_prompts()
-        rollout = large.rollout(prompts)
+        rollout = large.ppo.rollout(prompts)
         lengths = torch.arange(16) % 6 + 1
         rollout.responses.mask = torch.arange(6) < lengths.unsqueeze(1)
-        raw = large.score(rollout)
+        raw = large.ppo.score(rollout)
         raw[3, 0] = np.nan
-        rewards = large.normalize(raw)
-        targets = large.advantages(rollout, rewards, large.weigh(rewards))
+        rewards = large.ppo.normalize(raw)
+        targets = large.ppo.advantages(rollout, rewards, large.ppo.weigh(rewards))
         assert not targets.known[3, 0]
-        large.update(rollout, targets)
+        large.ppo.update(rollout, targets)
     with steered(small.policy_model, small.router):
-        small.update(rollout, targets)
+        small.ppo.update(rollout, targets)
     for x, y in zip(large.router.parameters(), small.router.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
-    for x, y in zip(large._critic.parameters(), small._critic.parameters(), strict=True):
+    for x, y in zip(large.ppo.critic.parameters(), small.ppo.critic.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
 
 
@@ -111,10 +110,12 @@ def test_ratio_mean_and_variance_over_mini_batches(make_trainer: Make, monkeypat
     )
     trainer = make_trainer(num_ppo_epochs=2, num_mini_batches=2)
     with steered(trainer.policy_model, trainer.router):
-        rollout = trainer.rollout(trainer.next_prompts())
-        assert trainer.update(rollout, None) == pytest.approx({"loss": 1.0, "val/ratio": 5.0, "val/ratio_var": 20 / 3})
-        trainer.args.num_ppo_epochs, trainer.args.local_mini_batch_size = 1, 8
-        assert trainer.update(rollout, None) == {"loss": 1.0, "val/ratio": 3.0, "val/ratio_var": 0.0}
+        rollout = trainer.ppo.rollout(trainer.next_prompts())
+        assert trainer.ppo.update(rollout, None) == pytest.approx(
+            {"loss": 1.0, "val/ratio": 5.0, "val/ratio_var": 20 / 3}
+        )
+        trainer.ppo.settings = dataclasses.replace(trainer.ppo.settings, num_ppo_epochs=1, mini_batch=8)
+        assert trainer.ppo.update(rollout, None) == {"loss": 1.0, "val/ratio": 3.0, "val/ratio_var": 0.0}
 
 
 def test_values_do_not_move_the_router(make_trainer: Make) -> None:
@@ -122,9 +123,9 @@ def test_values_do_not_move_the_router(make_trainer: Make) -> None:
     trainer = make_trainer(kl_coef=0.0, num_ppo_epochs=1)
     before = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     with steered(trainer.policy_model, trainer.router):
-        rollout = trainer.rollout(trainer.next_prompts())
-        targets = trainer.advantages(rollout, np.ones((8, 2)), np.array([0.5, 0.5]))
+        rollout = trainer.ppo.rollout(trainer.next_prompts())
+        targets = trainer.ppo.advantages(rollout, np.ones((8, 2)), np.array([0.5, 0.5]))
         targets.advantages.zero_()
-        trainer.update(rollout, targets)
+        trainer.ppo.update(rollout, targets)
     assert all(torch.equal(x, y) for x, y in zip(before, trainer.router.parameters(), strict=True))
-    assert trainer._critic.heads.weight.abs().max() > 0
+    assert trainer.ppo.critic.heads.weight.abs().max() > 0

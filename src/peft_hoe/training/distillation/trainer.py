@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer
 
 from ...errors import HoEError
 from ...generation.fusion import divergence, fusion_logprobs
@@ -16,12 +15,12 @@ from ...generation.responses import generate_responses
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.steered_policy import without_dropout
-from ..run.trainer_loop import RouterLoop
+from ..run.transformers_loop import TransformersLoop
 from .config import HoEDistillationConfig
 from .texts import TextCollator, check_texts, has_completions
 
 
-class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
+class HoEDistillationTrainer(TransformersLoop):
     """Trains one router of a HoE adapter on the λ-weighted logit fusion of the adapter's own one-hot experts.
 
     No rewards and no second model: the teacher is this model, steered to each objective, see `fusion_logprobs`. The loss is the
@@ -43,7 +42,15 @@ class HoEDistillationTrainer(RouterLoop, Trainer):  # type: ignore[misc]
         HoEError: router, dataset or model do not fit together.
     """
 
-    _same = (*RouterLoop._same, "lmbda", "beta", "temperature", "max_new_tokens", "stop_strings", "max_length")
+    same_settings = (
+        *TransformersLoop.same_settings,
+        "lmbda",
+        "beta",
+        "temperature",
+        "max_new_tokens",
+        "stop_strings",
+        "max_length",
+    )
 
     _waiting: Sequence[dict[str, Any]] = ()  # micro-batches of the step that begins
     _tokens: torch.Tensor | None = None  # completion tokens of the step, on all processes

@@ -16,10 +16,9 @@ from trl.trainer.utils import selective_log_softmax
 from ...errors import HoEError
 from ...generation.settings import evaluating
 from ...tuner.functional import use_preference
-from ..run.model_settings import RunSettings
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
-from ..run.trainer_loop import RouterLoop
+from ..run.transformers_loop import TransformersLoop
 from .config import HoEDPOConfig
 from .margins import answer_logprobs, check_experts, other_experts
 from .pairs import MARGIN, OBJECTIVE, PairCollator, mixed, read_pairs
@@ -27,7 +26,7 @@ from .pairs import MARGIN, OBJECTIVE, PairCollator, mixed, read_pairs
 _BASE = object()  # in the place of a reference model: the policy with its adapters off
 
 
-class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
+class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
     """Trains one router of a HoE adapter on pairs of answers to its preference λ; everything else stays as it is, to the bit.
 
     Pairs of objective k are a share λ_k of what is trained on, so the loss is Σ_k λ_k L_k. A policy that maximises Σ_j λ_j r_j
@@ -62,8 +61,9 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         HoEError: router, dataset or model do not fit together.
     """
 
-    _same = (
-        *RouterLoop._same, "beta", "margin", "margin_beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha",
+    same_settings = (
+        *TransformersLoop.same_settings,
+        "beta", "margin", "margin_beta", "loss_type", "loss_weights", "label_smoothing", "ld_alpha",
         "max_length",
     )  # fmt: skip
 
@@ -85,13 +85,12 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
             raise HoEError(f"args is a {type(args).__name__}; use HoEDPOConfig, which extends DPOConfig")
         if train_dataset is None:
             raise HoEError("train_dataset is required: {objective: rows with prompt, chosen and rejected}")
-        policy = self._choose_router(model, args, peft_config)
+        others = () if ref_model is None else (ref_model,)
+        policy = self._choose_router(model, args, peft_config, *others)
         self._margin = args.margin
         if args.margin == "experts":
             check_experts(self.router, self.objectives)
         self._pairs = {mode: np.zeros((4, len(self.objectives))) for mode in ("train", "eval")}
-        if ref_model is not None:
-            self.model_settings = RunSettings(policy, ref_model)
         with self.model_settings.applied(), frozen(policy):
             super().__init__(
                 model=policy,
@@ -150,7 +149,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
     def _loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
         """TRL's loss, with each pair's margin in its reference and each pair's β."""
         adapter, preference, objectives = self.router.adapter, self.router.preference, inputs[OBJECTIVE]
-        heard = _Heard(model)
+        policy = _FirstOutput(model)
         batch = _without_ours(inputs)
         reference = self._reference_logprobs(inputs)
         beta: Any = self.beta
@@ -161,9 +160,9 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         batch["ref_chosen_logps"], batch["ref_rejected_logps"] = reference.chunk(2)
         steered = use_preference(self.policy, {adapter: preference.tolist()})
         with self._given(beta), steered:
-            loss = super()._loss(heard, batch, *args, **others)
+            loss = super()._loss(policy, batch, *args, **others)
         with torch.no_grad():
-            ratios = self._policy_logprobs(heard.output, batch) - reference
+            ratios = self._policy_logprobs(policy.output, batch) - reference
             chosen, rejected = ratios.chunk(2)
             self._count(objectives, beta * (chosen - rejected))
         return loss
@@ -238,7 +237,7 @@ class HoEDPOTrainer(RouterLoop, DPOTrainer):  # type: ignore[misc]
         return found
 
 
-class _Heard:
+class _FirstOutput:
     """A model in a loss; what it returned first is kept."""
 
     def __init__(self, model: Any) -> None:

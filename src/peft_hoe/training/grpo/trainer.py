@@ -28,12 +28,12 @@ from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
 from ..run.steered_policy import reaching_threads
-from ..run.trainer_loop import RouterLoop
+from ..run.transformers_loop import TransformersLoop
 from .config import HoEGRPOConfig
 from .rewards import RewardFunction, fill_missing, known_means, processing_classes, reward_functions
 
 
-class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
+class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
     """Trains one router of a HoE adapter for its preference; everything else stays as it is, to the bit.
 
     Args:
@@ -53,12 +53,12 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         HoEError: rewards, router, dataset or model do not fit together.
     """
 
-    _same = (
-        *RouterLoop._same, "beta", "advantage_scaling", "scale_rewards", "loss_type", "temperature", "num_generations",
+    same_settings = (
+        *TransformersLoop.same_settings,
+        "beta", "advantage_scaling", "scale_rewards", "loss_type", "temperature", "num_generations",
         "num_iterations", "generation_batch_size", "max_completion_length",
     )  # fmt: skip
 
-    weights: ObjectiveWeights
     _buffered_inputs: Any
     _epochs_before = 0
 
@@ -105,8 +105,15 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         self.beta = args.beta  # with no model for it, TRL's reference is the policy with its adapter off
         self.reward_func_names = list(self.objectives)
         self.normalizer = normalizer
-        self.weights = self._objective_weights(args, args.objective_beta)
+        self._weigh_objectives(args, args.objective_beta)
         self._use_weights()
+
+    @property
+    def weights(self) -> ObjectiveWeights:
+        """The weights of the objectives."""
+        weights = super().weights
+        assert weights is not None  # the constructor makes them
+        return weights
 
     # -- rewards ---
 
@@ -222,8 +229,8 @@ class HoEGRPOTrainer(RouterLoop, GRPOTrainer):  # type: ignore[misc]
         place = {"micro_step": self._step, "epochs": int(self.state.epoch or 0)}
         return super()._run_state() | place | {"generated": gather_object([rest and moved(rest, "cpu")])}
 
-    def _load_run_state(self, saved: dict[str, Any], folder: Path) -> None:
-        super()._load_run_state(saved, folder)
+    def _load_run_state(self, saved: dict[str, Any]) -> None:
+        super()._load_run_state(saved)
         self._use_weights()
         self._step, self._epochs_before = saved["micro_step"], saved["epochs"]
         rest = saved["generated"][self.accelerator.process_index]

@@ -1,20 +1,27 @@
-"""HoERouterConfig: PPOConfig, and what the training of a router adds to it."""
+"""HoERouterConfig: PPOConfig, TRL's or the same fields without it, and what the training of a router adds to it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from trl.experimental.ppo import PPOConfig
+from typing import TYPE_CHECKING
 
 from ...errors import HoEError
 from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments, check_choice
+from ..trl_versions import trl_ppo
 from .advantages import SCALINGS
+
+if TYPE_CHECKING or trl_ppo() is None:
+    from .ppo_fields import PPOFields as PPOConfig
+else:
+    from trl.experimental.ppo import PPOConfig
 
 
 @dataclass
 class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: ignore[misc]
     """Configuration of `HoERouterTrainer`; what PPOConfig has means the same here, with the exceptions below.
+
+    With TRL 1.9 to 1.12 it is a PPOConfig of TRL; with another one, or without, it has the same fields and defaults.
 
     Args:
         beta: β, how fast the weights of objectives forget.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import HoEError
+from ..run.steered_policy import hidden_size
 
 HEADS_LEARNING_RATE = 1e-3
 logger = logging.getLogger(__name__)
@@ -34,6 +35,17 @@ class ValueHeads(nn.Module):
         """`(B, S, d)` to `(B, S, N)`."""
         values: torch.Tensor = self.heads(hidden.detach().to(self.heads.weight.dtype))
         return values
+
+
+def make_critic(policy: Any, value_model: nn.Module | None, objectives: int) -> ValueHeads | ValueModel:
+    """A user's value model for N objectives, or heads on the policy's hidden state where there is none.
+
+    Raises:
+        HoEError: its number of outputs is neither 1 nor N.
+    """
+    if value_model is None:
+        return ValueHeads(hidden_size(policy), objectives)
+    return ValueModel(value_model, objectives)
 
 
 class ValueModel(nn.Module):

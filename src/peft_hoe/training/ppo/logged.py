@@ -9,7 +9,6 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...generation.prompts import PromptBatch
@@ -63,9 +62,12 @@ def sample_table(prompts: PromptBatch, responses: Responses, rewards: FloatArray
     """Print up to five prompts with responses and rewards, as TRL prints its samples; nothing without `rich`."""
     if importlib.util.find_spec("rich") is None:
         return
-    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
-    from trl.experimental.ppo.ppo_trainer import print_rich_table
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    columns: dict[str, Any] = {"query": [str(prompt) for prompt in prompts.texts], "model response": responses.texts}
-    columns |= {name: np.round(column, 4) for name, column in zip(objectives, rewards.T, strict=True)}
-    print_rich_table(pd.DataFrame(columns).iloc[:5])
+    table = Table("query", "model response", *objectives, show_lines=True)
+    for prompt, response, row in list(zip(prompts.texts, responses.texts, rewards, strict=True))[:5]:
+        numbers = (f"{number:.4g}" for number in row)
+        table.add_row(*map(Text, (str(prompt), response, *numbers)))  # no markup: texts may hold brackets
+    Console().print(table)

@@ -98,6 +98,15 @@ def evaluate_rollout(
 # -- references ---
 
 
+def make_reference(
+    actor_critic: ActorCritic, ref_model: Any, kind: str
+) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
+    """The KL reference: a model, or what of the policy `HoERouterConfig.kl_reference` names."""
+    if ref_model is not None:
+        return model_reference(ref_model)
+    return {"base": base_reference, "static": static_reference}[kind](actor_critic)
+
+
 def base_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
     """Logits of the base model, the adapter switched off."""
 

@@ -57,10 +57,15 @@ def _update(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
-def rotate(output_dir: str | os.PathLike[str], limit: int | None, keep: Path) -> None:
-    """Delete the oldest checkpoints over the limit, but never `keep`, which a shorter run may have written last."""
+def finish_checkpoint(unfinished: Path, folder: Path, limit: int | None) -> None:
+    """Give a folder that is whole its name, in place of one that may have it, and delete the oldest ones over the limit.
+
+    The folder itself is never deleted: a longer run before this one may have left checkpoints of higher numbers.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
     if limit is not None and limit > 0:
-        others = [path for path in checkpoints(output_dir) if path != keep]
+        others = [path for path in checkpoints(folder.parent) if path != folder]
         for path in others[: max(0, len(others) + 1 - limit)]:
             shutil.rmtree(path)
 

@@ -13,8 +13,8 @@ _WRITTEN = ("forward", "_original_forward", "model_tags", "_require_grads_hook",
 _ABSENT = object()
 
 
-class RunSettings:
-    """The settings of a run, apart from the user's.
+class ModelSettings:
+    """The settings that a run needs in a model, apart from the user's.
 
     TRL, transformers and accelerate write special tokens and `use_cache` into the configurations, set dropout to 0, tag the
     model, hook its embeddings, and give it a new `forward`, for autocast and, since TRL 1.16, for a fused language-model head.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel, get_peft_model
+from torch import nn
 
 from ...config import HoEConfig
 from ...errors import ExpertError, HoEError
@@ -49,10 +50,17 @@ def hidden_size(policy: Any) -> int:
     return size
 
 
+def stop_dropout(model: nn.Module | None) -> None:
+    """Set the rates of a model's dropout modules to 0."""
+    for module in () if model is None else model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
 def without_dropout(policy: Any) -> None:
     """Put a policy into evaluation mode, but for the modules that checkpoint: two forwards must give the same.
 
-    TRL switches off dropout modules; some models drop out by a function that goes by the mode.
+    `stop_dropout` is not enough: some models drop out by a function that goes by the mode.
     """
     policy.eval()
     for module in policy.modules():
@@ -64,7 +72,7 @@ def without_dropout(policy: Any) -> None:
 def checkpointed(policy: Any, args: Any) -> Iterator[None]:
     """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before.
 
-    Reentrant checkpointing hooks the embeddings, and leaves it to `RunSettings` to take the hook away.
+    Reentrant checkpointing hooks the embeddings, and leaves it to `ModelSettings` to take the hook away.
     """
     model = policy.get_base_model()
     before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

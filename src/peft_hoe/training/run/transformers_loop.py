@@ -14,37 +14,37 @@ from transformers import TrainerCallback
 from ...generation.settings import modes_kept
 from ...tuner.functional import record_votes, use_preference
 from .checkpoints import read_state, write_state
-from .router_run import RouterRun
+from .router_trainer import RouterTrainer
 from .votes import vote_metrics, vote_statistics
 
 
-class RouterLoop(RouterRun):
-    """RouterRun before a `transformers.Trainer` that keeps its own `train`.
+class TransformersLoop(RouterTrainer):
+    """A RouterTrainer that keeps transformers' `train`.
 
     The Trainer optimises, wraps and clips what it finds in the model, so the router's Parameters are a submodule of the policy
     while it trains. Checkpoints are the Trainer's, with `router_training.pt` beside them.
     """
 
-    _same = (*RouterRun._same, "train_batch_size", "gradient_accumulation_steps")
+    same_settings = (*RouterTrainer.same_settings, "train_batch_size", "gradient_accumulation_steps")
 
     _votes: tuple[dict[str, torch.Tensor], torch.Tensor] | None = None
 
     def _train(self, folder: Path | None, **others: Any) -> Any:
-        callback = RouterCallback(self)
-        self.add_callback(callback)  # type: ignore[attr-defined]
+        callback = UpdateCallback(self)
+        self.add_callback(callback)
         try:
             with _submodule(self.policy, self.router):
-                return super(RouterRun, self).train(  # type: ignore[misc]
+                return super(RouterTrainer, self).train(
                     resume_from_checkpoint=None if folder is None else str(folder), **others
                 )
         finally:  # a run that failed before its first step may be tried again
-            self.remove_callback(callback)  # type: ignore[attr-defined]
+            self.remove_callback(callback)
 
     def evaluate(self, *args: Any, **others: Any) -> Any:
         """As the trainer below does, at the router's preference."""
         here = use_preference(self.policy, {self.router.adapter: self.router.preference.tolist()})
         with self.model_settings.applied(), modes_kept(self.policy), here:
-            return super().evaluate(*args, **others)  # type: ignore[misc]
+            return super().evaluate(*args, **others)
 
     def _token_mask(self, inputs: Any) -> torch.Tensor:
         """Which tokens `(B, S)` of a batch are text, for the statistics of the votes."""
@@ -62,18 +62,18 @@ class RouterLoop(RouterRun):
 
     def _loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
         """What `compute_loss` is for the trainer below; the student's forward is the last one in it."""
-        return super().compute_loss(model, inputs, *args, **others)  # type: ignore[misc]
+        return super().compute_loss(model, inputs, *args, **others)
 
     def log(self, logs: dict[str, float], *args: Any, **others: Any) -> None:
         """Log, with the votes of the last batch."""
         if self._votes is not None and self.policy.training:
             votes, mask = self._votes
             found = vote_statistics(votes, mask[:, 1:], mask.shape[1])
-            logs |= vote_metrics(found, self._experts, self.router.voting_experts, self.accelerator)
-        super().log(logs, *args, **others)  # type: ignore[misc]
+            logs |= vote_metrics(found, self.training_state.experts, self.router.voting_experts, self.accelerator)
+        super().log(logs, *args, **others)
 
     def _save_checkpoint(self, model: Any, trial: Any, **others: Any) -> None:
-        super()._save_checkpoint(model, trial, **others)  # type: ignore[misc]
+        super()._save_checkpoint(model, trial, **others)
         state = self._run_state()  # on all processes: some of it is gathered
         if self.args.should_save:  # last, so that a folder with this file is a whole checkpoint
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -83,25 +83,33 @@ class RouterLoop(RouterRun):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The experts are what they were; only the router is read."""
         folder = Path(resume_from_checkpoint)
-        self._load_run_state(read_state(folder), folder)
+        saved = read_state(folder)
+        self._check_settings(saved, folder)
+        self._load_run_state(saved)
+
+    def _load_run_state(self, saved: dict[str, Any]) -> None:
+        """Continue from `_run_state`.
+
+        Raises:
+            HoEError: it belongs to other settings of the objectives' weights.
+        """
+        self.training_state.load_state_dict(saved, self.accelerator.device)
 
     def _load_best_model(self) -> None:
         """Only the router of the best checkpoint is read; the end of the run writes it into the model."""
-        saved = read_state(Path(self.state.best_model_checkpoint))
-        self.router.load_state_dict(saved["router"])
-        if self.average is not None and saved["average"] is not None:
-            self.average.load_state_dict(saved["average"], self.accelerator.device)
+        saved = read_state(Path(str(self.state.best_model_checkpoint)))
+        self.training_state.load_router(saved, self.accelerator.device)
 
 
-class RouterCallback(TrainerCallback):
-    """Tells a run when a step has ended."""
+class UpdateCallback(TrainerCallback):
+    """Tells a trainer when an update has ended."""
 
-    def __init__(self, run: RouterRun) -> None:
-        self.run = run
+    def __init__(self, trainer: RouterTrainer) -> None:
+        self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Average, and stop where SIGINT has asked for it."""
-        self.run._step_ended()
+        self.trainer.update_ended()
 
 
 @contextlib.contextmanager

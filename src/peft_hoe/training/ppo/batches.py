@@ -1,0 +1,39 @@
+"""The batch sizes and the number of updates that follow from a configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from accelerate import PartialState
+
+from ...errors import HoEError
+
+
+def count_batches(args: Any, rows: int) -> None:
+    """Fill in the fields of a HoERouterConfig that follow from others, as PPOTrainer does.
+
+    Args:
+        args: the configuration; written to.
+        rows: of the training dataset.
+
+    Raises:
+        HoEError: a batch cannot be divided into its mini-batches.
+    """
+    _ = args.device  # starts the processes, where there are several
+    args.world_size = PartialState().num_processes
+    args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.micro_batch_size = args.per_device_train_batch_size * args.world_size
+    args.batch_size = args.local_batch_size * args.world_size
+    if args.num_mini_batches < 1 or args.local_batch_size % args.num_mini_batches:
+        raise HoEError(
+            f"num_mini_batches is {args.num_mini_batches}, but an update has {args.local_batch_size} responses on each process "
+            "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them"
+        )
+    args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
+    args.mini_batch_size = args.batch_size // args.num_mini_batches
+    if args.max_steps > 0:
+        args.total_episodes = args.max_steps * args.batch_size
+    elif args.total_episodes is None:
+        args.total_episodes = int(args.num_train_epochs * rows)
+    args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)

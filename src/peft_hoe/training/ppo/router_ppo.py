@@ -1,0 +1,269 @@
+"""PPO of one router for several objectives: rollout -> score -> normalise -> weigh -> advantages -> update.
+
+Needs neither TRL nor a Trainer: a policy, its router and a critic, what accelerate made of them, rewards, and settings.
+
+Shapes: B prompts on this process, T response positions, N objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import HoEError
+from ...generation.decoding import Decoding
+from ...generation.prompts import PromptBatch
+from ...generation.responses import Responses, generate_responses
+from ...objectives.payoff import RewardNormalizer, measure_payoff
+from ...objectives.weights import ObjectiveWeights
+from ...preference import FloatArray
+from ...rewards.sources import Rewards
+from ..run.logged import weighing_metrics
+from ..run.processes import mean_rewards, on_first_process, over_processes
+from ..run.steered_policy import without_dropout
+from ..run.training_state import RouterTrainingState
+from .actor_critic import ActorCritic
+from .advantages import estimate_advantages, mix_advantages, place_rewards
+from .logged import rollout_metrics, scalar_metrics
+from .rollouts import Rollout, evaluate_rollout
+from .updates import LossSettings, Targets, update
+
+# Logits `(B, T, V)` of the KL reference, from ids, mask and T.
+Reference = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """What an update depends on; names and defaults are PPOConfig's where it has them.
+
+    Attributes:
+        decoding: how responses are sampled, and the payoff table's.
+        missing_eos_penalty: what a response without an end loses, in normalised rewards; None for nothing.
+        gamma: discount of GAE.
+        lam: its trace decay.
+        advantage_scaling: see `mix_advantages`.
+        cliprange: of the ratio.
+        cliprange_value: of the values.
+        vf_coef: weight of the value loss.
+        kl_coef: weight of the divergence from the reference.
+        num_ppo_epochs: passes over a rollout.
+        mini_batch: rows of an optimizer step, on this process.
+        micro_batch: rows of a forward with gradients.
+        rollout_batch: rows of a forward without, and of generation.
+        max_grad_norm: bound of the gradients of router and critic, each by itself; 0 for none.
+        seed: of the payoff table's sampling.
+    """
+
+    decoding: Decoding = field(default_factory=lambda: Decoding(53, do_sample=True, temperature=0.7))
+    missing_eos_penalty: float | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+    advantage_scaling: str = "joint"
+    cliprange: float = 0.2
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.1
+    kl_coef: float = 0.05
+    num_ppo_epochs: int = 4
+    mini_batch: int = 8
+    micro_batch: int = 8
+    rollout_batch: int = 64
+    max_grad_norm: float = 1.0
+    seed: int = 42
+
+    @property
+    def loss(self) -> LossSettings:
+        """The coefficients of the loss."""
+        return LossSettings(self.decoding.temperature, self.cliprange, self.cliprange_value, self.vf_coef, self.kl_coef)
+
+
+class RouterPPO:
+    """Updates of one router; `step(prompts)` makes one, and each of its stages can be called by itself.
+
+    Args:
+        state: the policy, the router, the weights of the objectives and, once it is known, the scale of the rewards.
+        model: an `ActorCritic` of them as accelerate prepared it.
+        optimizer: holds the router's and the critic's Parameters.
+        rewards: of the N objectives.
+        settings: of the updates.
+        reference: the KL reference.
+        tokenizer: the policy's.
+        accelerator: accelerate's.
+    """
+
+    def __init__(
+        self,
+        state: RouterTrainingState,
+        model: Any,
+        optimizer: Any,
+        rewards: Rewards,
+        settings: PPOSettings,
+        *,
+        reference: Reference,
+        tokenizer: Any,
+        accelerator: Any,
+    ) -> None:
+        if state.weights is None:
+            raise HoEError("the state has no weights of objectives; set state.weights to ObjectiveWeights(...)")
+        self.state, self.model, self.optimizer = state, model, optimizer
+        self.rewards, self.settings, self.reference = rewards, settings, reference
+        self.tokenizer, self.accelerator = tokenizer, accelerator
+        self.actor_critic: ActorCritic = accelerator.unwrap_model(model)
+        self.policy, self.router, self.critic = state.policy, state.router, self.actor_critic.critic
+        self.weights: ObjectiveWeights = state.weights
+
+    def step(self, prompts: PromptBatch) -> dict[str, float]:
+        """One update; what there is to log about it."""
+        rollout = self.rollout(prompts)
+        raw = self.score(rollout)
+        rewards = self.normalize(raw)
+        weights = self.weigh(rewards)
+        targets = self.advantages(rollout, rewards, weights)
+        metrics = self.update(rollout, targets)
+        return metrics | self._metrics(rollout, raw, rewards, weights)
+
+    # -- the stages ---
+
+    def rollout(self, prompts: PromptBatch) -> Rollout:
+        """Responses to prompts, with log-probabilities, reference and values."""
+        settings = self.settings
+        self.model.eval()
+        with self.actor_critic.autocast():
+            responses = self.respond(prompts, settings.decoding)
+            return evaluate_rollout(
+                self.actor_critic,
+                prompts,
+                responses,
+                settings.decoding.temperature,
+                settings.rollout_batch,
+                self.reference,
+            )
+
+    def score(self, rollout: Rollout) -> FloatArray:
+        """Raw rewards `(B, N)`, NaN where there is none.
+
+        Raises:
+            RewardError: a reward fails, or an objective has no number on any process; then all of them raise.
+        """
+        raw = self.score_responses(rollout.prompts, rollout.responses)
+        known = over_processes(self.accelerator, [*(~np.isnan(raw)).sum(0), len(raw)])
+        self.rewards.check_numbers(known[:-1], int(known[-1]))
+        return raw
+
+    def normalize(self, raw: FloatArray) -> FloatArray:
+        """Rewards `(B, N)` on the payoff table's scale."""
+        if self.state.normalizer is None:
+            raise HoEError("there is no normalizer yet: call train(), or set it to measure_payoff()")
+        return self.state.normalizer.normalize(raw)
+
+    def weigh(self, rewards: FloatArray) -> FloatArray:
+        """The weights u `(N,)` after the mean over all processes of normalised rewards `(B, N)`."""
+        return self.weights.update(mean_rewards(self.accelerator, rewards))
+
+    def advantages(self, rollout: Rollout, rewards: FloatArray, weights: FloatArray) -> Targets:
+        """Mixed advantages and returns from normalised rewards `(B, N)` and weights `(N,)`."""
+        settings, mask = self.settings, rollout.responses.mask
+        scores = torch.as_tensor(rewards, dtype=torch.float32, device=mask.device)
+        known = ~scores.isnan()
+        if settings.missing_eos_penalty is not None:
+            scores = scores - settings.missing_eos_penalty * (~rollout.responses.ended).float().unsqueeze(1)
+        each, returns = estimate_advantages(
+            place_rewards(scores, mask), rollout.values, mask, gamma=settings.gamma, lam=settings.lam
+        )
+        mixed = mix_advantages(
+            each,
+            torch.as_tensor(weights, dtype=torch.float32, device=mask.device),
+            mask,
+            scaling=settings.advantage_scaling,
+            scored=known,
+            reduce=lambda tensor: self.accelerator.reduce(tensor, reduction="sum"),
+        )
+        return Targets(mixed, returns, known)
+
+    def update(self, rollout: Rollout, targets: Targets) -> dict[str, float]:
+        """PPO epochs over the rollout."""
+        settings = self.settings
+        self.model.train()
+        without_dropout(self.policy)
+        return update(
+            self.model,
+            self.accelerator,
+            self.optimizer,
+            rollout,
+            targets,
+            settings.loss,
+            epochs=settings.num_ppo_epochs,
+            mini_batch=settings.mini_batch,
+            micro_batch=settings.micro_batch,
+            clip=(self.router, self.critic),
+            max_grad_norm=settings.max_grad_norm,
+        )
+
+    # -- what they are made of ---
+
+    @property
+    def greedy(self) -> Decoding:
+        """The run's decoding without chance."""
+        return replace(self.settings.decoding, do_sample=False, temperature=1.0)
+
+    def respond(self, prompts: PromptBatch, decoding: Decoding) -> Responses:
+        """Responses to prompts; the policy's own generation settings play no part."""
+        return generate_responses(self.policy, prompts, self.tokenizer, decoding, self.settings.rollout_batch)
+
+    def score_responses(self, prompts: PromptBatch, responses: Responses) -> FloatArray:
+        """As `score`, of this process alone: an objective may be without any number."""
+        tokens: dict[str, torch.Tensor] = {}
+        if self.rewards.needs_tokens:
+            tokens = {
+                "input_ids": torch.cat([prompts.ids, responses.ids], dim=1),
+                "attention_mask": torch.cat([prompts.mask, responses.mask], dim=1),
+            }
+        return self.rewards(prompts.texts, responses.texts, prompts.columns, allow_empty=True, **tokens)
+
+    def measure_payoff(self, prompts: PromptBatch) -> RewardNormalizer:
+        """The payoff table at this decoding; the first process measures, so that all hold the same table."""
+        return on_first_process(
+            self.accelerator,
+            lambda: measure_payoff(
+                self.policy,
+                self.router.adapter,
+                prompts,
+                self.rewards,
+                processing_class=self.tokenizer,
+                decoding=self.settings.decoding,
+                batch_size=self.settings.rollout_batch,
+                seed=self.settings.seed,
+                bf16=self.actor_critic.bf16,
+            ),
+        )
+
+    def _metrics(self, rollout: Rollout, raw: FloatArray, rewards: FloatArray, weights: FloatArray) -> dict[str, float]:
+        found = rollout_metrics(
+            rollout, self.accelerator, self.state.experts, self.router.voting_experts, self.tokenizer.eos_token_id
+        )
+        raw_mean, mean = (mean_rewards(self.accelerator, each) for each in (raw, rewards))
+        penalty = (self.settings.missing_eos_penalty or 0.0) * (1 - found["completion/ended"])
+        found |= scalar_metrics(mean, weights, found["objective/kl"], self.settings.kl_coef, penalty)
+        return found | weighing_metrics(self.state.objectives, raw_mean, mean, self.weights)
+
+    # -- checkpoints ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Router, weights, scale, critic and optimizer: all that the next update depends on but for random numbers."""
+        return self.state.state_dict() | {
+            "critic": self.critic.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            HoEError: it belongs to other settings of the objectives' weights.
+        """
+        self.state.load_state_dict(saved, self.accelerator.device)
+        self.critic.load_state_dict(saved["critic"])
+        self.optimizer.load_state_dict(saved["optimizer"])

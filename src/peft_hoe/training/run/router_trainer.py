@@ -1,0 +1,196 @@
+"""What every trainer of a router does alike: choose, steer, freeze, optimise, average, save and resume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from ...errors import CheckpointError, HoEError
+from ...objectives.payoff import RewardNormalizer
+from ...objectives.weights import ObjectiveWeights
+from .checkpoints import resume_folder
+from .interrupt import Interrupt
+from .model_settings import ModelSettings
+from .optimizer import parameter_groups, take_over
+from .processes import over_processes
+from .steered_policy import steerable
+from .trained_router import RunningMean, TrainedRouter
+from .training_state import RouterTrainingState
+
+
+class RouterTrainer(Trainer):
+    """A Trainer of one router; a trainer of TRL may stand between it and transformers' (`class Ours(RouterTrainer, Theirs)`).
+
+    A constructor calls `_choose_router`, then the other trainer's constructor.
+
+    Attributes:
+        training_state: the router, its objectives' weights, and all else that a checkpoint carries.
+        interrupted: whether SIGINT has stopped the run.
+    """
+
+    args: Any  # the configuration of the class that is made, over RouterArguments
+    optimizer: Any
+    training_state: RouterTrainingState
+    interrupted = False
+
+    same_settings: ClassVar[tuple[str, ...]] = ("seed", "average_routers")  # else a resumed run would be another
+    _has_run = False
+    _interrupt: Interrupt
+
+    def _choose_router(self, model: Any, args: Any, peft_config: Any = None, *others: nn.Module) -> Any:
+        """Take the policy and the router that `args` name; the policy.
+
+        Raises:
+            HoEError, ExpertError, PreferenceError: model, adapter or router cannot be trained.
+        """
+        policy = steerable(model, peft_config)
+        self.training_state = RouterTrainingState(
+            policy, args.router, args.model_adapter_name, average=args.average_routers, others=others
+        )
+        return policy
+
+    def _weigh_objectives(self, args: Any, beta: float) -> None:
+        """Make the weights of the objectives as `ObjectiveArguments` say, at the router's preference; β by its own name."""
+        self.training_state.weights = ObjectiveWeights(
+            self.router.preference,
+            mu=args.mu,
+            beta=beta,
+            step=args.step,
+            reference_point=args.reference_point,
+            weighting=args.weighting,
+            objectives=self.objectives,
+        )
+
+    # -- what there is in the state ---
+
+    @property
+    def policy(self) -> Any:
+        """The PeftModel whose router trains."""
+        return self.training_state.policy
+
+    @property
+    def router(self) -> TrainedRouter:
+        """The Parameters of the router."""
+        return self.training_state.router
+
+    @property
+    def objectives(self) -> list[str]:
+        """N names."""
+        return self.training_state.objectives
+
+    @property
+    def average(self) -> RunningMean | None:
+        """The mean of the router over the updates, if asked for."""
+        return self.training_state.average
+
+    @property
+    def weights(self) -> ObjectiveWeights | None:
+        """The weights of the objectives, where the trainer has rewards."""
+        return self.training_state.weights
+
+    @property
+    def normalizer(self) -> RewardNormalizer | None:
+        """The scale of the rewards, where the trainer has some and once it is known."""
+        return self.training_state.normalizer
+
+    @normalizer.setter
+    def normalizer(self, normalizer: RewardNormalizer | None) -> None:
+        self.training_state.normalizer = normalizer
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """What the trainer below writes into the model."""
+        return self.training_state.model_settings
+
+    # -- training ---
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | os.PathLike[str] | bool | None = None, **others: Any
+    ) -> Any:
+        """Train until the schedule ends, a callback stops, or SIGINT.
+
+        Args:
+            resume_from_checkpoint: a folder `checkpoint-<update>`, or True for the last in `args.output_dir`. The parameters
+                afterwards are those of an uninterrupted run.
+            others: what the trainer below takes.
+
+        Raises:
+            HoEError: a reward fails, the checkpoint does not fit, or this trainer has run before. The model keeps what was
+                trained so far.
+        """
+        if self._has_run:
+            raise HoEError(
+                "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
+            )
+        folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
+        weights = None if self.weights is None else self.weights.state_dict()
+        try:
+            with (
+                self.training_state.training(self.args),
+                Interrupt(enabled=self.args.save_on_interrupt) as self._interrupt,
+            ):
+                return self._train(folder, **others)
+        finally:
+            if self.state.global_step > 0:  # also after an exception: what was trained so far is the router
+                self._has_run = True
+                self.training_state.put_router()
+            elif self.weights is not None and weights is not None:  # it may be tried again, from where it began
+                self.weights.load_state_dict(weights)
+
+    def _train(self, folder: Path | None, **others: Any) -> Any:
+        """The loop, from a checkpoint's folder where there is one; the policy is steered."""
+        raise NotImplementedError
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.router, self.args.weight_decay)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer that holds what trains and nothing else."""
+        groups = self._parameter_groups()
+        if self.optimizer is None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **settings)
+        else:
+            take_over(self.optimizer, [parameter for group in groups for parameter in group["params"]])
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def update_ended(self) -> None:
+        """Average, and stop where SIGINT has asked for it; after every step of the optimizer, on all processes."""
+        if self.average is not None:
+            self.average.add(self.router.state_dict())
+        if over_processes(self.accelerator, float(self._interrupt.requested)) > 0:
+            self.interrupted = True
+            self.control.should_save = self.control.should_training_stop = True
+
+    # -- saving and resuming ---
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter, its router trained, to `output_dir` (default `args.output_dir`)."""
+        if self.state.global_step > 0:
+            self.training_state.put_router()
+        super().save_model(output_dir, _internal_call)
+
+    def settings_to_resume(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the run that wrote the checkpoint."""
+        settings = {name: getattr(self.args, name) for name in self.same_settings}
+        return {"router": self.router.router, "processes": self.accelerator.num_processes, **settings}
+
+    def _run_state(self) -> dict[str, Any]:
+        """Plain types and tensors, for `write_state`."""
+        return self.training_state.state_dict() | {"settings": self.settings_to_resume()}
+
+    def _check_settings(self, saved: dict[str, Any], folder: Path) -> None:
+        """See that a `_run_state` is this run's.
+
+        Raises:
+            CheckpointError: it belongs to a run with other settings.
+        """
+        here, there = self.settings_to_resume(), saved["settings"]
+        if here != there:
+            raise CheckpointError(f"{folder} was written by a run with {there}, but this one has {here}")

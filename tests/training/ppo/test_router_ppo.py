@@ -1,0 +1,95 @@
+"""The updates by themselves: no Trainer, no TRL."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from peft_hoe import HoEError
+from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
+from peft_hoe.objectives import ObjectiveWeights, RewardNormalizer
+from peft_hoe.rewards import Rewards
+from peft_hoe.training.ppo.actor_critic import ActorCritic
+from peft_hoe.training.ppo.critics import make_critic
+from peft_hoe.training.ppo.rollouts import make_reference
+from peft_hoe.training.ppo.router_ppo import PPOSettings, RouterPPO
+from peft_hoe.training.run.steered_policy import steered
+from peft_hoe.training.run.training_state import RouterTrainingState
+
+
+def make_ppo(toys: ModuleType, settings: PPOSettings, **changes: Any) -> RouterPPO:
+    """On the toy, in float64, with plain AdamW."""
+    state = RouterTrainingState(toys.make_policy().double(), "r0")
+    state.weights = ObjectiveWeights(state.router.preference, objectives=state.objectives)
+    state.normalizer = RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], state.objectives)
+    for name, value in changes.items():
+        setattr(state, name, value)
+    actor_critic = ActorCritic(state.policy, state.router, make_critic(state.policy, None, 2))
+    optimizer = torch.optim.AdamW(
+        [{"params": state.router.parameters()}, {"params": actor_critic.critic.parameters(), "lr": 1e-3}],
+        lr=0.05, weight_decay=0.0,
+    )  # fmt: skip
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(actor_critic, optimizer)
+    return RouterPPO(
+        state, model, optimizer, Rewards(toys.REWARDS, state.objectives), settings,
+        reference=make_reference(actor_critic, None, "base"), tokenizer=toys.make_tokenizer(), accelerator=accelerator,
+    )  # fmt: skip
+
+
+def test_a_step_is_the_trainers(toys: ModuleType, tmp_path: Path) -> None:
+    settings = PPOSettings(response_length=6, temperature=1.0)
+    ppo = make_ppo(toys, settings)
+    trainer = toys.make_trainer(toys.make_policy().double(), tmp_path, {}, max_steps=1, lr_scheduler_type="constant")
+    batch = trainer.next_prompts()
+    rows = PromptCollator(ppo.tokenizer)([{"prompt": text} for text in batch.texts])
+    torch.manual_seed(trainer.local_seed)
+    with steered(ppo.policy, ppo.router):
+        logged = ppo.step(as_prompt_batch(rows, ppo.tokenizer, torch.device("cpu")))
+    torch.manual_seed(trainer.local_seed)
+    trainer.train()
+    for x, y in zip(ppo.router.parameters(), trainer.router.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+    assert {name: trainer.state.log_history[0][name] for name in logged} == logged
+    assert ppo.weights.log_w.tolist() == trainer.weights.log_w.tolist()
+
+
+def test_its_state_continues(toys: ModuleType) -> None:
+    """A second object that takes the first one's state over makes the same second step."""
+    settings = PPOSettings(response_length=6)
+    first, second = make_ppo(toys, settings), make_ppo(toys, settings)
+    rows = PromptCollator(first.tokenizer)(toys.PROMPTS[:8])
+    batch = as_prompt_batch(rows, first.tokenizer, torch.device("cpu"))
+    with steered(first.policy, first.router), steered(second.policy, second.router):
+        first.step(batch)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        for ppo in (first, second):
+            torch.manual_seed(5)
+            ppo.step(batch)
+    for x, y in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_what_is_missing_is_named(toys: ModuleType) -> None:
+    with pytest.raises(HoEError, match="no weights of objectives"):
+        make_ppo(toys, PPOSettings(), weights=None)
+    ppo = make_ppo(toys, PPOSettings(), normalizer=None)
+    with pytest.raises(HoEError, match="no normalizer yet"):
+        ppo.normalize(torch.zeros(8, 2).numpy())
+
+
+def test_defaults_are_ppo_configs() -> None:
+    """Where the two have a field in common."""
+    from peft_hoe.training.ppo.ppo_fields import PPOFields
+
+    settings = PPOSettings()
+    names = [name for name in vars(settings) if hasattr(PPOFields, name) and name != "seed"]
+    assert len(names) == 12
+    assert {name: getattr(settings, name) for name in names} == {name: getattr(PPOFields, name) for name in names}
+    assert settings.rollout_batch == PPOFields.local_rollout_forward_batch_size
