@@ -54,6 +54,29 @@ def test_unsupported_versions_name_both_and_the_pip_line(
     assert message.endswith(f'pip install --upgrade "peft>={minimum}"')
 
 
+@pytest.mark.parametrize(
+    ("peft", "transformers"),
+    [("0.21.2", "5.23.0"), ("0.22.0", "5.24.0"), ("0.18.0", "4.57.1"), ("1.0", "6.0"), ("0.21.2", "5.24.0.dev0")],
+)
+def test_pairs_that_save_what_transformers_loaded(
+    monkeypatch: pytest.MonkeyPatch, peft: str, transformers: str
+) -> None:
+    installed(monkeypatch, peft, transformers)
+    assert versions.refused_without_peft_model() is None
+
+
+@pytest.mark.parametrize(("peft", "transformers"), [("0.21.2", "5.24.0"), ("0.22.0.dev0", "5.25.1"), ("0.20.0", "6.0")])
+def test_pairs_that_do_not_name_both_and_the_pip_line(
+    monkeypatch: pytest.MonkeyPatch, peft: str, transformers: str
+) -> None:
+    installed(monkeypatch, peft, transformers)
+    message = versions.refused_without_peft_model()
+    assert message is not None
+    assert message.startswith(f"transformers {transformers} asks for peft>=0.22.0 ")
+    assert f"peft {peft} is installed" in message
+    assert 'pip install "transformers<5.24.0"' in message
+
+
 def test_installed_versions_pass() -> None:
     assert versions.check() is None
 

@@ -26,7 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from peft_hoe import CheckpointError, HoEConfig
+from peft_hoe import CheckpointError, HoEConfig, HoEWarning, versions
 
 PREFERENCE = [0.1, 0.9]
 
@@ -126,9 +126,24 @@ def test_the_logits_are_bitwise_the_same(saved, tokens, load):
 
 def test_transformers_saves_what_it_loaded(saved, tokens, tmp_path):
     base, adapter, expected = saved
-    by_transformers(base, adapter).save_pretrained(tmp_path / "by transformers")
+    model = by_transformers(base, adapter)
+    if versions.refused_without_peft_model():
+        with pytest.raises(ValueError, match="PEFT"):
+            model.save_pretrained(tmp_path / "by transformers")
+        pytest.skip(versions.refused_without_peft_model())
+    model.save_pretrained(tmp_path / "by transformers")
     again = by_peft(base, tmp_path / "by transformers")
     torch.testing.assert_close(logits(again, tokens), expected, rtol=0, atol=0)
+
+
+def test_versions_that_cannot_save_it_are_named_when_transformers_loads(saved, monkeypatch):
+    base, adapter, _ = saved
+    monkeypatch.setattr(versions, "refused_without_peft_model", lambda: "these two")
+    for load in (by_transformers, by_injection):
+        with pytest.warns(HoEWarning, match="these two"):
+            load(base, adapter)
+    for load in (by_peft, by_low_memory):  # a PeftModel saves by itself
+        load(base, adapter)
 
 
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")  # peft 0.18, of modules_to_save

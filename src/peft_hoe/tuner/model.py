@@ -12,8 +12,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
+from .. import versions
 from ..config import HoEConfig
 from ..errors import ExpertError, HoEWarning
 from ..routing import Route
@@ -48,6 +49,14 @@ class HoEModel(BaseTuner):
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # -- injection ---
+
+    def __init__(self, model: nn.Module, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, peft_config, *args, **kwargs)
+        # PeftModel gives a dictionary; a configuration alone comes from transformers' load_adapter or inject_adapter_in_model.
+        if isinstance(peft_config, HoEConfig) and isinstance(model, PreTrainedModel):
+            refused = versions.refused_without_peft_model()
+            if refused is not None:
+                warnings.warn(refused, HoEWarning, stacklevel=4)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; see PEFT.
