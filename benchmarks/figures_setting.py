@@ -158,7 +158,7 @@ class Setting:
             generate = HoEMethod(self.steered(adapter), self.tokenizer, decoding=Decoding(NEW_TOKENS))
         return peft_hoe.sweep(
             prompts=prompts or self.test, rewards=self.rewards, preferences=preferences, generate=generate, name=name,
-            normalizer=self.scale(), batch_size=BATCH, output_dir=self.folder / "sweeps" / _folder(folder or name),
+            payoff=self.scale(), batch_size=BATCH, output_dir=self.folder / "sweeps" / _folder(folder or name),
             progress=False,
         )  # fmt: skip
 

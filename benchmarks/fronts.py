@@ -137,7 +137,7 @@ def swept(
     started = time.process_time()
     found = peft_hoe.sweep(
         prompts=prompts, rewards=problem.rewards, preferences=preferences, generate=method, name=name,
-        normalizer=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=660, output_dir=folder,
+        payoff=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=660, output_dir=folder,
         progress=False,
     )  # fmt: skip
     print(f"{folder.name}: {time.process_time() - started:.0f} s of CPU time", file=sys.stderr, flush=True)

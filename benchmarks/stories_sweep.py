@@ -68,8 +68,8 @@ def main() -> None:
             output_dir=args.output / name.lower().replace(", ", "_").replace(" ", "_"), **scale,
         )  # fmt: skip
 
-    hoe = measure("HoE", {"payoff_prompts": texts["validation"]})
-    scale = {"normalizer": hoe.normalizer}
+    hoe = measure("HoE", {"payoff": texts["validation"]})
+    scale = {"payoff": hoe.normalizer}
     restored = measure("soup, norm restored", scale, experts=[])
     linear = measure("HoE, linear", scale, interpolation="linear")
     soup = measure("soup", scale, experts=[], interpolation="linear")

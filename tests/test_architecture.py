@@ -101,7 +101,7 @@ def test_imports_go_down():
             "peft_hoe",
             ("trl", "datasets", "moocore", "matplotlib", "evaluate", "peft_hoe.training", "peft_hoe.evaluation"),
         ),
-        ("peft_hoe.evaluation", ("trl", "moocore", "matplotlib", "evaluate", "peft_hoe.training")),
+        ("peft_hoe.evaluation", ("trl", "datasets", "moocore", "matplotlib", "evaluate", "peft_hoe.training")),
         ("peft_hoe.policies", ("moocore", "matplotlib", "peft_hoe.training")),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,6 @@ def read_rows(path: str, what: str, columns: Sequence[str]) -> list[dict[str, An
             f"{path} must hold a list of {what}: {strings} with {' or '.join(f'`{name}`' for name in columns)}"
         )
     return rows
-
-
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], dict[str, list[Any]]]:
-    """Prompts, and the other columns that all rows have."""
-    names = [name for name in rows[0] if name != "prompt" and all(name in row for row in rows)]
-    return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
 
 
 def read_preferences(text: str) -> Any:

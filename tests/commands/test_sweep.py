@@ -112,7 +112,7 @@ def test_judges_are_asked_about_baselines(saved, toys, policy, tokenizer, tmp_pa
     prompts = [row["prompt"] for row in toys.PROMPTS[:4]]
     scale = RewardNormalizer(np.eye(2), ["low", "high"])
     short = sweep(
-        policy, tokenizer, prompts, toys.REWARDS, decoding={"max_new_tokens": 2}, normalizer=scale, progress=False
+        policy, tokenizer, prompts, toys.REWARDS, decoding={"max_new_tokens": 2}, payoff=scale, progress=False
     )
     short.save(tmp_path / "short")
     seen = []

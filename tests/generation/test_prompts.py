@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from peft_hoe import HoEError
-from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch, check_prompts
+from peft_hoe.generation.prompt_rows import check_prompts, split_rows
+from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
 
 CHAT = [{"role": "user", "content": "w1"}]
 BAD = [
@@ -91,3 +92,18 @@ def test_prompts_that_are_not_given_are_decoded(toys: ModuleType) -> None:
     prompts = as_prompt_batch(batch, tokenizer, torch.device("cpu"))
     assert prompts.texts == [CHAT, "w2 w3"]
     assert prompts.ids.tolist() == [[0, 0, 5], [1, 6, 7]]
+
+
+def test_prompts_come_in_anything_that_can_be_gone_through():
+    """A dataset, a stream, a generator, texts, chats: prompts, and the columns beside them."""
+    import datasets
+
+    rows = [{"prompt": "w3", "label": 1}, {"prompt": "w4", "label": None}]
+    expected = ["w3", "w4"], {"label": [1, None]}
+    dataset = datasets.Dataset.from_list(rows)
+    for given in (rows, tuple(rows), iter(rows), dataset, dataset.to_iterable_dataset()):
+        assert split_rows(given) == expected
+    chat = [{"role": "user", "content": "w5"}]
+    assert split_rows(["w3", chat]) == (["w3", chat], {})
+    assert split_rows("w3") == (["w3"], {})
+    assert split_rows(()) == ([], {})

@@ -104,6 +104,10 @@ def even(prompts, completions, scale):
     return [by * sum(n % 2 == 0 for n in _numbers(text)) for text, by in zip(completions, scale, strict=True)]
 
 
+def rows(scale):
+    return [{"prompt": prompt, "scale": by} for prompt, by in zip(PROMPTS, scale, strict=True)]
+
+
 def _by_hand(policy, tokenizer, scale):
     """One prompt at a time, one preference at a time, greedy."""
     table = np.empty((2, 2))
@@ -122,10 +126,9 @@ def test_payoff_table_equals_one_prompt_at_a_time(policy, tokenizer, batch_size)
     scale = [1.0, 2.0, 3.0]
     normalizer = payoff_table(
         policy,
-        PROMPTS,
+        rows(scale),
         {"even": even, "low": low},
         processing_class=tokenizer,
-        columns={"scale": scale},
         decoding=SHORT,
         batch_size=batch_size,
     )
@@ -136,8 +139,8 @@ def test_payoff_table_equals_one_prompt_at_a_time(policy, tokenizer, batch_size)
 
 
 def test_where_rows_cannot_be_told_apart_preferences_take_turns(policy, tokenizer, monkeypatch):
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "decoding": SHORT}
-    expected = payoff_table(policy, PROMPTS, [low, even], **settings).payoff
+    settings = {"processing_class": tokenizer, "decoding": SHORT}
+    expected = payoff_table(policy, rows([1.0] * 3), [low, even], **settings).payoff
     steer = completer.use_preference
 
     def refuse_rows(model, preference, **others):
@@ -146,7 +149,7 @@ def test_where_rows_cannot_be_told_apart_preferences_take_turns(policy, tokenize
         return steer(model, preference, **others)
 
     monkeypatch.setattr(completer, "use_preference", refuse_rows)
-    np.testing.assert_allclose(payoff_table(policy, PROMPTS, [low, even], **settings).payoff, expected)
+    np.testing.assert_allclose(payoff_table(policy, rows([1.0] * 3), [low, even], **settings).payoff, expected)
 
 
 def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
@@ -157,14 +160,14 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
     expected = torch.rand(1)
     torch.manual_seed(5)
     decoding = Decoding(6, do_sample=True, temperature=1.5)
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0] * 3}, "decoding": decoding}
-    first = payoff_table(policy, PROMPTS, [low, even], **settings)
+    settings = {"processing_class": tokenizer, "decoding": decoding}
+    first = payoff_table(policy, rows([1.0] * 3), [low, even], **settings)
     assert torch.equal(torch.rand(1), expected)
     assert policy.training
     assert not policy.base_model.model.lm_head.training
     assert policy.preference == {"low": 0.25, "even": 0.75}
-    again = payoff_table(policy, PROMPTS, [low, even], **settings)
-    other = payoff_table(policy, PROMPTS, [low, even], seed=1, **settings)
+    again = payoff_table(policy, rows([1.0] * 3), [low, even], **settings)
+    other = payoff_table(policy, rows([1.0] * 3), [low, even], seed=1, **settings)
     np.testing.assert_array_equal(first.payoff, again.payoff)
     assert (first.payoff != other.payoff).any()
     assert first.decoding["temperature"] == 1.5
@@ -174,16 +177,16 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
 
 def test_the_models_own_generation_settings_play_no_part(policy, tokenizer, monkeypatch):
     """A checkpoint's repetition penalty and temperature would fill in what ours leave open; only stop tokens do."""
-    settings = {"processing_class": tokenizer, "columns": {"scale": [1.0, 2.0, 4.0]}}
+    settings = {"processing_class": tokenizer}
     whole, open_settings = Decoding(12, do_sample=True), GenerationConfig(max_new_tokens=12, do_sample=True)
-    expected = payoff_table(policy, PROMPTS, [low, even], decoding=whole, **settings)
-    open_expected = payoff_table(policy, PROMPTS, [low, even], decoding=open_settings, **settings)
+    expected = payoff_table(policy, rows([1.0, 2.0, 4.0]), [low, even], decoding=whole, **settings)
+    open_expected = payoff_table(policy, rows([1.0, 2.0, 4.0]), [low, even], decoding=open_settings, **settings)
     own = GenerationConfig(repetition_penalty=5.0, temperature=0.1, top_p=0.2, top_k=1, eos_token_id=2)
     for owner in (policy.get_base_model(), policy):
         monkeypatch.setattr(owner, "generation_config", own, raising=False)
-        again = payoff_table(policy, PROMPTS, [low, even], decoding=whole, **settings)
+        again = payoff_table(policy, rows([1.0, 2.0, 4.0]), [low, even], decoding=whole, **settings)
         assert (again.payoff == expected.payoff).all()
-        again = payoff_table(policy, PROMPTS, [low, even], decoding=open_settings, **settings)
+        again = payoff_table(policy, rows([1.0, 2.0, 4.0]), [low, even], decoding=open_settings, **settings)
         assert (again.payoff == open_expected.payoff).all()
         assert owner.generation_config is own
 

@@ -101,7 +101,7 @@ def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, ca
     splits = json.loads((saved / "prompts.json").read_text())
     expected = sweep(
         model.eval(), tokenizer, splits["test"], toys.REWARDS, [[0, 1], [0.5, 0.5], [1, 0]], decoding={"max_new_tokens": 5},
-        payoff_prompts=splits["validation"], progress=False,
+        payoff=splits["validation"], progress=False,
     )  # fmt: skip
     assert found["hoe"].completions == expected.completions
     np.testing.assert_array_equal(found["hoe"].normalizer.payoff, expected.normalizer.payoff)

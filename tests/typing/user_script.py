@@ -30,7 +30,7 @@ def steer(model: Any, tokenizer: Any, prompts: list[str], rewards: dict[str, Any
     config = HoEConfig(objectives=["helpful", "harmless"], r=8)
     config.expert_namess  # type: ignore[attr-defined]  # noqa: B018
     normalizer: RewardNormalizer = payoff_table(model, prompts, rewards, processing_class=tokenizer)
-    found: Sweep = sweep(model, tokenizer, prompts, rewards, normalizer=normalizer)
+    found: Sweep = sweep(model, tokenizer, prompts, rewards, payoff=normalizer)
     found.metrcs()  # type: ignore[attr-defined]
     metrics.hypervolume(found.points, reference_point=0.0)
     peft_hoe.sweeep(model)  # type: ignore[attr-defined]

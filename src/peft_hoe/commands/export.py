@@ -79,8 +79,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _calibrated(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
     """Model, tokenizer and prompts."""
-    from ..inputs import columns_of, load_adapter, read_prompts
+    from ..inputs import load_adapter, read_prompts
 
-    prompts, _ = columns_of(read_prompts(arguments.prompts))
+    prompts = [row["prompt"] for row in read_prompts(arguments.prompts)]
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
     return model.eval(), tokenizer, prompts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError
-from ..inputs import columns_of, load_adapter, read_preferences, read_prompts
+from ..inputs import load_adapter, read_preferences, read_prompts
 from .arguments import add_decoding, read_decoding, read_pairs
 
 JUDGE_KEY = "OPENAI_API_KEY"
@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     baselines = read_pairs(arguments.baseline, "--baseline", "NAME=FILE")
     _check_judge(arguments, baselines)
-    prompts, columns = columns_of(read_prompts(arguments.prompts))
-    held_out = None if arguments.payoff_prompts is None else columns_of(read_prompts(arguments.payoff_prompts))
+    prompts = read_prompts(arguments.prompts)
+    held_out = None if arguments.payoff_prompts is None else read_prompts(arguments.payoff_prompts)
     preferences = read_preferences(arguments.preferences)
     sources = parse_rewards(arguments.reward)
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
@@ -101,9 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         rewards,
         preferences,
         name=arguments.name,
-        columns=columns,
-        payoff_prompts=None if held_out is None else held_out[0],
-        payoff_columns=None if held_out is None else held_out[1],
+        payoff=held_out,
         decoding=read_decoding(arguments),
         texts=arguments.texts,
         routers=arguments.routers,
@@ -118,9 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
             path,
             rewards,
             prompts=prompts,
-            columns=columns,
             objectives=found.objectives,
-            normalizer=found.normalizer,
+            payoff=found.normalizer,
             name=name,
         )
         for name, path in baselines.items()

@@ -5,7 +5,7 @@ Shapes: K rows, P prompt positions, N objectives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..preference import FloatArray
@@ -34,8 +34,8 @@ class Completer:
         self.decoding = Decoding.of(decoding).resolved(model, self.tokenizer)
 
     def batch(self, model: Any, prompts: Sequence[Any]) -> PromptBatch:
-        """K prompts, padded on the left, on the model's device."""
-        collated = self.collate([{"prompt": prompt} for prompt in prompts])
+        """K prompts, or rows with `prompt` and columns, padded on the left, on the model's device."""
+        collated = self.collate([row if isinstance(row, Mapping) else {"prompt": row} for row in prompts])
         return as_prompt_batch(collated, self.tokenizer, next(model.parameters()).device)
 
     def complete(self, model: Any, prompts: Sequence[Any]) -> list[str]:

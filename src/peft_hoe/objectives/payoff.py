@@ -20,6 +20,7 @@ from torch import nn
 from ..errors import RewardError
 from ..generation.completer import Completer, steered_responses
 from ..generation.decoding import Decoding
+from ..generation.prompt_rows import split_rows
 from ..generation.prompts import PromptBatch
 from ..generation.settings import evaluating, seeded
 from ..preference import FloatArray
@@ -111,11 +112,10 @@ class RewardNormalizer:
 
 def payoff_table(
     model: nn.Module,
-    prompts: Sequence[Any],
+    prompts: Any,
     rewards: Any,
     *,
     processing_class: Any,
-    columns: Mapping[str, Sequence[Any]] | None = None,
     decoding: Any = _SAMPLED,
     batch_size: int = 64,
     seed: int = 0,
@@ -127,10 +127,9 @@ def payoff_table(
 
     Args:
         model: carries HoE layers; its first active HoE adapter is measured.
-        prompts: P held-out prompts, texts or lists of chat messages.
+        prompts: P held-out prompts: texts, lists of chat messages, or rows with `prompt` and columns for the rewards.
         rewards: a Rewards, or what makes one.
         processing_class: the policy's tokenizer.
-        columns: the data set's other columns, P values each, for the rewards.
         decoding: what `Decoding.of` takes; by default sampled from the whole vocabulary, as in training, and not greedy as
             sweeps are: a table belongs to its decoding.
         batch_size: completions at once. The random numbers of a sampled table depend on it.
@@ -146,11 +145,12 @@ def payoff_table(
     steering = Steering.of(model)
     adapter = steering.active_adapter()
     scorer = Rewards.of(rewards, steering.adapters[adapter].objectives)
-    if not len(prompts):
+    texts, columns = split_rows(prompts)
+    if not texts:
         raise RewardError("there are no prompts to measure the payoff table on; give at least one")
     completer = Completer(model, processing_class, decoding)
-    batch = completer.batch(model, prompts)
-    batch.columns = {name: list(values) for name, values in (columns or {}).items()}
+    batch = completer.batch(model, texts)
+    batch.columns = columns
     return measure_payoff(
         model, adapter, batch, scorer, processing_class=processing_class, decoding=completer.decoding,
         batch_size=batch_size, seed=seed,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HoEError, RewardError
-from ..generation.prompts import check_prompts
+from ..generation.prompt_rows import check_prompts
 from ..objectives.payoff import RewardNormalizer
 from ..preference import FloatArray, parse_preference
 from ..rewards.sources import Rewards

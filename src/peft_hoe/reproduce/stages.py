@@ -27,7 +27,7 @@ from ..evaluation.reporting.tables import aligned, overview
 from ..evaluation.sweeps.run import sweep
 from ..evaluation.sweeps.sweep import Sweep
 from ..experts import build_adapter
-from ..inputs import columns_of, load_adapter
+from ..inputs import load_adapter
 from .methods import make_baseline
 from .plan import Plan
 from .prompts import Prompts, load_prompts
@@ -94,9 +94,8 @@ class Work:
 
     def sweep(self, where: str, model: Any = None, tokenizer: Any = None, **options: Any) -> None:
         """A sweep of the test prompts into a folder of its own; an interrupted one goes on."""
-        prompts, columns = columns_of(self.prompts.test)
         sweep(
-            model, tokenizer, prompts, self.rewards, self.plan.preferences, columns=columns,
+            model, tokenizer, self.prompts.test, self.rewards, self.plan.preferences,
             batch_size=self.plan.sweep_batch_size, output_dir=self.plan.folder / "sweeps" / where,
             progress=self.progress, **options,
         )  # fmt: skip
@@ -141,10 +140,9 @@ def _sweep_hoe(name: str) -> Callable[[Work], None]:
         model, tokenizer = load_adapter(str(work.adapter), work.plan.base)
         options: dict[str, Any] = {"decoding": work.plan.decoding}
         if name == DROPPED:
-            options |= {"routers": "drop", "name": "HoE, routers dropped", "normalizer": _scale(work.plan)}
+            options |= {"routers": "drop", "name": "HoE, routers dropped", "payoff": _scale(work.plan)}
         elif work.prompts.validation:
-            held_out, columns = columns_of(work.prompts.validation)
-            options |= {"payoff_prompts": held_out, "payoff_columns": columns}
+            options["payoff"] = work.prompts.validation
         work.sweep(name, model.eval().to(work.device), tokenizer, **options)
 
     return run
@@ -153,7 +151,7 @@ def _sweep_hoe(name: str) -> Callable[[Work], None]:
 def _sweep_baseline(name: str) -> Callable[[Work], None]:
     def run(work: Work) -> None:
         method = make_baseline(name, work.plan, work.prompts, work.rewards, work.device, progress=work.progress)
-        work.sweep(name, generate=method, normalizer=_scale(work.plan))
+        work.sweep(name, generate=method, payoff=_scale(work.plan))
 
     return run
 

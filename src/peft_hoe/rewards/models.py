@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RewardError
-from ..generation.prompts import is_chat
+from ..generation.prompt_rows import is_chat
 
 Text = str | tuple[str, str]
 Template = str | Callable[[Any, str], Text]

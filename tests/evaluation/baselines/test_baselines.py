@@ -210,7 +210,7 @@ def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, p
     with pytest.raises(HoEError, match="every λ a tuple"):
         BASELINES["morlhf"].make(base, {}, tokenizer=tokenizer)
     found = sweep(
-        prompts=prompts, rewards=toys.REWARDS, preferences=list(own), progress=False, generate=method, normalizer=SCALE
+        prompts=prompts, rewards=toys.REWARDS, preferences=list(own), progress=False, generate=method, payoff=SCALE
     )
     texts = method(prompts, np.tile([0.5, 0.5], (len(prompts), 1)))
     assert [row[0] for row in found.completions[0][list(own).index((0.5, 0.5))]] == texts
@@ -234,7 +234,7 @@ def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, toys
     assert again(prompts[:1] * 3, preferences[:3]) == again(prompts[:1], preferences[:1]) * 3
     found = sweep(
         prompts=prompts, rewards=toys.REWARDS, preferences=[[1, 0], [0.5, 0.5], [0, 1]], progress=False,
-        generate=again, normalizer=SCALE,
+        generate=again, payoff=SCALE,
     )  # fmt: skip
     np.testing.assert_array_equal(found.rewards, found.rewards[:, :1].repeat(3, axis=1))
 
@@ -246,7 +246,7 @@ def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, toys
 def test_a_sweep_of_each(make, toys, prompts, name):
     found = sweep(
         prompts=prompts, rewards=toys.REWARDS, preferences=[[1, 0], [0.5, 0.5], [0, 1]], progress=False,
-        generate=make(name), normalizer=SCALE,
+        generate=make(name), payoff=SCALE,
     )  # fmt: skip
     assert found.rewards.shape == (1, 3, 6, 1, 2)
     assert found.runs[0]["fingerprint"]
@@ -265,7 +265,7 @@ def test_sampled_batches_of_methods_with_states_have_one_preference_each(toys, p
     points = [[1, 0], [0.5, 0.5], [0, 1]]
     sweep(
         prompts=prompts, rewards=toys.REWARDS, preferences=points, generate=method, texts=2, batch_size=5,
-        progress=False, normalizer=SCALE,
+        progress=False, payoff=SCALE,
     )  # fmt: skip
     assert all((batch == batch[0]).all() for batch in seen)
     assert [len(batch) for batch in seen] == [5, 5, 2] * 3

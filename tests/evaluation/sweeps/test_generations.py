@@ -39,7 +39,7 @@ def written(path, rows):
 
 def test_rows_of_a_file_are_scored(tmp_path):
     path = written(tmp_path / "soup.jsonl", ROWS)
-    found = Sweep.from_generations(path, REWARDS, prompts=["p", "q"], normalizer=UNIT)
+    found = Sweep.from_generations(path, REWARDS, prompts=["p", "q"], payoff=UNIT)
     np.testing.assert_array_equal(found.preferences, [[1, 0], [0, 1]])
     np.testing.assert_array_equal(found.values, [[[[3, 0], [5, 0]], [[1, 1], [0, np.nan]]]])
     np.testing.assert_array_equal(found.points, [[4, 0], [0.5, 1]])
@@ -49,7 +49,7 @@ def test_rows_of_a_file_are_scored(tmp_path):
 
 def test_triples_texts_and_named_prompts():
     rows = [([0.5, 0.5], "x", "ab"), ([0.5, 0.5], "y", "ABC"), ([0.5, 0.5], "x", "ABCD")]
-    found = Sweep.from_generations(rows, REWARDS, prompts={"x": "p", "y": "q"}, normalizer=UNIT)
+    found = Sweep.from_generations(rows, REWARDS, prompts={"x": "p", "y": "q"}, payoff=UNIT)
     np.testing.assert_array_equal(found.rewards[0, 0, :, :, 0], [[2, 4], [3, np.nan]])  # a second text for x only
     np.testing.assert_array_equal(found.values[0, 0], [[3, 0.5], [3, 1]])
     assert found.prompts == ["p", "q"]
@@ -57,7 +57,7 @@ def test_triples_texts_and_named_prompts():
 
 def test_rows_bring_their_prompts_and_line_separators_survive(tmp_path):
     rows = [{**row, "prompt": f"\u2028 prompt {row['prompt_id']}"} for row in ROWS]
-    found = Sweep.from_generations(written(tmp_path / "a.jsonl", rows), REWARDS, normalizer=UNIT)
+    found = Sweep.from_generations(written(tmp_path / "a.jsonl", rows), REWARDS, payoff=UNIT)
     assert found.prompts == ["\u2028 prompt 0", "\u2028 prompt 1"]
 
 
@@ -69,7 +69,7 @@ def test_own_corners_give_the_scale():
 
 def test_gaps_are_told():
     with pytest.warns(HoEWarning, match="1 of 4 pairs of preference and prompt have no completion"):
-        found = Sweep.from_generations(ROWS[:3], REWARDS, prompts=["p", "q"], normalizer=UNIT)
+        found = Sweep.from_generations(ROWS[:3], REWARDS, prompts=["p", "q"], payoff=UNIT)
     assert np.isnan(found.values[0, 1, 1]).all()
     assert found.completions[0][1][1] == [None]
 
@@ -127,7 +127,7 @@ def test_what_is_saved_is_loaded(make_sweep, tmp_path):
 def test_saved_completions_are_generations_for_others(make_sweep, tmp_path):
     sweep = make_sweep([[1.0, 0.0], [0.0, 1.0]])
     sweep.save(tmp_path)
-    scored = Sweep.from_generations(tmp_path / "generations.jsonl", {"a": long, "b": long}, normalizer=sweep.normalizer)
+    scored = Sweep.from_generations(tmp_path / "generations.jsonl", {"a": long, "b": long}, payoff=sweep.normalizer)
     assert scored.completions == sweep.completions
     assert scored.prompts == sweep.prompts
     np.testing.assert_array_equal(scored.points, [[5, 5], [5, 5]])  # "A 0 0"

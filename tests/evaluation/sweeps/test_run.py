@@ -65,7 +65,7 @@ def test_own_corners_are_the_payoff_table_of_the_same_decoding(swept, policy, to
 
 
 def test_held_out_prompts_give_the_scale(policy, tokenizer, prompts, toys):
-    half = run(policy, tokenizer, prompts[:3], toys, preferences=[[0.5, 0.5]], payoff_prompts=prompts[3:])
+    half = run(policy, tokenizer, prompts[:3], toys, preferences=[[0.5, 0.5]], payoff=prompts[3:])
     table = payoff_table(policy, prompts[3:], toys.REWARDS, processing_class=tokenizer, decoding=SHORT).payoff
     np.testing.assert_allclose(half.normalizer.payoff, table)
     assert half.payoff_source == "payoff prompts"
@@ -73,7 +73,7 @@ def test_held_out_prompts_give_the_scale(policy, tokenizer, prompts, toys):
 
 def test_a_given_normaliser_is_kept(policy, tokenizer, prompts, toys):
     scale = RewardNormalizer([[1.0, 0.0], [0.0, 1.0]], ["low", "high"])
-    assert run(policy, tokenizer, prompts[:2], toys, normalizer=scale).normalizer is scale
+    assert run(policy, tokenizer, prompts[:2], toys, payoff=scale).normalizer is scale
 
 
 def test_a_normaliser_of_another_decoding_warns(policy, tokenizer, prompts, toys):
@@ -81,7 +81,7 @@ def test_a_normaliser_of_another_decoding_warns(policy, tokenizer, prompts, toys
     like = Decoding(6, stop_tokens=(2,)).record
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(policy, tokenizer, prompts[:1], toys, normalizer=RewardNormalizer(np.eye(2), ["low", "high"], like))
+        run(policy, tokenizer, prompts[:1], toys, payoff=RewardNormalizer(np.eye(2), ["low", "high"], like))
     for other, told in (
         (Decoding(6, do_sample=True, stop_tokens=(2,)), "do_sample: True there, False here; temperature: 1.0 there"),
         (Decoding(6, stop_tokens=(2, 5)), r"stop_tokens: \[2, 5\] there, \[2\] here"),
@@ -93,15 +93,15 @@ def test_a_normaliser_of_another_decoding_warns(policy, tokenizer, prompts, toys
     ):
         scale = RewardNormalizer(np.eye(2), ["low", "high"], other.record)
         with pytest.warns(HoEWarning, match=f"payoff table was measured with another decoding.*{told}"):
-            run(policy, tokenizer, prompts[:1], toys, normalizer=scale)
+            run(policy, tokenizer, prompts[:1], toys, payoff=scale)
     unsaid = RewardNormalizer(np.eye(2), ["low", "high"], {"do_sample": False})  # of another engine
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(policy, tokenizer, prompts[:1], toys, normalizer=unsaid)
+        run(policy, tokenizer, prompts[:1], toys, payoff=unsaid)
 
 
 def test_the_default_grid_is_the_papers(policy, tokenizer, prompts, toys):
-    found = run(policy, tokenizer, prompts[:1], toys, preferences="grid", normalizer=_unit())
+    found = run(policy, tokenizer, prompts[:1], toys, preferences="grid", payoff=_unit())
     np.testing.assert_allclose(found.preferences[:, 0], np.arange(11) / 10)
 
 
@@ -131,14 +131,14 @@ def test_layers_that_cannot_mix_rows(swept, policy, tokenizer, prompts, toys, mo
 
 
 def test_dropped_routers_are_the_coarse_interpolation(policy, tokenizer, prompts, toys):
-    kept = run(policy, tokenizer, prompts, toys, normalizer=_unit())
-    dropped = run(policy, tokenizer, prompts, toys, routers="drop", normalizer=_unit())
+    kept = run(policy, tokenizer, prompts, toys, payoff=_unit())
+    dropped = run(policy, tokenizer, prompts, toys, routers="drop", payoff=_unit())
     assert policy.peft_config["default"].routers[0].trained  # the mark is put back
     plain = toys.make_policy(routers=[])
     plain.load_state_dict(
         {name: tensor for name, tensor in policy.state_dict().items() if "hoe_router" not in name}, strict=False
     )
-    coarse = run(plain, tokenizer, prompts, toys, normalizer=_unit())
+    coarse = run(plain, tokenizer, prompts, toys, payoff=_unit())
     assert dropped.completions == coarse.completions
     assert dropped.completions != kept.completions
     assert dropped.runs[0]["settings"] == {"routers": "drop"}
@@ -150,7 +150,7 @@ def test_only_stop_tokens_are_taken_from_the_models_own_settings(swept, policy, 
     first = tokenizer(swept.completions[0][0][0][0].split()[2])["input_ids"][0]
     base.generation_config = GenerationConfig(repetition_penalty=5.0, min_new_tokens=6, eos_token_id=[2, first])
     try:
-        found = run(policy, tokenizer, prompts, toys, normalizer=_unit())
+        found = run(policy, tokenizer, prompts, toys, payoff=_unit())
     finally:
         base.generation_config = before
     assert found.runs[0]["decoding"]["stop_tokens"] == [2, first]
@@ -162,7 +162,7 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer, pro
     policy.train()
     policy.set_preference([0.3, 0.7])
     decoding = {"max_new_tokens": 6, "do_sample": True, "temperature": 1.5}
-    settings = {"decoding": decoding, "texts": 3, "normalizer": _unit()}
+    settings = {"decoding": decoding, "texts": 3, "payoff": _unit()}
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -199,7 +199,7 @@ class Interrupting:
 
 
 def test_an_interrupted_sweep_goes_on(toys, prompts, tmp_path):
-    settings = {"batch_size": 5, "output_dir": tmp_path, "progress": False, "normalizer": _unit()}
+    settings = {"batch_size": 5, "output_dir": tmp_path, "progress": False, "payoff": _unit()}
     with pytest.raises(KeyboardInterrupt):
         sweep(None, None, prompts, toys.REWARDS, GRID, generate=Interrupting(), **settings)
     log = tmp_path / "generations.jsonl"
@@ -208,9 +208,7 @@ def test_an_interrupted_sweep_goes_on(toys, prompts, tmp_path):
     rest = Interrupting(limit=99)
     found = sweep(None, None, prompts, toys.REWARDS, GRID, generate=rest, **settings)
     assert rest.calls == 3  # 14 rows of 24 were left
-    whole = sweep(
-        None, None, prompts, toys.REWARDS, GRID, generate=Interrupting(99), progress=False, normalizer=_unit()
-    )
+    whole = sweep(None, None, prompts, toys.REWARDS, GRID, generate=Interrupting(99), progress=False, payoff=_unit())
     assert found.completions == whole.completions
     assert len(log.read_text().splitlines()) == 1 + 24
     again = Interrupting(limit=0)
@@ -222,7 +220,7 @@ def test_a_reward_that_fails_loses_no_completion(toys, prompts, tmp_path):
     def down(prompts, completions):
         raise ConnectionError("no server")
 
-    settings = {"output_dir": tmp_path, "progress": False, "normalizer": _unit()}
+    settings = {"output_dir": tmp_path, "progress": False, "payoff": _unit()}
     with pytest.raises(RewardError, match="no server"):
         sweep(None, None, prompts, [toys.low, down], GRID, generate=Interrupting(99), **settings)
     found = sweep(None, None, prompts, toys.REWARDS, GRID, generate=Interrupting(0), **settings)
@@ -231,7 +229,7 @@ def test_a_reward_that_fails_loses_no_completion(toys, prompts, tmp_path):
 
 def test_a_resumed_sampled_sweep_draws_the_same_numbers(policy, tokenizer, prompts, toys, tmp_path):
     decoding = Decoding(6, do_sample=True)
-    settings = {"decoding": decoding, "texts": 2, "batch_size": 7, "output_dir": tmp_path, "normalizer": _unit()}
+    settings = {"decoding": decoding, "texts": 2, "batch_size": 7, "output_dir": tmp_path, "payoff": _unit()}
     whole = run(policy, tokenizer, prompts, toys, **settings)
     log = tmp_path / "generations.jsonl"
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:18]))  # the middle of a batch
@@ -292,10 +290,13 @@ def test_columns_follow_their_prompts(prompts):
     def labelled(prompts, completions, label):
         return [float(want) for want in label]
 
+    labels = [5, 1, 4, 2, 3, 0]
+    rows = [{"prompt": prompt, "label": label} for prompt, label in zip(prompts, labels, strict=True)]
     found = sweep(
-        prompts=prompts, rewards={"a": labelled, "b": labelled}, preferences=[[1, 0], [0, 1]], generate=echo,
-        columns={"label": [5, 1, 4, 2, 3, 0]}, normalizer=RewardNormalizer(np.eye(2), ["a", "b"]), progress=False, batch_size=5,
+        prompts=rows, rewards={"a": labelled, "b": labelled}, preferences=[[1, 0], [0, 1]], generate=echo,
+        payoff=RewardNormalizer(np.eye(2), ["a", "b"]), progress=False, batch_size=5,
     )  # fmt: skip
+    assert found.prompts == prompts
     np.testing.assert_array_equal(found.values[0, 1, :, 0], [5, 1, 4, 2, 3, 0])
 
 
@@ -330,8 +331,8 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
     messages = [{"role": "user", "content": prompts[0]}]
     for some in (prompts[:1], [messages, prompts[0]]):
         with pytest.warns(HoEWarning, match="chat template"):
-            run(policy, chat, some, toys, normalizer=_unit())
-    talk = run(policy, chat, [messages], toys, normalizer=_unit())
+            run(policy, chat, some, toys, payoff=_unit())
+    talk = run(policy, chat, [messages], toys, payoff=_unit())
     plain = toys.make_tokenizer()
     assert talk.completions[0][0][0] == [one_by_one(policy, plain, f"<s> {prompts[0]} w0", GRID[0])]
 
@@ -340,8 +341,8 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
     ("changes", "error", "match"),
     [
         ({"prompts": []}, HoEError, "no prompts"),
-        ({"prompts": ["w3", 5]}, HoEError, "prompt 1 is '5', a int"),
-        ({"prompts": ["w3"], "payoff_prompts": [[]]}, HoEError, "prompt 0 is .*, a list; give text"),
+        ({"prompts": ["w3", 5]}, HoEError, r"number 1 of the prompts is 5 \(int\)"),
+        ({"prompts": ["w3"], "payoff": [[]]}, HoEError, r"number 0 of the payoff prompts is \[\] \(list\); give text"),
         ({"preferences": [[0.9, 0.9]]}, PreferenceError, "sums to 1.8"),
         ({"preferences": [[1, 0], [0.5, 0.5], [1, 0]]}, PreferenceError, r"\[1.0, 0.0\] is given twice"),
         ({"preferences": "all"}, PreferenceError, 'use "grid"'),
@@ -352,7 +353,9 @@ def test_plain_strings_for_a_chat_model_warn(policy, toys, prompts):
         ({"decoding": {"max_new_tokens": 0}}, HoEError, "max_new_tokens is 0"),
         ({"routers": "some"}, HoEError, "routers is 'some'"),
         ({"generate": print}, HoEError, "both a model and generate="),
-        ({"columns": {"label": [1]}}, RewardError, "'label' has 1 rows"),
+        ({"prompts": [{"prompt": "w3", "label": 1}, "w4"]}, HoEError, "number 1 of the prompts has no column 'label'"),
+        ({"prompts": 5}, HoEError, r"the prompts are 5 \(int\); give a list"),
+        ({"prompts": {"prompt": ["w3"]}}, HoEError, r"the prompts are \{'prompt': \['w3'\]\} \(dict\)"),
         ({"objectives": ["a", "b"]}, HoEError, "the method's are"),
     ],
 )

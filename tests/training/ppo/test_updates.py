@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_hoe.generation.prompts import prompt_rows
+from peft_hoe.generation.prompt_rows import prompt_rows
 from peft_hoe.generation.responses import response_mask
 from peft_hoe.training.ppo import updates
 from peft_hoe.training.ppo.rollouts import token_logprobs

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...errors import HoEError, HoEWarning
+from ...generation.prompt_rows import Columns, split_rows
 from ...objectives.payoff import RewardNormalizer
 from .batches import Texts
 from .generations import FORMAT, Row, number_texts, preference_key, read_generations
 from .result import REFERENCE_POINT, SweepResult, installed_versions
-from .scoring import objective_names, own_corners, score, text_rewards
+from .scoring import check_decoding, objective_names, own_corners, score, text_rewards
 
 S = TypeVar("S", bound=SweepResult)
 
@@ -83,11 +84,10 @@ def from_generations(
     rewards: Any,
     kind: type[S],
     *,
-    prompts: Sequence[Any] | Mapping[Any, Any] | None = None,
+    prompts: Any = None,
     objectives: Sequence[str] | None = None,
     name: str | None = None,
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    normalizer: RewardNormalizer | None = None,
+    payoff: RewardNormalizer | None = None,
     reference_point: Any = REFERENCE_POINT,
 ) -> S:
     """Score completions that any other method or engine wrote.
@@ -97,12 +97,11 @@ def from_generations(
             completion).
         rewards: as for `sweep`.
         kind: the class of what is returned.
-        prompts: what the prompt ids stand for: a sequence (ids 0 to P - 1) or `{id: prompt}`. Default: the header's, or the
-            rows' own `prompt`.
+        prompts: what the prompt ids stand for: what `sweep` takes (ids 0 to P - 1), or `{id: prompt}`; a prompt may be a row
+            with columns for the rewards. Default: the header's, or the rows' own `prompt`.
         objectives: the N names, in the preferences' order; default the header's, or those of the rewards.
         name: of the method; default the header's, or the file's name.
-        columns: other columns for the rewards, P values each in the prompts' order.
-        normalizer: the scale; default the own corners, as for `sweep`.
+        payoff: the scale; default the own corners, as for `sweep`.
         reference_point: of hypervolumes, in normalised rewards.
 
     Raises:
@@ -111,7 +110,7 @@ def from_generations(
         RewardError: a reward is missing or fails.
 
     Warns:
-        HoEWarning: some prompts have no completion at some preference.
+        HoEWarning: some prompts have no completion at some preference, or the scale is of another decoding than the header's.
     """
     header, raw = read_generations(source)
     if not raw:
@@ -119,13 +118,13 @@ def from_generations(
     names = objective_names(objectives, header.get("objectives"), rewards)
     scorer = text_rewards(rewards, names)
     rows = number_texts(raw, names)
-    known = _prompts(prompts if prompts is not None else header.get("prompts"), rows)
+    ids, known, columns = _prompts(prompts if prompts is not None else header.get("prompts"), rows)
     points = list(dict.fromkeys(preference_key(row["preference"]) for row in rows))
     exact = {preference_key(row["preference"]): row["preference"] for row in rows}
     preferences = [exact[point] for point in points]
     texts = 1 + max(row["text"] for row in rows)
     runs = 1 + max(row["run"] for row in rows)
-    completions = _arranged(rows, preferences, known, texts, runs)
+    completions = _arranged(rows, preferences, ids, texts, runs)
     empty = sum(
         all(text is None for text in by_text) for run in completions for by_prompt in run for by_text in by_prompt
     )
@@ -136,37 +135,37 @@ def from_generations(
             HoEWarning,
             stacklevel=3,
         )
-    table = np.stack([score(scorer, list(known.values()), run, columns) for run in completions])
-    given, points_array = normalizer is not None, np.asarray(preferences, dtype=np.float64)
-    if not given:
-        normalizer = own_corners(
-            table, points_array, names, header.get("decoding", {}), {"prompts": len(known), "texts": texts}
-        )
+    table = np.stack([score(scorer, known, run, columns) for run in completions])
+    points_array, decoding = np.asarray(preferences, dtype=np.float64), header.get("decoding") or {}
+    if payoff is None:
+        normalizer = own_corners(table, points_array, names, decoding, {"prompts": len(known), "texts": texts})
+    else:
+        normalizer = payoff
+        check_decoding(payoff, decoding)
     label = (
         name or header.get("name") or (Path(source).stem if isinstance(source, (str, os.PathLike)) else "generations")
     )
     origin = {key: header.get(key) for key in ("fingerprint", "decoding", "settings", "drawing")}
     origin["versions"] = dict(installed_versions())
     return kind(
-        name=str(label), objectives=names, preferences=points_array, prompts=list(known.values()), rewards=table,
-        completions=completions, normalizer=normalizer, payoff_source="given" if given else "own corners",
+        name=str(label), objectives=names, preferences=points_array, prompts=known, rewards=table,
+        completions=completions, normalizer=normalizer, payoff_source="own corners" if payoff is None else "given",
         reference_point=reference_point, runs=[{**origin, "seed": None} for _ in range(runs)],
     )  # fmt: skip
 
 
-def _prompts(given: Any, rows: Sequence[Row]) -> dict[Any, Any]:
-    """Prompts by id."""
+def _prompts(given: Any, rows: Sequence[Row]) -> tuple[list[Any], list[Any], Columns]:
+    """P ids, their prompts, and the columns beside them."""
     if given is None:
-        known = {row["prompt_id"]: row["prompt"] for row in rows if "prompt" in row}
-    else:
-        known = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
+        given = {row["prompt_id"]: row["prompt"] for row in rows if "prompt" in row}
+    known = given if isinstance(given, Mapping) else dict(enumerate(given))
     unknown = list(dict.fromkeys(row["prompt_id"] for row in rows if row["prompt_id"] not in known))
     if unknown:
         raise HoEError(
             f"the generations answer prompts {unknown[:5]} that are not known; give prompts= as a list (ids 0, 1, ...) or "
             "{id: prompt}, or write `prompt` into the rows"
         )
-    return known
+    return [*known], *split_rows(known.values())
 
 
 def _arranged(

@@ -165,9 +165,7 @@ def _check_same(first: SweepResult, other: SweepResult) -> None:
         raise HoEError(f"the sweeps of {first.name!r} and {other.name!r} differ in preferences or number of texts")
     scales = [None if sweep.normalizer is None else sweep.normalizer.payoff.tolist() for sweep in (first, other)]
     if first.payoff_source != "own corners" and scales[0] != scales[1]:
-        raise HoEError(
-            f"the sweeps have different payoff tables, {scales[0]} and {scales[1]}; sweep with one normalizer="
-        )
+        raise HoEError(f"the sweeps have different payoff tables, {scales[0]} and {scales[1]}; sweep with one payoff=")
 
 
 def installed_versions() -> Mapping[str, str]:

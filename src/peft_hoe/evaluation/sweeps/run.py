@@ -5,39 +5,34 @@ Shapes: K preferences, P prompts, T texts for each prompt, N objectives.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import HoEError, HoEWarning, PreferenceError
-from ...generation.decoding import differences
-from ...generation.prompts import check_prompts, is_chat
+from ...errors import HoEError, PreferenceError
+from ...generation.prompt_rows import check_prompts, split_rows
 from ...objectives.payoff import RewardNormalizer
 from ...preference import FloatArray, parse_preference, preference_grid
 from ..methods.hoe import HoEMethod
 from .batches import BatchedMethod
 from .result import REFERENCE_POINT, installed_versions
-from .scoring import objective_names, own_corners, score, text_rewards
+from .scoring import check_decoding, objective_names, own_corners, score, text_rewards
 from .sweep import Sweep
 
 
 def sweep(
     model: Any = None,
     tokenizer: Any = None,
-    prompts: Sequence[Any] = (),
+    prompts: Any = (),
     rewards: Any = None,
     preferences: Any = "grid",
     *,
     generate: Any = None,
     objectives: Sequence[str] | None = None,
     name: str | None = None,
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    normalizer: RewardNormalizer | None = None,
-    payoff_prompts: Sequence[Any] | None = None,
-    payoff_columns: Mapping[str, Sequence[Any]] | None = None,
+    payoff: Any = None,
     decoding: Any = None,
     texts: int = 1,
     routers: str = "keep",
@@ -53,17 +48,16 @@ def sweep(
     Args:
         model: carries HoE layers; its first active HoE adapter is steered. None with `generate`.
         tokenizer: the policy's.
-        prompts: P texts, continued as they are, or lists of chat messages, which go through the chat template.
+        prompts: P texts, continued as they are; lists of chat messages, which go through the chat template; or rows with
+            `prompt` and columns for the rewards, such as a datasets.Dataset.
         rewards: a Rewards, or what makes one; sources that read texts, not token ids.
         preferences: `(K, N)`, rows as `parse_preference` takes them, or "grid" for `preference_grid`.
         generate: any other method in place of a HoE model, see `evaluation.methods`; with a decoding of its own.
         objectives: the N names, where neither model nor method knows them; default those of the rewards.
         name: of the method, in tables and plots.
-        columns: the data set's other columns, P values each, for the rewards.
-        normalizer: the scale for hypervolumes: the payoff table of the single-objective experts at this decoding.
-        payoff_prompts: held-out prompts to measure that table on, with the same method and decoding. Without either, the table
-            is the sweep's own rows at the one-hot preferences, recorded as "own corners".
-        payoff_columns: the other columns of the payoff prompts.
+        payoff: the scale for hypervolumes: a RewardNormalizer, the payoff table of the single-objective experts at this
+            decoding; or held-out prompts to measure that table on, with the same method and decoding. None takes the sweep's
+            own rows at the one-hot preferences, recorded as "own corners".
         decoding: what `Decoding.of` takes; default greedy, 64 new tokens. Not with `generate`, which has its own.
         texts: T, texts for each prompt and preference.
         routers: "keep", "static" or "drop", see `HoEMethod`.
@@ -85,11 +79,12 @@ def sweep(
         HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, or own corners that
             give no scale.
     """
-    prompts = _listed(prompts)
-    payoff_prompts = None if payoff_prompts is None else _listed(payoff_prompts)
+    prompts, columns = split_rows(prompts)
+    normalizer = payoff if isinstance(payoff, RewardNormalizer) else None
+    held_out, held_out_columns = split_rows(() if payoff is normalizer else payoff, "payoff prompts")
     if generate is None:
         method = HoEMethod(model, tokenizer, decoding=decoding, routers=routers)
-        plain = [prompt for prompt in [*prompts, *(payoff_prompts or [])] if isinstance(prompt, str)]
+        plain = [prompt for prompt in [*prompts, *held_out] if isinstance(prompt, str)]
         if plain:
             check_prompts([{"prompt": plain[0]}], tokenizer)
     else:
@@ -102,14 +97,14 @@ def sweep(
     names = objective_names(objectives, getattr(method, "objectives", None), rewards)
     scorer = text_rewards(rewards, names)
     points = _preferences(preferences, names)
-    _check_decoding(normalizer, getattr(method, "decoding", {}))
+    check_decoding(normalizer, getattr(method, "decoding", {}))
     run = BatchedMethod(method, name or method_name(method), texts, seed, batch_size, progress, overwrite)
     directory = None if output_dir is None else Path(output_dir)
     source = "given"
-    if normalizer is None and payoff_prompts is not None:  # first, so that a reward that fails does so early
-        corners = run.complete(payoff_prompts, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
-        table = score(scorer, payoff_prompts, corners, payoff_columns)
-        measurement = {"prompts": len(payoff_prompts), **run.drawing}
+    if payoff is not normalizer:  # first, so that a reward that fails does so early
+        corners = run.complete(held_out, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
+        table = score(scorer, held_out, corners, held_out_columns)
+        measurement = {"prompts": len(held_out), **run.drawing}
         normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, run.decoding, measurement)
         source = "payoff prompts"
     completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
@@ -133,31 +128,6 @@ def sweep(
 def method_name(method: Any) -> str:
     """What a method calls itself."""
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
-
-
-def _listed(given: Sequence[Any]) -> list[Any]:
-    prompts = [given] if isinstance(given, str) else list(given)
-    for number, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) and not (is_chat(prompt) and prompt):
-            raise HoEError(
-                f"prompt {number} is {str(prompt)[:80]!r}, a {type(prompt).__name__}; give text, or a list of chat messages "
-                '[{"role": "user", "content": "..."}]'
-            )
-    return prompts
-
-
-def _check_decoding(normalizer: RewardNormalizer | None, decoding: Mapping[str, Any]) -> None:
-    """A payoff table belongs to its decoding: that of sampled training is none for greedy evaluation."""
-    if normalizer is None or not normalizer.decoding:
-        return
-    different = differences(normalizer.decoding, decoding)
-    if different:
-        warnings.warn(
-            f"the payoff table was measured with another decoding than the sweep's ({'; '.join(different)}); give "
-            "payoff_prompts= in place of normalizer= to measure one at the sweep's own decoding",
-            HoEWarning,
-            stacklevel=3,
-        )
 
 
 def _preferences(value: Any, objectives: Sequence[str]) -> FloatArray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import HoEError, HoEWarning, RewardError
+from ...generation.decoding import differences
 from ...objectives.payoff import RewardNormalizer
 from ...preference import FloatArray
 from ...rewards.sources import Rewards
@@ -103,8 +104,26 @@ def own_corners(
         except RewardError as error:
             reason = str(error)
     warnings.warn(
-        f"rewards are not normalised: {reason}. Hypervolumes need a scale: give normalizer= or payoff_prompts=",
+        f"rewards are not normalised: {reason}. Hypervolumes need a scale: give payoff=",
         HoEWarning,
         stacklevel=3,
     )
     return None
+
+
+def check_decoding(normalizer: RewardNormalizer | None, decoding: Mapping[str, Any]) -> None:
+    """A payoff table belongs to its decoding: that of sampled training is none for greedy evaluation.
+
+    Warns:
+        HoEWarning: it is of another one.
+    """
+    if normalizer is None or not normalizer.decoding:
+        return
+    different = differences(normalizer.decoding, decoding)
+    if different:
+        warnings.warn(
+            f"the payoff table was measured with another decoding than the sweep's ({'; '.join(different)}); give "
+            "held-out prompts as payoff= to measure one at the sweep's own decoding",
+            HoEWarning,
+            stacklevel=3,
+        )

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ...errors import HoEError, RewardError
-from ...generation.prompts import as_dataset, moved, with_prompts
+from ...generation.prompt_datasets import as_dataset, with_prompts
 from ...objectives.payoff import RewardNormalizer, payoff_table
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
@@ -157,10 +157,9 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         rows = list(itertools.islice(source, args.payoff_prompts))
         return payoff_table(
             self.policy,
-            [row["prompt"] for row in rows],
+            rows,
             Rewards(self._raw_rewards, self.objectives),
             processing_class=self.processing_class,
-            columns={name: [row[name] for row in rows] for name in (rows[0] if rows else ()) if name != "prompt"},
             decoding=self.generation_config,
             batch_size=args.per_device_train_batch_size * args.steps_per_generation,
             seed=args.seed,
@@ -227,14 +226,14 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         steps = self.args.steps_per_generation * self.num_iterations
         rest = None if self._step % steps == 0 else self._buffered_inputs
         place = {"micro_step": self._step, "epochs": int(self.state.epoch or 0)}
-        return super()._run_state() | place | {"generated": gather_object([rest and moved(rest, "cpu")])}
+        return super()._run_state() | place | {"generated": gather_object([rest and _moved(rest, "cpu")])}
 
     def _load_run_state(self, saved: dict[str, Any]) -> None:
         super()._load_run_state(saved)
         self._use_weights()
         self._step, self._epochs_before = saved["micro_step"], saved["epochs"]
         rest = saved["generated"][self.accelerator.process_index]
-        self._buffered_inputs = rest and moved(rest, self.accelerator.device)
+        self._buffered_inputs = rest and _moved(rest, self.accelerator.device)
 
 
 @contextlib.contextmanager
@@ -245,3 +244,11 @@ def _without_reference(args: HoEGRPOConfig) -> Iterator[None]:
         yield
     finally:
         args.beta = beta
+
+
+def _moved(batches: list[dict[str, Any]], device: Any) -> list[dict[str, Any]]:
+    """Batches with their tensors on a device."""
+    return [
+        {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        for batch in batches
+    ]

@@ -14,7 +14,8 @@ from accelerate.utils import gather_object
 
 from ...errors import HoEError
 from ...generation.decoding import Decoding
-from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch, check_prompts, prompt_rows
+from ...generation.prompt_rows import check_prompts, prompt_rows
+from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch
 from ...objectives.payoff import RewardNormalizer
 from ...rewards.sources import Rewards
 from ..run.checkpoints import finish_checkpoint, read_state, rng_state, set_rng_state, write_state
