@@ -107,9 +107,19 @@ def test_rows():
 def test_command_line_forms():
     assert read_preference("0.7, 0.3") == [0.7, 0.3]
     assert read_preference("helpful=0.7,harmless=0.3") == {"helpful": 0.7, "harmless": 0.3}
+    assert read_preference("helpful = 0.7, harmless = 0.3,") == {"helpful": 0.7, "harmless": 0.3}
     assert read_preference("[0.7, 0.3]") == [0.7, 0.3]
     with pytest.raises(PreferenceError, match="cannot read"):
         read_preference("a lot")
+
+
+def test_names_with_commas_blanks_and_equal_signs_are_read_from_a_command_line():
+    # The first comma ended the name, and the rest was refused.
+    assert read_preference("kind, but brief=0.7,to the point=0.3") == {"kind, but brief": 0.7, "to the point": 0.3}
+    assert read_preference("a=b=0.4,c=0.6") == {"a=b": 0.4, "c": 0.6}
+    for text in ("kind=much,brief=0.3,rest", "kind=", "=,x"):
+        with pytest.raises(PreferenceError, match="cannot read the preference"):
+            read_preference(text)
 
 
 def test_grids_lie_on_the_simplex():

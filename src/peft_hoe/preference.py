@@ -143,16 +143,39 @@ def read_preference(text: str) -> list[float] | dict[str, float]:
         if text.lstrip().startswith(("[", "{")):
             parsed: list[float] | dict[str, float] = json.loads(text)
             return parsed
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if all("=" in part for part in parts) and parts:
-            return {name.strip(): float(weight) for name, weight in (part.rsplit("=", 1) for part in parts)}
-        return [float(part) for part in parts]
+        if "=" in text:
+            return _read_named(text)
+        return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise PreferenceError(
             f"cannot read the preference {text!r}; write it as 0.7,0.3 or as helpful=0.7,harmless=0.3",
             argument="preference",
             value=text,
         ) from None
+
+
+def _read_named(text: str) -> dict[str, float]:
+    """`name=number,name=number`: a name goes up to the last `=` before a number, so that it may hold commas and blanks."""
+    named: dict[str, float] = {}
+    pending: list[str] = []  # pieces of a name with commas
+    for part in text.split(","):
+        before, equals, after = part.rpartition("=")
+        if equals and _is_number(after):
+            named[",".join([*pending, before]).strip()] = float(after)
+            pending = []
+        elif part.strip() or pending:
+            pending.append(part)
+    if pending:
+        raise ValueError(f"{','.join(pending)!r} has no weight")
+    return named
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def uniform(n: int) -> FloatArray:

@@ -58,6 +58,19 @@ def test_options_reach_the_builder(models, capsys):
     assert "2 modules, 4 experts, 1 routers" in capsys.readouterr().out
 
 
+def test_objectives_with_commas_and_blanks_are_named_on_the_command_line(models):
+    names = ("kind, but brief", "to the point")
+    paths = zip(names, ("kind", "brief"), strict=True)
+    policies = [part for name, path in paths for part in ("--policy", f" {name} ={models / path}")]
+    preference = "kind, but brief=0.2, to the point=0.8"
+    more = ["--expert", preference, "--router", preference, "--default-preference", preference, "--quiet"]
+    assert main(["build", str(models / "base"), *policies, "--output", str(models / "out"), *more]) == 0
+    config = json.loads((models / "out" / "adapter_config.json").read_text())
+    assert config["objectives"] == list(names)
+    assert [expert["preference"] for expert in config["experts"]] == [[1, 0], [0, 1], [0.2, 0.8]]
+    assert config["routers"][0]["preference"] == config["default_preference"] == [0.2, 0.8]
+
+
 def test_defaults_print_a_table_and_how_to_add_a_router(models, capsys):
     assert main(arguments(models)) == 0
     shown = capsys.readouterr().out

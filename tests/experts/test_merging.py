@@ -125,6 +125,13 @@ def test_trimming_keeps_the_largest_and_its_edges_are_all_and_nothing():
     assert trim(torch.tensor([2.0, -2.0, 1.0]), 0.3).tolist() == [2.0, -2.0, 0.0]
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 127])
+def test_trimming_keeps_as_many_as_the_density_says(n):
+    delta = torch.arange(1.0, n + 1)
+    for hundredths in range(101):
+        assert int((trim(delta, hundredths / 100) != 0).sum()) == -(-hundredths * n // 100)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from peft_hoe.experts.pruning import ThresholdSearch, drop_below, magnitude_threshold, prune_rank
 
+SIZES = [*range(1, 201), 10**6 + 1, 10**9, 10**10 + 1, 3 * 10**11 + 7]
 
-@pytest.mark.parametrize(
-    ("share", "n", "rank"), [(0.4, 10, 4), (0.4, 11, 5), (0.1, 30, 3), (0.0, 7, 0), (0.99, 100, 99)]
-)
-def test_rank_is_the_ceiling_despite_rounding(share, n, rank):
-    assert prune_rank(share, n) == rank
+
+def test_rank_is_the_ceiling_in_exact_arithmetic():
+    """A product that is whole but for rounding is whole (0.07 * 100 is above 7 in float64), and no other one is."""
+    for n in SIZES:
+        for hundredths in range(100):
+            assert prune_rank(hundredths / 100, n) == -(-hundredths * n // 100)
+
+
+def test_rounding_of_a_share_does_not_move_the_rank():
+    assert math.ceil(0.07 * 100) == 8  # what the guard is for
+    assert all(prune_rank(rank / n, n) == rank for n in SIZES for rank in range(min(n, 300)))
+    assert all(prune_rank((rank + 1e-6) / n, n) == rank + 1 for n in SIZES[:200] for rank in range(n))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

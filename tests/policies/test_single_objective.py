@@ -207,8 +207,7 @@ def test_a_lora_policy_is_an_adapter_that_a_build_takes(base, tmp_path):
     settings = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert settings["r"] == 2
     assert settings["base_model_name_or_path"] == str(base)
-    policies = {"low": tmp_path / "lora", "high": tmp_path / "lora"}
-    report = peft_hoe.build_adapter(base, policies, tmp_path / "adapter", experts=[], progress=False)
+    report = peft_hoe.build_adapter(base, {"low": tmp_path / "lora"}, tmp_path / "adapter", progress=False)
     assert {found.rank for module in report.modules.values() for found in module.values()} == {2}
 
 

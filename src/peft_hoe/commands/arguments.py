@@ -10,7 +10,7 @@ from ..errors import HoEError
 
 
 def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
-    """Options of the form NAME=VALUE, each name once.
+    """Options of the form NAME=VALUE, each name once; blanks around a name are not part of it.
 
     Raises:
         HoEError: an item of another form, or a name twice.
@@ -18,6 +18,7 @@ def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str,
     pairs: dict[str, str] = {}
     for item in items or []:
         name, equals, value = item.partition("=")
+        name = name.strip()
         if not (name and equals and value):
             raise HoEError(f"{option} is {item!r}; write {form}")
         if name in pairs:

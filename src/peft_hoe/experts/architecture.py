@@ -6,7 +6,7 @@ the adapter will meet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,6 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -32,7 +31,13 @@ _TASKS = {  # suffix of the class name: PEFT's task type
     "ForQuestionAnswering": "QUESTION_ANS",
     "Model": "FEATURE_EXTRACTION",
 }
-LINEAR = "linear"
+LINEAR, FUSED, HEAD = "linear", "fused experts", "task head"  # kinds of parameters
+# What PEFT's model of a task trains and saves whole beside the adapter, and expects in its file: modules whose names end so.
+_HEAD_NAMES = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Architecture:
         task_type: PEFT's name of what the model does, or None where the class does not tell.
         dtype: the config's, or None.
         targets: the weights in scope, in the model's order.
+        heads: `{module: names of its tensors}` of the heads that PEFT saves whole with an adapter for this task.
         kinds: every parameter's kind, "linear" for those in scope.
         names: how checkpoints call the parameters.
     """
@@ -78,12 +84,13 @@ class Architecture:
     task_type: str | None
     dtype: torch.dtype | None
     targets: list[LinearModule]
+    heads: dict[str, list[str]]
     kinds: dict[str, str]
     names: ParameterNames
 
     def kind(self, parameter: str) -> str:
         """Kind of a parameter, or of a tensor of the file that is no parameter."""
-        return self.kinds.get(parameter, "fused experts" if "expert" in parameter else "other")
+        return self.kinds.get(parameter, FUSED if "expert" in parameter else "other")
 
 
 def read_architecture(
@@ -97,7 +104,7 @@ def read_architecture(
 
     Args:
         directory: holds the base's config.json.
-        target_modules: "all-linear" (every linear layer but the output embedding and classification heads), a regular
+        target_modules: "all-linear" (every linear layer but the output embedding and task heads), a regular
             expression, or names, as in PEFT.
         exclude_modules: a regular expression or names to leave out.
         task_type: overrides the class that the config names.
@@ -106,9 +113,13 @@ def read_architecture(
         CheckpointError: the config is missing or of an unknown architecture, or a target is missing or not linear.
     """
     model, task = _empty_model(directory, task_type)
-    head = model.get_output_embeddings()
-    heads = [module for module in (head, *_classification_heads(model, task)) if module is not None]
-    targets = _find_targets(model, target_modules, exclude_modules, heads)
+    output = model.get_output_embeddings()
+    heads = _find_heads(model, task)
+    targets = [
+        target
+        for target in _find_targets(model, target_modules, exclude_modules, output)
+        if not _belongs(target.name, heads)
+    ]
     if not targets:
         linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
         raise CheckpointError(
@@ -121,7 +132,8 @@ def read_architecture(
         task_type=task,
         dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
         targets=targets,
-        kinds=_kinds(model, {target.weight for target in targets}, head),
+        heads=heads,
+        kinds=_kinds(model, {target.weight for target in targets}, output, heads),
         names=ParameterNames.of(model),
     )
 
@@ -155,14 +167,22 @@ def _task(class_name: str, config: Any) -> str | None:
     return next((task for suffix, task in _TASKS.items() if class_name.endswith(suffix)), None)
 
 
-def _classification_heads(model: Any, task: str | None) -> list[nn.Module | None]:
-    if task not in ("SEQ_CLS", "TOKEN_CLS"):
-        return []
-    return [getattr(model, name, None) for name in SEQ_CLS_HEAD_NAMES]
+def _find_heads(model: Any, task: str | None) -> dict[str, list[str]]:
+    endings = _HEAD_NAMES.get(task or "", ())
+    heads: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if name.endswith(endings) and endings and not _belongs(name, heads):
+            heads[name] = [f"{name}.{key}" for key in module.state_dict()]
+    return heads
+
+
+def _belongs(name: str, modules: Iterable[str]) -> bool:
+    """Whether `name` is one of the modules, or lies in one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _find_targets(
-    model: Any, wanted: str | Sequence[str], excluded: str | Sequence[str] | None, heads: list[nn.Module]
+    model: Any, wanted: str | Sequence[str], excluded: str | Sequence[str] | None, output: nn.Module | None
 ) -> list[LinearModule]:
     everything = isinstance(wanted, str) and wanted.lower() == "all-linear"
     rule = SimpleNamespace(
@@ -174,7 +194,7 @@ def _find_targets(
         if not name or not check_target_module_exists(rule, name):
             continue
         if isinstance(module, (nn.Linear, Conv1D)):
-            if everything and any(module is head for head in heads):
+            if everything and module is output:
                 continue
             rows, columns = module.weight.shape
             transposed = isinstance(module, Conv1D)
@@ -187,17 +207,20 @@ def _find_targets(
     return targets
 
 
-def _kinds(model: Any, targets: set[str], head: nn.Module | None) -> dict[str, str]:
+def _kinds(model: Any, targets: set[str], output: nn.Module | None, heads: Iterable[str]) -> dict[str, str]:
     kinds = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name
-            kinds[full] = LINEAR if full in targets else _kind(module, name, parameter, module is head)
+            if full in targets:
+                kinds[full] = LINEAR
+            else:
+                kinds[full] = HEAD if _belongs(full, heads) else _kind(module, name, parameter, module is output)
     return kinds
 
 
-def _kind(module: nn.Module, name: str, parameter: torch.Tensor, is_head: bool) -> str:
-    if is_head:
+def _kind(module: nn.Module, name: str, parameter: torch.Tensor, is_output: bool) -> str:
+    if is_output:
         return "lm_head"
     if isinstance(module, nn.Embedding):
         return "embeddings"
@@ -208,5 +231,5 @@ def _kind(module: nn.Module, name: str, parameter: torch.Tensor, is_head: bool) 
     if parameter.ndim == 1:
         return "norms"
     if parameter.ndim == 3 and not type(module).__name__.startswith("Conv"):
-        return "fused experts"
+        return FUSED
     return "other"

@@ -24,7 +24,7 @@ class BuildInputs:
 
     Attributes:
         architecture: of the base.
-        base: its weights; None when all policies are LoRA adapters, which need none.
+        base: its weights; None when all policies are LoRA adapters, which need none but those of task heads.
         policies: by objective.
         given: `{objective: the directory or Hub id that was given}`.
         dtype: what an adapter is written in unless told otherwise: the base's, or a LoRA policy's where that is wider
@@ -63,7 +63,7 @@ def open_inputs(
     )
     lora = {name: is_adapter(fetch(source, weights=False, **hub)) for name, source in policies.items()}
     base_weights = None
-    if not all(lora.values()):
+    if not all(lora.values()) or architecture.heads:
         directory = fetch(base, weights=True, revision=loading.revision, **hub)
         base_weights = ModelWeights(directory, "the base", architecture, allow_pickle=loading.allow_pickle)
     opened: dict[str, ModelWeights | LoraPolicy] = {}

@@ -6,6 +6,7 @@ Streaming, module by module: what stays in memory is one module's weights and th
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import HoEConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HoEWarning
 from ..output_directory import check_output, complete_directory, disk_errors
 from .adapter_config import adapter_config
 from .adapter_files import WRITTEN, module_tensors, write_adapter
@@ -34,6 +35,7 @@ from .options import (
 )
 from .policy_statistics import PolicyStatistics, measure_policies
 from .report import REPORT_FILE, BuildReport, ModuleReport, warn_about_pruning
+from .task_heads import head_tensors
 
 
 def build_adapter(
@@ -142,7 +144,7 @@ def _build_modules(
     votes = torch.from_numpy(config.initial_router_bias()).float()
     requested = [expert.r for expert in config.experts or []]
     builder = ModuleBuilder(inputs, options, config, statistics.thresholds)
-    built = _Built()
+    built = _Built(notes=list(statistics.notes))
     rank_pattern: dict[str, list[int]] = {}
     adapted: list[str] = []
     for target in inputs.architecture.targets:
@@ -167,6 +169,8 @@ def _build_modules(
         )
     for name, share in builder.dropped.items():
         statistics.reports[name].dropped = share
+    built.tensors.update(head_tensors(inputs, dtype))
+    config.modules_to_save = sorted(inputs.architecture.heads) or None
     config.target_modules = set(adapted)
     config.rank_pattern = rank_pattern
     return built
@@ -197,5 +201,7 @@ def _report(
         point = [0.75, 0.25] + [0.0] * (n - 2)
         written = ",".join(f"{weight:g}" for weight in point)
         report.notes.append(f"no routers; add one with routers=[{point}] (--router {written}) and train it")
+    for note in statistics.notes:
+        warnings.warn(note, HoEWarning, stacklevel=3)
     warn_about_pruning(report, options.pruning.share)
     return report

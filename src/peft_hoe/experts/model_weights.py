@@ -75,7 +75,11 @@ class ModelWeights:
         """Rows `start` to `stop` of one parameter, in the dtype of the file."""
         return self.checkpoint.rows(self.located[parameter], start, stop)
 
+    def stored(self, parameter: str) -> Tensor:
+        """One parameter as it is stored."""
+        return self.checkpoint.tensor(self.located[parameter])
+
     def read(self, parameter: str) -> Tensor:
         """One parameter, in float32 or float64."""
-        tensor = self.checkpoint.tensor(self.located[parameter])
+        tensor = self.stored(parameter)
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 _BUCKETS = 1 << 16
+_ROUNDING = 2.0**-50  # more than a share and its product are rounded by, less than an entry of any tensor
 _CHUNK = 1 << 22  # entries counted at once, so that the integer copy stays small
 
 
 def prune_rank(share: float, n: int) -> int:
-    """ceil(share * n), where a product that is whole up to rounding (0.1 * 30) counts as whole."""
-    return math.ceil(share * n - 1e-9 * max(1.0, share * n))
+    """ceil(share * n), where a product that is whole up to rounding (0.1 * 30 is above 3) counts as whole."""
+    return math.ceil(share * n * (1 - _ROUNDING))
 
 
 class ThresholdSearch:
@@ -42,13 +43,13 @@ class ThresholdSearch:
         self._below = 0  # entries in lower buckets
 
     def count(self, values: Tensor) -> None:
-        """First pass."""
+        """Count the entries of one tensor by the high half of their bits: the first pass."""
         self.total += values.numel()
         for bits in _magnitude_bits(values):
             self._high += torch.bincount(bits >> 16, minlength=_BUCKETS)
 
     def narrow(self) -> None:
-        """Between the passes: choose the bucket that holds the threshold."""
+        """Choose the bucket that holds the threshold, between the passes."""
         rank = prune_rank(self.share, self.total)
         if rank < 1:
             return
@@ -57,7 +58,7 @@ class ThresholdSearch:
         self._below = int(ends[self._bucket] - self._high[self._bucket])
 
     def count_inside(self, values: Tensor) -> None:
-        """Second pass."""
+        """Count the entries of one tensor inside the bucket by the low half of their bits: the second pass."""
         for bits in _magnitude_bits(values):
             inside = bits[(bits >> 16) == self._bucket] & 0xFFFF
             self._low += torch.bincount(inside, minlength=_BUCKETS)

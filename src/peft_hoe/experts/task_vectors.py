@@ -48,13 +48,18 @@ def task_vectors(
 
 
 class Agreement:
-    """Cosine and sign agreement of every pair of task vectors, over all weights in scope, streamed."""
+    """Cosine and sign agreement of every pair of task vectors, over all weights in scope, streamed.
+
+    Attributes:
+        squared: `{policy: squared norm so far}`.
+    """
 
     def __init__(self) -> None:
         self._dots: dict[tuple[str, str], float] = {}
         self._same: dict[tuple[str, str], int] = {}
         self._both: dict[tuple[str, str], int] = {}
-        self.squared: dict[str, float] = {}  # policy: squared norm so far
+        self._equal: dict[tuple[str, str], bool] = {}
+        self.squared: dict[str, float] = {}
 
     def add(self, deltas: Mapping[str, Tensor]) -> None:
         """Count one module's task vectors."""
@@ -62,10 +67,16 @@ class Agreement:
             norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
             self.squared[name] = self.squared.get(name, 0.0) + norm**2
         for pair in itertools.combinations(deltas, 2):
+            # Compared only as long as they are the same
+            self._equal[pair] = self._equal.get(pair, True) and torch.equal(deltas[pair[0]], deltas[pair[1]])
             product = deltas[pair[0]] * deltas[pair[1]]
             self._dots[pair] = self._dots.get(pair, 0.0) + float(product.sum(dtype=torch.float64))
             self._same[pair] = self._same.get(pair, 0) + int((product > 0).sum())
             self._both[pair] = self._both.get(pair, 0) + int((product != 0).sum())
+
+    def equal(self) -> list[tuple[str, str]]:
+        """The pairs whose task vectors are the same in every entry."""
+        return [pair for pair, equal in self._equal.items() if equal]
 
     def pairs(self) -> list[dict[str, object]]:
         """`[{"policies": [a, b], "cosine": c, "sign_agreement": s}]`, s over entries that both changed; 0/0 = 0."""
