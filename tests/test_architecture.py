@@ -30,6 +30,7 @@ FLOORS = [
     {"registration"},
     {"tuner"},
     {"config"},
+    {"resolution"},
     {"routing", "specs", "model_card"},
     GROUND,
 ]

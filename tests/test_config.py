@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -109,3 +110,12 @@ def test_an_objective_without_its_own_expert_is_allowed_and_said():
 def test_bad_configurations_are_refused_by_name(settings, error, message):
     with pytest.raises(error, match=message):
         HoEConfig(**{"objectives": ["a", "b"], **settings})
+
+
+@pytest.mark.parametrize("kind", [HoEConfig, ExpertSpec, RouterSpec])
+def test_every_field_has_help_and_the_docstring_says_the_same(kind):
+    for item in fields(kind):
+        assert item.metadata["help"], item.name
+        if item.name in kind.__annotations__:
+            said = " ".join(kind.__doc__.split())
+            assert f"{item.name}: {item.metadata['help']}" in said

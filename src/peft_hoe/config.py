@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,20 +13,36 @@ from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 
-from .errors import ExpertError, HoEWarning, PreferenceError
+from .errors import ExpertError, HoEWarning, check_choice
 from .files import check_readable
 from .model_card import complete
 from .peft_type import peft_type
-from .preference import FloatArray, one_hot, parse_preference, uniform
-from .routing import HULL, PreferenceRouter, check_apart, coarse_weights, corner, in_hull, voting_set
-from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_rank, checked_temperature
+from .preference import FloatArray, parse_preference
+from .resolution import resolve_experts, resolve_ranks, resolve_routers, stacked
+from .routing import HULL, PreferenceRouter, coarse_weights
+from .specs import (
+    Assigned,
+    FixedList,
+    User,
+    check_names,
+    checked_flag,
+    checked_rank,
+    checked_temperature,
+    helpful,
+)
 
 INTERPOLATIONS = ("linear", "norm")
+_FLAGS = ("fan_in_fan_out", "init_weights", "train_experts")
 
 
+@helpful
 @dataclass
-class HoEConfig(PeftConfig):
+class HoEConfig(Assigned, PeftConfig):
     """Configuration of a HoE adapter (hierarchical experts, arXiv 2505.20925).
+
+    A model reads it, as `model.peft_config[adapter]`, as long as it lives: what is assigned to `default_preference`, or to a
+    router's `trained`, takes effect and is saved; what the adapter was made with cannot be assigned any more. A second adapter
+    made from the same object takes it over as it is, and the first goes on with a copy: they share nothing.
 
     Args:
         objectives: names of the N objectives, in the order of every preference.
@@ -53,6 +69,9 @@ class HoEConfig(PeftConfig):
         PreferenceError: a preference that is not a point of the simplex.
     """
 
+    followed = frozenset({"default_preference"})
+    free = frozenset(PeftConfig.__dataclass_fields__) | {"modules_to_save"}  # PEFT's to write, also later
+
     objectives: list[str] | None = None
     experts: list[Any] | None = None
     routers: list[Any] | None = None
@@ -73,141 +92,112 @@ class HoEConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
-        self._owner: str | None = None
-        self._claimed: tuple[list[float] | None, list[bool]] = (None, [])
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
+        self._check()
+        self._warn_of_corners()
+        if self.objectives is not None:
+            self._made = True
+
+    # -- assignments ---
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "r" and "_made" in self.__dict__ and value != self.r:
+            raise ExpertError(
+                f"r cannot become {value!r}: the experts took {self.r} when the configuration was made. Assign to the r of "
+                "each expert, or make another configuration",
+                argument="r",
+                value=value,
+            )
+        if name == "default_preference" and value is not None and self.user is not None:
+            value = FixedList(parse_preference(value, self.objectives or []).tolist())
+        super().__setattr__(name, value)
+
+    def renew(self) -> None:
+        """Make this ready for a new adapter. One that uses it goes on with a copy, and everything that was assigned is checked.
+
+        Raises:
+            ExpertError, PreferenceError: as when a configuration is made; or there are no objectives.
+        """
+        if self.user is not None:
+            self.user.go_on_with(deepcopy(self))
+        self.release()
+        if self.objectives is None:
+            raise ExpertError(
+                'HoEConfig names no objectives; write HoEConfig(objectives=["helpful", "harmless"], ...)',
+                argument="objectives",
+            )
+        self._check()
+
+    def use(self, user: User) -> None:
+        """See `Assigned.use`; the same for the experts and routers."""
+        for spec in self._specs():
+            spec.use(user)
+        super().use(user)
+
+    def release(self) -> None:
+        """See `Assigned.release`; the same for the experts and routers."""
+        super().release()
+        for spec in self._specs():
+            spec.release()
+
+    def _specs(self) -> list[Any]:
+        given = (*(self.experts or ()), *(self.routers or ())) if "_made" in self.__dict__ else ()
+        return [spec for spec in given if isinstance(spec, Assigned)]
+
+    # -- checks ---
+
+    def _check(self) -> None:
+        self._check_targets()
+        self.r = checked_rank(self.r, "r")
+        for name in _FLAGS:
+            setattr(self, name, checked_flag(getattr(self, name), name))
+        self.router_temperature = checked_temperature(self.router_temperature)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS, ExpertError)
+        if self.interpolation == "norm" and self.train_experts:
+            raise ExpertError(
+                'interpolation="norm" needs experts whose lengths stay as they are, but train_experts=True changes them; use '
+                'interpolation="linear" while experts train',
+                argument="interpolation",
+                value="norm",
+                allowed=["linear"],
+            )
+        if self.objectives is None:
+            return
+        self.objectives = check_names(self.objectives, "objective")
+        if not self.objectives:
+            raise ExpertError(
+                "objectives is empty; name at least one objective", argument="objectives", value=self.objectives
+            )
+        experts = resolve_experts(self.experts, self.objectives, self.r)
+        routers = resolve_routers(self.routers, self.objectives, experts)
+        self.experts, self.routers = experts, routers
+        self.rank_pattern = resolve_ranks(self.rank_pattern, experts)
+        if self.default_preference is not None:
+            self.default_preference = parse_preference(self.default_preference, self.objectives).tolist()
+
+    def _check_targets(self) -> None:
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
         if isinstance(self.target_modules, str) and self.layers_pattern is not None:
             raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
-        self.r = checked_rank(self.r, "r")
-        self.router_temperature = checked_temperature(self.router_temperature)
-        self.check_interpolation()
-        if self.objectives is not None:
-            self._resolve()
 
-    def check_interpolation(self) -> None:
-        """Check again what may have been assigned since.
-
-        Raises:
-            ExpertError: another value, or one that does not go with `train_experts`.
-        """
-        if self.interpolation not in INTERPOLATIONS:
-            raise ExpertError(f"interpolation is {self.interpolation!r}; allowed are {list(INTERPOLATIONS)}")
-        if self.interpolation == "norm" and self.train_experts:
-            raise ExpertError(
-                'interpolation="norm" needs experts whose lengths stay as they are, but train_experts=True changes them; use '
-                'interpolation="linear" while experts train'
-            )
-
-    # -- resolving what the user wrote ---
-
-    def _resolve(self) -> None:
-        self.objectives = check_names(self.objectives, "objective")
-        n = len(self.objectives)
-        if n == 0:
-            raise ExpertError("objectives is empty; name at least one objective")
-        given = self.experts if self.experts is not None else _default_experts(n)
-        experts = [as_spec(item, ExpertSpec) for item in given]
-        routers = [as_spec(item, RouterSpec) for item in (() if self.routers is None else self.routers)]
-        if not experts:
-            raise ExpertError("experts is empty; leave it out for the one-hot experts and the centroid")
-        for index, expert in enumerate(experts):
-            expert.preference = self._parse(expert.preference, f"expert {index}")
-            expert.name = expert.name or self._expert_name(expert.preference, index)
-            expert.r = checked_rank(self.r if expert.r is None else expert.r, f"the rank of expert {expert.name!r}")
-        for index, router in enumerate(routers):
-            router.preference = self._parse(router.preference, f"router {index}")
-            router.name = router.name or f"r{index}"
-        check_names([spec.name for spec in (*experts, *routers)], "expert or router")
-        self.experts, self.routers = experts, routers
-        check_apart(self.expert_preferences, self.expert_names, "expert")
-        check_apart(self.router_preferences, self.router_names, "router")
-        for router in routers:
-            router.votes_for = self._voting_names(router)
-        self._check_corners()
-        self.rank_pattern = {key: self._ranks(value, key) for key, value in (self.rank_pattern or {}).items()}
-        if self.default_preference is not None:
-            self.default_preference = parse_preference(self.default_preference, self.objectives).tolist()
-
-    def _parse(self, preference: Any, what: str) -> list[float]:
-        try:
-            point: list[float] = parse_preference(preference, self.objectives or []).tolist()
-        except PreferenceError as error:
-            raise PreferenceError(f"{what}: {error}") from None
-        return point
-
-    def _expert_name(self, preference: Sequence[float], index: int) -> str:
+    def _warn_of_corners(self) -> None:
         objectives = self.objectives or []
-        if (served := corner(preference)) is not None:
-            return objectives[served]
-        if np.allclose(preference, uniform(len(objectives)), atol=1e-6):
-            return "centroid"
-        return f"e{index}"
-
-    def _voting_names(self, router: RouterSpec) -> list[str]:
-        names, point = self.expert_names, np.asarray(router.preference)
-        if router.votes_for is None:
-            return [names[i] for i in voting_set(point, self.expert_preferences)]
-        chosen = names if router.votes_for == "all" else list(router.votes_for)
-        if (
-            isinstance(router.votes_for, str)
-            and router.votes_for != "all"
-            or not set(chosen) <= set(names)
-            or not chosen
-        ):
-            raise ExpertError(
-                f"router {router.name!r} votes for {router.votes_for!r}; use 'all' or names among the experts {names}"
-            )
-        chosen = [name for name in names if name in chosen]
-        members = self.expert_preferences[[names.index(name) for name in chosen]]
-        if not in_hull(point, members):
-            raise ExpertError(
-                f"router {router.name!r} at {router.preference} votes for {chosen}, whose preferences "
-                f"{members.tolist()} do not enclose it; add experts to votes_for, or leave it out"
-            )
-        return chosen
-
-    def _check_corners(self) -> None:
-        corners = np.eye(len(self.objectives or []))
         missing = [
             name
-            for name, point in zip(self.objectives or [], corners, strict=True)
-            if np.linalg.norm(self.expert_preferences - point, axis=1).min() > HULL
+            for name, corner in zip(objectives, np.eye(len(objectives)), strict=True)
+            if np.linalg.norm(self.expert_preferences - corner, axis=1).min() > HULL
         ]
         if missing:
             warnings.warn(
                 f"no expert serves {missing} alone; preferences outside the hull of the experts will be projected on it",
                 HoEWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
-
-    def _ranks(self, value: Any, key: str) -> list[int]:
-        what, n = f"rank_pattern[{key!r}]", len(self.experts or [])
-        if isinstance(value, (int, np.integer, float, str)):
-            return [checked_rank(value, what)] * n
-        ranks = list(value)
-        if len(ranks) != n:
-            raise ExpertError(
-                f"{what} has {len(ranks)} ranks for {n} experts {self.expert_names}; give one number, or one per expert"
-            )
-        if not any(ranks):
-            raise ExpertError(f"{what} is {ranks}; at least one expert must have a rank above 0")
-        return [0 if rank == 0 else checked_rank(rank, what) for rank in ranks]
-
-    def claim(self, owner: str) -> tuple[list[float] | None, list[bool]]:
-        """Default preference and `trained` marks for a model that is made from this configuration.
-
-        PEFT keeps the caller's object, and a model writes its own of both into it. A second model or adapter made from the
-        same object starts from what they were before the first.
-        """
-        if self._owner in (None, owner):
-            self._owner, self._claimed = owner, (self.default_preference, [spec.trained for spec in self.routers or []])
-        return self._claimed
 
     # -- what the tuner reads ---
 
@@ -224,12 +214,12 @@ class HoEConfig(PeftConfig):
     @property
     def expert_preferences(self) -> FloatArray:
         """`(L, N)`."""
-        return _stack([expert.preference for expert in self.experts or []], len(self.objectives or []))
+        return stacked(self.experts or [], len(self.objectives or []))
 
     @property
     def router_preferences(self) -> FloatArray:
         """`(R, N)`."""
-        return _stack([router.preference for router in self.routers or []], len(self.objectives or []))
+        return stacked(self.routers or [], len(self.objectives or []))
 
     def ranks(self, module: str) -> list[int]:
         """Rank of each expert, `(L,)`, in the module of that name."""
@@ -271,11 +261,8 @@ class HoEConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sets as sorted lists, everything resolved."""
-        plain = asdict(self)
-        for key, value in plain.items():
-            if isinstance(value, set):
-                plain[key] = sorted(value)
-        return plain
+        plain = asdict(deepcopy(self))  # a copy's lists are ordinary ones
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
 
     @classmethod
     def from_pretrained(
@@ -296,12 +283,3 @@ class HoEConfig(PeftConfig):
         """Write adapter_config.json, and complete the model card beside it (see `model_card.complete`)."""
         super().save_pretrained(save_directory, **kwargs)
         complete(save_directory, self.to_dict())
-
-
-def _default_experts(n: int) -> list[FloatArray]:
-    corners = [one_hot(i, n) for i in range(n)]
-    return corners if n == 1 else [*corners, uniform(n)]
-
-
-def _stack(preferences: Sequence[Any], n: int) -> FloatArray:
-    return np.asarray(preferences, dtype=np.float64).reshape(len(preferences), n)

@@ -256,21 +256,6 @@ def test_an_interrupted_forward_leaves_no_preference_behind(hoe_llama, tokens):
         torch.testing.assert_close(logits(root, tokens), before, rtol=0, atol=0)
 
 
-def test_two_models_of_one_config_keep_their_own(llama, config, tmp_path):
-    given = config(default_preference=[0.3, 0.7])
-    first = get_peft_model(llama(), given)
-    first.set_preference([1, 0])
-    first.mark_trained()
-    second = get_peft_model(llama(), given)
-    assert dict(second.preference) == {"a": 0.3, "b": 0.7}
-    second.set_preference([0, 1])
-    assert dict(first.preference) == {"a": 1, "b": 0}
-    for model, default, trained in ((first, [1, 0], True), (second, [0, 1], False), (first, [1, 0], True)):
-        model.save_pretrained(tmp_path)
-        saved = HoEConfig.from_pretrained(tmp_path)
-        assert (saved.default_preference, saved.routers[0].trained) == (default, trained)
-
-
 def test_an_adapter_that_could_not_be_added_is_not_there(hoe_llama, config):
     pytest.importorskip("peft", minversion="0.21")  # older versions add it without a target
     model = hoe_llama()

@@ -175,10 +175,9 @@ def _judge(arguments: argparse.Namespace, found: Any, others: list[Any]) -> list
 
 
 def _objectives(model: Any) -> list[str]:
-    from ..tuner.steering import Steering
+    from ..tuner.functional import adapter_of
 
-    steering = Steering.of(model)
-    return steering.adapters[steering.active_adapter()].objectives
+    return adapter_of(model).objectives
 
 
 def _device(cpu: bool) -> str:

@@ -25,7 +25,7 @@ from ..generation.prompts import PromptBatch
 from ..generation.settings import evaluating, seeded
 from ..preference import FloatArray
 from ..rewards.sources import Rewards
-from ..tuner.steering import Steering
+from ..tuner.functional import adapter_of
 
 _SAMPLED = Decoding(do_sample=True)
 
@@ -142,9 +142,8 @@ def payoff_table(
         HoEError: the decoding is none.
         RewardError: there are no prompts, a reward fails, or an objective is constant.
     """
-    steering = Steering.of(model)
-    adapter = steering.active_adapter()
-    scorer = Rewards.of(rewards, steering.adapters[adapter].objectives)
+    adapter = adapter_of(model)
+    scorer = Rewards.of(rewards, adapter.objectives)
     texts, columns = split_rows(prompts)
     if not texts:
         raise RewardError("there are no prompts to measure the payoff table on; give at least one")
@@ -152,7 +151,7 @@ def payoff_table(
     batch = completer.batch(model, texts)
     batch.columns = columns
     return measure_payoff(
-        model, adapter, batch, scorer, processing_class=processing_class, decoding=completer.decoding,
+        model, adapter.name, batch, scorer, processing_class=processing_class, decoding=completer.decoding,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
 

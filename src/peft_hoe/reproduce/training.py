@@ -8,7 +8,7 @@ from ..errors import HoEError
 from ..training.every_router import RUN_FILE, TRAINERS, finished_routers, train_routers
 from ..training.run.steered_policy import hidden_size
 from ..training.trl_versions import missing
-from ..tuner.steering import Steering
+from ..tuner.functional import adapter_of
 from .plan import Plan
 from .prompts import Prompts
 from .rewards import separate
@@ -64,9 +64,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         resume_from_checkpoint=(output / RUN_FILE).is_file(),
         **settings,
     )
-    steering = Steering.of(model)
-    names = steering.adapters[steering.active_adapter()].config.router_names
-    left = [name for name in names if name not in finished_routers(output)]
+    left = [name for name in adapter_of(model).router_names if name not in finished_routers(output)]
     if left:
         raise KeyboardInterrupt(f"the training of the routers {left} was interrupted")
 

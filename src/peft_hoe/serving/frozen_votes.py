@@ -19,7 +19,7 @@ from ..config import HoEConfig
 from ..errors import check_choice
 from ..preference import parse_preference
 from ..routing import Route
-from ..tuner.plan import ROUTERS
+from ..tuner.adapter import ROUTERS
 
 STATIC = "no router votes by the input here"
 _METHODS = {  # what becomes of trained routers, in words for a report

@@ -20,9 +20,9 @@ from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..experts.checkpoints import Checkpoint, fetch
 from ..files import ADAPTER_CONFIG, read_json
+from ..tuner.functional import adapter_of
 from ..tuner.layer import HoELayer
 from ..tuner.lengths import ExpertLengths
-from ..tuner.steering import Steering
 
 PREFIX = "base_model.model."  # of every key in a PEFT adapter's file
 _OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_[^.]+\.[^.]+)")
@@ -133,10 +133,8 @@ def adapter_from_model(model: nn.Module, adapter_name: str | None = None) -> Ada
     Raises:
         PreferenceError: the model has no such adapter.
     """
-    steering = Steering.of(model)
-    adapter = steering.adapter_named(adapter_name)
-    steering.publish()  # marks that were set in memory are read from the configuration below
-    config = steering.adapters[adapter].config
+    served = adapter_of(model, adapter_name)
+    adapter, config = served.name, served.config
     keys: dict[str, Callable[[], Tensor]] = {}
     modules, transposed, root = [], [], ""
     for path, layer in model.named_modules():

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import CheckpointError, ExpertError, HoEError
 from ..objectives.payoff import RewardNormalizer
-from ..tuner.steering import Steering
+from ..tuner.functional import adapter_of
 from .run.checkpoints import checkpoints, read_state
 from .run.processes import on_first_process
 from .trl_versions import missing
@@ -73,12 +73,16 @@ def train_routers(
         CheckpointError: there is no run to resume, or its settings were others.
     """
     make = _trainer_class(trainer, args)
-    steering = Steering.of(model)
-    config = steering.adapters[args.model_adapter_name or steering.active_adapter()].config
-    names = config.router_names if routers is None else list(routers)
-    unknown = [name for name in names if name not in config.router_names]
+    known = adapter_of(model, args.model_adapter_name).router_names
+    names = known if routers is None else list(routers)
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ExpertError(f"routers {unknown or names} are to be trained; the adapter has {config.router_names}")
+        raise ExpertError(
+            f"routers {unknown or names} are to be trained; the adapter has {known}",
+            argument="routers",
+            value=names,
+            allowed=known,
+        )
     has_rewards = "normalizer" in inspect.signature(make).parameters
     run: str | None = None
     for name in names:

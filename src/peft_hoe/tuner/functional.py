@@ -15,8 +15,23 @@ from torch import nn
 
 from ..errors import ExpertError
 from ..routing import Route
-from .frames import ACTIVE
+from .adapter import Adapter
+from .calls import THIS_THREAD
 from .steering import Steering
+
+
+def adapter_of(model: nn.Module, adapter_name: str | None = None) -> Adapter:
+    """What an adapter serves, and where preferences lead in it, read-only.
+
+    Args:
+        model: any model that carries HoE layers.
+        adapter_name: default the first active adapter.
+
+    Raises:
+        PreferenceError: there is no such adapter.
+    """
+    steering = Steering.of(model)
+    return steering.adapters[steering.adapter_named(adapter_name)]
 
 
 def get_preference(model: nn.Module) -> Mapping[str, float]:
@@ -28,8 +43,7 @@ def get_preference(model: nn.Module) -> Mapping[str, float]:
     {'cheerful': 0.5, 'vivid': 0.5}
     """
     steering = Steering.of(model)
-    objectives = steering.adapters[steering.active_adapter()].objectives
-    return MappingProxyType(dict(zip(objectives, steering.current(None).tolist(), strict=True)))
+    return MappingProxyType(dict(zip(adapter_of(model).objectives, steering.current(None).tolist(), strict=True)))
 
 
 def set_preference(model: nn.Module, preference: Any) -> None:
@@ -84,18 +98,17 @@ def mark_trained(
     >>> model.peft_config["default"].routers[0].trained
     True
     """
-    steering = Steering.of(model)
-    name = steering.adapter_named(adapter_name)
-    routing = steering.adapters[name]
-    known = routing.config.router_names
+    adapter = adapter_of(model, adapter_name)
+    known = adapter.router_names
     wanted = known if routers is None else [routers] if isinstance(routers, str) else list(routers)
     unknown = [router for router in wanted if router not in known]
     if unknown:
-        raise ExpertError(f"adapter {name!r} has no router {unknown}; its routers are {known}")
-    marks = zip(known, routing.trained.tolist(), strict=True)
-    routing.mark_trained([trained if router in wanted else mark for router, mark in marks])
-    routing.publish()
-    steering.refresh()
+        raise ExpertError(
+            f"adapter {adapter.name!r} has no router {unknown}; its routers are {known}", value=unknown, allowed=known
+        )
+    for spec in adapter.config.routers or []:
+        if spec.name in wanted:
+            spec.trained = trained
 
 
 @contextlib.contextmanager
@@ -118,8 +131,8 @@ def record_votes(model: nn.Module, adapter_name: str | None = None) -> Iterator[
     """
     steering = Steering.of(model)
     votes: dict[str, Any] = {}
-    previous, ACTIVE.recorder = ACTIVE.recorder, (steering, steering.adapter_named(adapter_name), votes)
+    outer, THIS_THREAD.recorder = THIS_THREAD.recorder, (steering, steering.adapter_named(adapter_name), votes)
     try:
         yield votes
     finally:
-        ACTIVE.recorder = previous
+        THIS_THREAD.recorder = outer

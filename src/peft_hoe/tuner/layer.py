@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..config import HoEConfig
-from .frames import ACTIVE, ForwardMemory, Frame
+from .calls import THIS_THREAD, Call, ForwardMemory
 from .lengths import ExpertLengths
 from .plan import AdapterPlan, Plan, over_ranks
 from .rows import per_row
@@ -65,7 +65,7 @@ class HoELayer(BaseTunerLayer):
     out_features: int
     training: bool
 
-    def _init_hoe(self, base_layer: nn.Module, name: str, steering: Steering) -> None:
+    def __init__(self, base_layer: nn.Module, name: str, steering: Steering) -> None:
         self.base_layer = base_layer
         self.hoe_A = nn.ModuleDict()
         self.hoe_B = nn.ModuleDict()
@@ -178,21 +178,21 @@ class HoELayer(BaseTunerLayer):
 
     # -- the plan in effect ---
 
-    def _plan(self) -> tuple[Plan, Frame | None]:
-        """The plan in effect, and the frame that it comes from (None while compiling and in a replay)."""
+    def _plan(self) -> tuple[Plan, Call | None]:
+        """The plan in effect, and the call that it comes from (None while compiling and in a replay)."""
         steering = self.hoe_steering
-        frame = ACTIVE.frame_of(steering)
+        call = THIS_THREAD.call_of(steering)
         if torch.compiler.is_compiling():
-            return (steering.default if frame is None or frame.plan is None else frame.plan), frame
+            return (steering.default if call is None or call.plan is None else call.plan), call
         if torch._C._current_graph_task_id() != -1:
             replayed = self._memory.replay(self.module_name)
             if replayed is not None:
                 return replayed, None
-        if frame is None or frame.plan is None:  # a part of the model is called by itself
-            frame = Frame(steering, steering.plan_for(), grad=torch.is_grad_enabled() or self.training)
-        if frame.grad:
-            self._memory.remember(frame)
-        return frame.plan or steering.default, frame
+        if call is None or call.plan is None:  # a part of the model is called by itself
+            call = Call(steering, steering.plan_for(), grad=torch.is_grad_enabled() or self.training)
+        if call.grad:
+            self._memory.remember(call)
+        return call.plan or steering.default, call
 
     def _votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
         """w: `(L,)` where it is the same for all tokens, else `(..., L)` to be broadcast over x's tokens."""
@@ -201,11 +201,11 @@ class HoELayer(BaseTunerLayer):
         if plan.may_be_live if torch.compiler.is_compiling() else plan.is_live:
             votes = votes + self._router_votes(x, adapter, plan, repeat)
         if self._records(adapter):
-            ACTIVE.recorder[2][self.module_name] = votes.detach()  # type: ignore[index]
+            THIS_THREAD.recorder[2][self.module_name] = votes.detach()  # type: ignore[index]
         return votes
 
     def _records(self, adapter: str) -> bool:
-        recorder = ACTIVE.recorder
+        recorder = THIS_THREAD.recorder
         return recorder is not None and recorder[0] is self.hoe_steering and recorder[1] == adapter
 
     def _router_votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config import HoEConfig
 from ..errors import PreferenceError, StaticMergeError
 from ..preference import FloatArray
-from .frames import ACTIVE
+from .calls import THIS_THREAD
 from .layer import HoELayer
 from .plan import Plan, over_ranks
 from .rows import repeats
@@ -28,7 +28,7 @@ class HoELinear(nn.Module, HoELayer):
         self, base_layer: nn.Module, adapter_name: str, config: HoEConfig, name: str, steering: Steering
     ) -> None:
         super().__init__()
-        self._init_hoe(base_layer, name, steering)
+        HoELayer.__init__(self, base_layer, name, steering)
         self.in_features, self.out_features = features(self.get_base_layer(), name)
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         if config.fan_in_fan_out and isinstance(self.get_base_layer(), nn.Linear):
@@ -44,19 +44,19 @@ class HoELinear(nn.Module, HoELayer):
                 self.unmerge()
             result: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return result
-        plan, frame = self._plan()
+        plan, call = self._plan()
         result = self.base_layer(x, *args, **kwargs)
         if self.merged:
             self._check_merged(plan)
             return result
         dtype = result.dtype
-        repeat = repeats(x, plan, frame, self.module_name)
+        repeat = repeats(x, plan, call, self.module_name)
         for adapter in self.active_adapters:
             if adapter in self.hoe_A and adapter in plan.adapters:
                 result = result + self._delta(x, adapter, plan.adapters[adapter], repeat)
         result = result.to(dtype)
-        if frame is not None and frame.grad and frame is not ACTIVE.frame and result.requires_grad:
-            frame.hang_on([result])  # no root does it
+        if call is not None and call.grad and call is not THIS_THREAD.forward and result.requires_grad:
+            call.tie_to([result])  # no root does it
         return result
 
     # -- merging ---

@@ -19,12 +19,12 @@ from ..config import HoEConfig
 from ..errors import ExpertError, HoEWarning
 from ..routing import Route
 from . import functional
-from .entry import extent
-from .frames import ACTIVE
+from .adapter import Adapter
+from .calls import THIS_THREAD
 from .layer import HoELayer
 from .linear import HoELinear
 from .loading import check_finite, check_state_dict
-from .plan import AdapterRouting
+from .root_hooks import extent
 from .steering import Steering
 
 
@@ -65,12 +65,14 @@ class HoEModel(BaseTuner):
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
         config: Any = self.peft_config[adapter_name]
+        config.renew()
         _check_injectable(config, adapter_name, model)
         self.steering = Steering.find(model) or Steering()
-        routing = AdapterRouting(config, *config.claim(f"{self.steering.token}.{adapter_name}"))
+        configs: Any = self.peft_config
+        adapter = Adapter(adapter_name, configs, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self.steering.add(adapter_name, routing)
-        self.steering.entry.attach(model, check_state_dict, check_finite)
+        self.steering.add(adapter)
+        self.steering.hooks.attach(model, check_state_dict, check_finite)
 
     def _create_and_replace(
         self,
@@ -101,11 +103,11 @@ class HoEModel(BaseTuner):
         """The base model's forward, with `preference=` for all rows or one per row, and `routers=` as in `use_preference`."""
         if torch.compiler.is_compiling():
             return self.model(*args, **kwargs)
-        frame = ACTIVE.frame
+        outer = THIS_THREAD.forward
         try:
             return self.model(*args, **kwargs)  # not its forward: the root's hooks are the entry
         finally:
-            ACTIVE.frame = frame
+            THIS_THREAD.forward = outer
 
     def generate(self, *args: Any, preference: Any = None, routers: str | None = None, **kwargs: Any) -> Any:
         """Generate as transformers does, with a preference, or one per row of the batch, for the whole call.
@@ -118,7 +120,7 @@ class HoEModel(BaseTuner):
         # Which of them counts is transformers' affair, and differs between its versions.
         sources = [kwargs, *(vars(item) for item in (*configs, getattr(self.model, "generation_config", None)) if item)]
         counts = [source.get(name) or 1 for source in sources for name in ("num_beams", "num_return_sequences")]
-        with self.steering.entry.generating(preference, routers, counts, extent(args, kwargs)[0]):
+        with self.steering.hooks.generating(preference, routers, counts, extent(args, kwargs)[0]):
             return self.model.generate(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -225,8 +227,9 @@ class HoEModel(BaseTuner):
         return model
 
     def _leave_no_trace(self) -> None:
-        self.steering.entry.detach()
-        self.steering.adapters.clear()
+        self.steering.hooks.detach()
+        for name in list(self.steering.adapters):
+            self.steering.remove(name)
 
     @contextlib.contextmanager
     def _merging(self, adapter_names: list[str] | None, routers: str | None) -> Iterator[None]:
@@ -256,11 +259,12 @@ class HoEModel(BaseTuner):
 
 
 def _check_injectable(config: HoEConfig, adapter_name: str, model: nn.Module) -> None:
-    if config.objectives is None:
-        raise ExpertError('HoEConfig names no objectives; write HoEConfig(objectives=["helpful", "harmless"], ...)')
-    config.check_interpolation()
     if "." in adapter_name:
-        raise ExpertError(f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another")
+        raise ExpertError(
+            f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another",
+            argument="adapter_name",
+            value=adapter_name,
+        )
     if config.task_type is None and hasattr(model, "generate"):
         warnings.warn(
             "the configuration has no task_type: model.generate(..., preference=) will not be understood. Set task_type, such "

@@ -5,25 +5,14 @@ Shapes: L experts, R routers, V voting slots (the voting experts of all routers,
 
 from __future__ import annotations
 
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..config import HoEConfig
-from ..errors import HoEWarning
-from ..preference import FloatArray, parse_preference, uniform
-from ..routing import HULL, Route
+from ..preference import FloatArray
 from .lengths import Snapshot
-
-_CACHED_PLANS = 256
-# What a call or a block may ask of routers. keep: trained ones vote by the input. static: all vote as they did before training.
-# drop: there are none, which leaves the coarse interpolation of the LoRA experts.
-ROUTERS = ("keep", "static", "drop")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,96 +157,6 @@ class Plan:
     def key(self) -> tuple[tuple[str, bytes], ...]:
         """Equal for equal plans."""
         return tuple(sorted((name, plan.key) for name, plan in self.adapters.items()))
-
-
-class AdapterRouting:
-    """One adapter's geometry, default preference and `trained` marks; turns preferences into plans.
-
-    Args:
-        config: the adapter's resolved configuration, into which `publish` writes.
-        default: the default preference, `(N,)`; None for the uniform one.
-        trained: whether each router is, `(R,)`.
-    """
-
-    def __init__(self, config: HoEConfig, default: list[float] | None, trained: list[bool]) -> None:
-        self.config = config
-        self.objectives: list[str] = list(config.objectives or [])
-        self.router = config.preference_router()
-        self.static_votes = config.static_votes()
-        self.chosen: FloatArray | None = None if default is None else parse_preference(default, self.objectives)
-        slots = [expert for members in config.votes() for expert in members]
-        self.scatter = torch.zeros(len(slots), len(config.expert_names), dtype=torch.float64)
-        self.scatter[torch.arange(len(slots)), slots] = 1.0
-        self.mark_trained(trained)
-
-    @property
-    def default(self) -> FloatArray:
-        """The preference in effect when a call brings none, `(N,)`."""
-        return uniform(len(self.objectives)) if self.chosen is None else self.chosen
-
-    def mark_trained(self, trained: list[bool]) -> None:
-        """Say which routers' softmax votes, `(R,)`; plans are made anew."""
-        self.trained = np.asarray(trained, dtype=bool)
-        self._plans: OrderedDict[tuple[bytes, str], AdapterPlan] = OrderedDict()
-
-    def publish(self) -> None:
-        """Write default preference and marks into the configuration, to be seen and saved."""
-        self.config.default_preference = None if self.chosen is None else self.chosen.tolist()
-        for spec, trained in zip(self.config.routers or [], self.trained.tolist(), strict=True):
-            spec.trained = trained
-
-    def route(self, preference: FloatArray, routers: str = "keep") -> Route:
-        """The route of a preference `(N,)`, with `routers` one of `ROUTERS`."""
-        return self.router.route(preference, coarse=routers == "drop")
-
-    def plan(self, preference: FloatArray, routers: str = "keep") -> AdapterPlan:
-        """The plan of a preference `(N,)`, or of one preference per row `(B, N)`, with `routers` one of `ROUTERS`."""
-        cache_key = (preference.tobytes(), routers)
-        known = self._plans.get(cache_key)
-        if known is not None:
-            return known
-        with torch.inference_mode(False):
-            plan = self._make(np.atleast_2d(preference), routers)
-        self._plans[cache_key] = plan
-        while len(self._plans) > _CACHED_PLANS:
-            self._plans.popitem(last=False)
-        return plan
-
-    def _make(self, preferences: FloatArray, routers: str) -> AdapterPlan:
-        solve = self.router.coarse if routers == "drop" else self.router.weights
-        voting = self.trained if routers == "keep" else np.zeros_like(self.trained)
-        solved = [solve(row) for row in preferences]
-        self._warn_outside(preferences, np.stack([effective for _, effective in solved]))
-        weights = np.stack([row for row, _ in solved])
-        n_experts = len(self.router.experts)
-        router_weights = weights[:, n_experts:]
-        static = weights[:, :n_experts] + (router_weights * ~voting) @ self.static_votes
-        live = router_weights * voting
-        reachable = (static > 0).any(axis=0)
-        for r in np.flatnonzero(live.any(axis=0)):
-            reachable[self.config.votes()[r]] = True
-        return AdapterPlan(
-            key=preferences.tobytes() + self.trained.tobytes() + routers.encode(),
-            preferences=preferences,
-            static=torch.from_numpy(static),
-            live=torch.from_numpy(live),
-            is_live=bool(live.any()),
-            may_be_live=bool(self.trained.any()),
-            selected=tuple(np.flatnonzero(reachable).tolist()),
-            scatter=self.scatter,
-        )
-
-    def _warn_outside(self, preferences: FloatArray, effective: FloatArray) -> None:
-        distances = np.linalg.norm(preferences - effective, axis=1)
-        worst = int(np.argmax(distances))
-        if distances[worst] > HULL:
-            warnings.warn(
-                f"preference {preferences[worst].tolist()} lies outside the hull of the experts "
-                f"{self.config.expert_names}; in effect is {np.round(effective[worst], 6).tolist()}, "
-                f"{distances[worst]:.3g} away",
-                HoEWarning,
-                stacklevel=2,
-            )
 
 
 def over_ranks(votes: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:

@@ -7,14 +7,14 @@ import re
 import torch
 
 from ..errors import RowsError
-from .frames import Frame
+from .calls import Call
 from .plan import Plan
 
 # Where the tokens of a batch arrive in an order of their own, perhaps as many as there are rows.
 _DISPATCHED = re.compile(r"(^|\.)experts?(\.|$)")
 
 
-def repeats(x: torch.Tensor, plan: Plan, frame: Frame | None, module: str) -> int:
+def repeats(x: torch.Tensor, plan: Plan, call: Call | None, module: str) -> int:
     """How often each row of the plan stands in x: 1, what generate expands by, or also the length for flat inputs.
 
     Raises:
@@ -22,8 +22,8 @@ def repeats(x: torch.Tensor, plan: Plan, frame: Frame | None, module: str) -> in
     """
     if plan.rows is None:
         return 1
-    expansions = frame.expansions if frame is not None else frozenset({1})
-    lengths = frame.lengths if frame is not None and x.ndim == 2 else frozenset()
+    expansions = call.expansions if call is not None else frozenset({1})
+    lengths = call.lengths if call is not None and x.ndim == 2 else frozenset()
     allowed = expansions | {length * expansion for length in lengths for expansion in expansions}
     rows, rest = divmod(x.shape[0], plan.rows)
     dispatched = x.ndim == 2 and plan.rows > 1 and _DISPATCHED.search(module) is not None

@@ -4,14 +4,14 @@ One `Steering` per base model, shared by its layers. A preference enters in one 
 
 | where | kept as |
 |---|---|
-| the call (`preference=`) | the frame of the forward or generate (`entry.py`) |
+| the call (`preference=`) | the `Call` of the forward or generate (`root_hooks.py`) |
 | a `use_preference` block | a context variable: other threads and tasks do not see it |
-| the adapter's default | `AdapterRouting.default`, and the configuration's `default_preference` |
+| the adapter's default | its configuration's `default_preference` |
 | nothing | the uniform preference |
 
 A call and a block may also say what routers do (`ROUTERS`); nothing else does.
 
-It becomes a `Plan` once, at the entry. Layers never parse a preference.
+It becomes a `Plan` once, where the call enters. Layers never parse a preference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import contextlib
 import contextvars
 import os
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,9 @@ from torch import nn
 from ..errors import PreferenceError, StaticMergeError, check_choice
 from ..preference import FloatArray, parse_preference, read_preference
 from ..routing import Route
-from .entry import Entry
-from .plan import ROUTERS, AdapterRouting, Plan
+from .adapter import ROUTERS, Adapter
+from .plan import Plan
+from .root_hooks import RootHooks
 
 PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference`
 
@@ -52,12 +52,11 @@ class Steering:
     """Owns the preferences of one base model; `Steering.of(model)` finds it."""
 
     def __init__(self) -> None:
-        self.token = uuid.uuid4().hex  # tells this model's configurations from another's
-        self.adapters: dict[str, AdapterRouting] = {}
+        self.adapters: dict[str, Adapter] = {}
         self.active: tuple[str, ...] = ()
         self.default = Plan({}, None)
         self.blocks_open = 0
-        self.entry = Entry(self)
+        self.hooks = RootHooks(self)
 
     @staticmethod
     def of(model: nn.Module) -> Steering:
@@ -90,33 +89,32 @@ class Steering:
 
     # -- adapters and their defaults ---
 
-    def add(self, name: str, routing: AdapterRouting) -> None:
+    def add(self, adapter: Adapter) -> None:
         """Register an adapter, with the process's preference (`peft-hoe run --preference`) as its default if there is one."""
         text = os.environ.get(PREFERENCE_VARIABLE)
         if text:
             try:
-                routing.chosen = parse_preference(read_preference(text), routing.objectives)
+                adapter.config.default_preference = parse_preference(read_preference(text), adapter.objectives).tolist()
             except PreferenceError as error:
                 raise PreferenceError(
-                    f"adapter {name!r} does not take the preference of `peft-hoe run --preference` "
-                    f"({PREFERENCE_VARIABLE}={text}): {error}"
+                    f"adapter {adapter.name!r} does not take the preference of `peft-hoe run --preference` "
+                    f"({PREFERENCE_VARIABLE}={text}): {error}",
+                    value=text,
+                    allowed=error.allowed,
                 ) from None
-        self.adapters[name] = routing
-        self.refresh()
+        self.adapters[adapter.name] = adapter
+        adapter.follow(self.refresh)
 
     def remove(self, name: str) -> None:
         """Forget an adapter."""
-        if self.adapters.pop(name, None) is not None:
+        removed = self.adapters.pop(name, None)
+        if removed is not None:
+            removed.config.release()
             self.refresh()
 
     def refresh(self) -> None:
         """Plan the defaults anew. Done whenever one changes, so that a compiled forward finds them ready."""
-        self.default = Plan({name: routing.plan(routing.default) for name, routing in self.adapters.items()}, None)
-
-    def publish(self) -> None:
-        """Write every adapter's default and marks into its configuration, to be seen and saved."""
-        for routing in self.adapters.values():
-            routing.publish()
+        self.default = Plan({name: adapter.plan(adapter.default) for name, adapter in self.adapters.items()}, None)
 
     def set_preference(self, value: Any) -> None:
         """Make a preference the default of the active adapters, or of those that `{adapter: preference}` names."""
@@ -124,15 +122,13 @@ class Steering:
         for name, preference in parsed.items():
             self.adapters[name].plan(preference)
         for name, preference in parsed.items():
-            self.adapters[name].chosen = preference
-            self.adapters[name].publish()
-        self.refresh()
+            self.adapters[name].config.default_preference = preference.tolist()
 
     def route(self, value: Any, adapter: str | None) -> Route:
         """The route of a preference, or of the current one, in an adapter (default: the first active one)."""
-        routing = self.adapters[self.adapter_named(adapter)]
-        preference = self.current(adapter) if value is None else parse_preference(value, routing.objectives)
-        return routing.route(preference, self._in_block().routers)
+        routed = self.adapters[self.adapter_named(adapter)]
+        preference = self.current(adapter) if value is None else parse_preference(value, routed.objectives)
+        return routed.route(preference, self._in_block().routers)
 
     def current(self, adapter: str | None) -> FloatArray:
         """The preference that a call without `preference=` uses here and now, `(N,)`."""
@@ -177,8 +173,8 @@ class Steering:
         if len(set(heights.values())) > 1:
             raise PreferenceError(f"preferences per row have different numbers of rows: {heights}", value=value)
         plans = {
-            name: routing.plan(wanted.preferences.get(name, routing.default), wanted.routers)
-            for name, routing in self.adapters.items()
+            name: adapter.plan(wanted.preferences.get(name, adapter.default), wanted.routers)
+            for name, adapter in self.adapters.items()
         }
         return Plan(plans, next(iter(heights.values()), None))
 
@@ -209,7 +205,7 @@ class Steering:
         preference = self.current(adapter)
         plan = self.adapters[adapter].plan(preference, self._in_block().routers)
         if plan.is_live:
-            names = self.adapters[adapter].config.router_names
+            names = self.adapters[adapter].router_names
             voting = [names[r] for r in torch.nonzero(plan.live[0]).flatten().tolist()]
             raise StaticMergeError(
                 f"adapter {adapter!r} cannot be merged at {preference.tolist()}: the trained routers {voting} choose experts "

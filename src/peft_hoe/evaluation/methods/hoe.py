@@ -33,8 +33,8 @@ from ...errors import check_choice
 from ...generation.completer import Completer
 from ...generation.settings import evaluating
 from ...preference import FloatArray
-from ...tuner.plan import ROUTERS
-from ...tuner.steering import Steering
+from ...tuner.adapter import ROUTERS
+from ...tuner.functional import adapter_of
 from .fingerprints import weights_digest
 
 
@@ -69,9 +69,9 @@ class HoEMethod:
         decoding: Any = None,
         routers: str = "keep",
     ) -> None:
-        steering = Steering.of(model)
-        self.model, self.adapter = model, steering.active_adapter()
-        self.objectives = tuple(steering.adapters[self.adapter].objectives)
+        adapter = adapter_of(model)
+        self.model, self.adapter = model, adapter.name
+        self.objectives = tuple(adapter.objectives)
         check_choice("routers", routers, ROUTERS)
         self.completer = Completer(model, tokenizer, decoding)
         self.tokenizer = self.completer.tokenizer
@@ -91,10 +91,7 @@ class HoEMethod:
     def fingerprint(self) -> str:
         """Changes with the adapter's tensors, preferences and `trained` marks, and with the base."""
         digest = hashlib.sha256()
-        routing = Steering.of(self.model).adapters[self.adapter]
-        config = routing.config
-        specs = [[vars(spec) for spec in (config.experts or []) + (config.routers or [])], config.router_temperature]
-        digest.update(json.dumps([self.objectives, specs, routing.trained.tolist()], default=str).encode())
+        digest.update(json.dumps(adapter_of(self.model, self.adapter).describe()).encode())
         digest.update(weights_digest(self.model).encode())
         return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from ...errors import ExpertError
 from ...generation.fusion import steered_logits
 from ...generation.logits import response_logits, sequence_inputs
 from ...preference import FloatArray
-from ...tuner.steering import Steering
+from ...tuner.functional import adapter_of
 from ..run.trained_router import TrainedRouter, holds_weights
 from .pairs import OBJECTIVE
 
@@ -44,9 +44,9 @@ def check_experts(router: TrainedRouter, objectives: Sequence[str]) -> None:
         ExpertError: one has none.
     """
     layer: Any = router.layers[0]
-    routing = Steering.of(layer).adapters[router.adapter]
+    adapter = adapter_of(layer, router.adapter)
     for k in np.flatnonzero(router.preference).tolist():
-        plan = routing.plan(np.eye(len(objectives))[k])
+        plan = adapter.plan(np.eye(len(objectives))[k])
         members = torch.nonzero(plan.static[0]).flatten().tolist()
         if not plan.is_live and not any(holds_weights(x, router.adapter, i) for x in router.layers for i in members):
             raise ExpertError(

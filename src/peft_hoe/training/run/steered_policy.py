@@ -12,7 +12,7 @@ from torch import nn
 from ...config import HoEConfig
 from ...errors import ExpertError, HoEError
 from ...generation.settings import modes_kept
-from ...tuner.functional import mark_trained, use_preference
+from ...tuner.functional import adapter_of, mark_trained, use_preference
 from ...tuner.steering import Steering
 from .optimizer import frozen
 from .trained_router import TrainedRouter
@@ -97,15 +97,12 @@ def _renamed(model: Any, name: str) -> Any:
 @contextlib.contextmanager
 def reaching_threads(policy: Any, router: TrainedRouter) -> Iterator[None]:
     """The router's preference as the adapter's default: generation in a thread of its own sees no `use_preference` block."""
-    steering = Steering.of(policy)
-    routing = steering.adapters[router.adapter]
-    before, routing.chosen = routing.chosen, router.preference
-    steering.refresh()
+    config = adapter_of(policy, router.adapter).config
+    before, config.default_preference = config.default_preference, router.preference.tolist()
     try:
         yield
     finally:
-        routing.chosen = before
-        steering.refresh()
+        config.default_preference = before
 
 
 @contextlib.contextmanager
@@ -116,12 +113,11 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
     Raises:
         ExpertError: the router is not what serves its preference.
     """
-    steering = Steering.of(policy)
-    routing = steering.adapters[router.adapter]
-    before = bool(routing.trained[router.index])
+    adapter = adapter_of(policy, router.adapter)
+    before = bool(adapter.trained[router.index])
     mark_trained(policy, router.router, adapter_name=router.adapter)
     try:
-        live = routing.plan(router.preference).live
+        live = adapter.plan(router.preference).live
         if live is None or float(live[0, router.index]) < 1 - 1e-6:
             raise ExpertError(
                 f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...config import HoEConfig
 from ...errors import ExpertError, HoEWarning
 from ...preference import FloatArray
+from ...tuner.adapter import Adapter
+from ...tuner.functional import adapter_of
 from ...tuner.layer import HoELayer
 from ...tuner.steering import Steering
 
@@ -41,24 +42,24 @@ class TrainedRouter(nn.Module):
         self.adapter = steering.active_adapter() if adapter is None else adapter
         if self.adapter not in steering.adapters:
             raise ExpertError(f"there is no HoE adapter {adapter!r}; the adapters are {list(steering.adapters)}")
-        config = steering.adapters[self.adapter].config
-        self.router = _router_name(config, router, self.adapter)
-        self.index = config.router_names.index(self.router)
-        members = config.votes()[self.index]
-        self.voting_experts = [config.expert_names[i] for i in members]
+        adapted = steering.adapters[self.adapter]
+        self.router = _router_name(adapted, router)
+        self.index = adapted.router_names.index(self.router)
+        members = adapted.votes()[self.index]
+        self.voting_experts = [adapted.expert_names[i] for i in members]
         self.layers: list[HoELayer] = [
             module for module in model.modules() if isinstance(module, HoELayer) and self.adapter in module.hoe_router
         ]
-        _check_weights(self.layers, self.adapter, config, self.router, members)
-        before = sum(len(votes) for votes in config.votes()[: self.index])
+        _check_weights(self.layers, adapted, self.router, members)
+        before = sum(len(votes) for votes in adapted.votes()[: self.index])
         self.rows = slice(before, before + len(members))
         self.linears = nn.ModuleList(self._own(layer) for layer in self.layers)
 
     @property
     def preference(self) -> FloatArray:
         """The point of the simplex that the router serves, `(N,)`."""
-        config = Steering.of(self.layers[0]).adapters[self.adapter].config  # type: ignore[arg-type]
-        row: FloatArray = config.router_preferences[self.index]
+        adapted = adapter_of(self.layers[0], self.adapter)  # type: ignore[arg-type]
+        row: FloatArray = adapted.router_preferences[self.index]
         return row
 
     def _own(self, layer: HoELayer) -> nn.Linear:
@@ -107,19 +108,20 @@ class TrainedRouter(nn.Module):
                 layer.trained_rows.pop(self.adapter, None)
 
 
-def _router_name(config: HoEConfig, router: str | None, adapter: str) -> str:
-    known = config.router_names
+def _router_name(adapter: Adapter, router: str | None) -> str:
+    known = adapter.router_names
     if not known:
-        raise ExpertError(f"adapter {adapter!r} has no routers; make it with HoEConfig(routers=[...])")
+        raise ExpertError(f"adapter {adapter.name!r} has no routers; make it with HoEConfig(routers=[...])")
     if router is None and len(known) > 1:
-        raise ExpertError(f"adapter {adapter!r} has the routers {known}; say which one to train with router=")
+        raise ExpertError(f"adapter {adapter.name!r} has the routers {known}; say which one to train with router=")
     if router is not None and router not in known:
-        raise ExpertError(f"adapter {adapter!r} has no router {router!r}; its routers are {known}")
+        raise ExpertError(f"adapter {adapter.name!r} has no router {router!r}; its routers are {known}")
     return known[0] if router is None else router
 
 
-def _check_weights(layers: list[HoELayer], adapter: str, config: HoEConfig, router: str, members: list[int]) -> None:
-    empty = [config.expert_names[i] for i in members if not any(holds_weights(layer, adapter, i) for layer in layers)]
+def _check_weights(layers: list[HoELayer], adapter: Adapter, router: str, members: list[int]) -> None:
+    names = adapter.expert_names
+    empty = [names[i] for i in members if not any(holds_weights(layer, adapter.name, i) for layer in layers)]
     if len(empty) == len(members):
         raise ExpertError(
             f"router {router!r} votes for {empty}, which hold no weights (their deltas are zero in every module), so there is "

@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import ExpertError
 from ...objectives.payoff import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
-from ...tuner.functional import mark_trained
+from ...tuner.functional import adapter_of, mark_trained
 from ...tuner.steering import Steering
 from .model_settings import ModelSettings
 from .steered_policy import checkpointed, steered
@@ -55,13 +55,13 @@ class RouterTrainingState:
         self.policy = policy
         self.model_settings = ModelSettings(policy, *others)
         self.router = TrainedRouter(policy, router, adapter)
-        steering, name = Steering.of(policy), self.router.adapter
-        if name not in steering.active:
+        name = self.router.adapter
+        if name not in Steering.of(policy).active:
             raise ExpertError(
                 f"adapter {name!r} is not active, so its router would not vote; call model.set_adapter({name!r}) first"
             )
-        self.objectives: list[str] = steering.adapters[name].objectives
-        self.experts: list[str] = steering.adapters[name].config.expert_names
+        served = adapter_of(policy, name)
+        self.objectives, self.experts = served.objectives, served.expert_names
         self.average = RunningMean() if average else None
         self.weights: ObjectiveWeights | None = None
         self.normalizer: RewardNormalizer | None = None

@@ -1,12 +1,12 @@
-"""What a forward under way knows: its plan, how rows repeat, and which plan a replayed forward must use.
+"""The calls under way in a thread: what each is steered by, how its rows repeat, and what a forward must use that is replayed.
 
 Between the entry of a call and the layers there is no await and no change of thread, so the plan travels in a
 `threading.local`, which torch.compile can trace (it cannot trace a context variable).
 
 A forward's plan is its backward's. Gradient checkpointing runs layers again during the backward pass, perhaps after the
-preference has changed, and on CUDA in another thread. Every frame therefore hangs a hook on the tensors that its forward
-returned: the hook keeps the frame alive as long as the autograd graph, and tells which backward pass has reached it, before
-that pass replays any layer. `ForwardMemory` finds the frame of a replay by that.
+preference has changed, and on CUDA in another thread. Every call therefore leaves a hook on the tensors that its forward
+returned: the hook keeps the call alive as long as the autograd graph, and tells which backward pass has reached it, before
+that pass replays any layer. `ForwardMemory` finds the call of a replay by that.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from .plan import Plan
 
 
-class Frame:
+class Call:
     """One forward or generate under way in this thread.
 
     Attributes:
         steering: whose layers it is for; known by its identity alone.
         plan: in effect for all of them; None while it is being made.
-        previous: the frame that it hides, restored when it ends.
+        hidden: the call that it hides, restored when it ends.
         expansions: how often generate may repeat each row (beams, num_return_sequences); 1 is always among them.
         lengths: sequence lengths of the current forward; a layer that is given (batch x length, d) is told by them.
         grad: whether a backward pass may come. Inside reentrant checkpointing gradients are off, so it is noted at the entry.
@@ -35,18 +35,18 @@ class Frame:
     """
 
     def __init__(
-        self, steering: object, plan: Plan | None = None, previous: Frame | None = None, *, grad: bool = False
+        self, steering: object, plan: Plan | None = None, hidden: Call | None = None, *, grad: bool = False
     ) -> None:
         self.steering = steering
         self.plan = plan
-        self.previous = previous
+        self.hidden = hidden
         self.expansions: frozenset[int] = frozenset({1})
         self.lengths: frozenset[int] = frozenset()
         self.grad = grad
         self.backward = -1
 
-    def hang_on(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Tie this frame to the autograd graph of the tensors."""
+    def tie_to(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Keep this call as long as the autograd graph of the tensors."""
         for tensor in tensors:
             tensor.register_hook(self._reached)
 
@@ -54,46 +54,46 @@ class Frame:
         self.backward = torch._C._current_graph_task_id()
 
 
-class _Active(threading.local):
+class _ThisThread(threading.local):
     """What this thread is doing.
 
     Attributes:
-        frame: of the root's forward under way.
+        forward: the root's forward under way.
         generating: of the generate under way, in which forwards follow one another.
         recorder: (steering, adapter, votes by module) while votes are recorded.
     """
 
     def __init__(self) -> None:
-        self.frame: Frame | None = None
-        self.generating: Frame | None = None
+        self.forward: Call | None = None
+        self.generating: Call | None = None
         self.recorder: tuple[object, str, dict[str, torch.Tensor]] | None = None
 
-    def frame_of(self, steering: object) -> Frame | None:
-        """The frame that the layers of `steering` go by."""
-        for frame in (self.frame, self.generating):
-            if frame is not None and frame.steering is steering and frame.plan is not None:
-                return frame
+    def call_of(self, steering: object) -> Call | None:
+        """The call that the layers of `steering` go by."""
+        for call in (self.forward, self.generating):
+            if call is not None and call.steering is steering and call.plan is not None:
+                return call
         return None
 
 
-ACTIVE = _Active()
+THIS_THREAD = _ThisThread()
 
 
 class ForwardMemory:
     """The forwards of one layer whose backward may still come."""
 
     def __init__(self) -> None:
-        self._frames: list[weakref.ref[Frame]] = []
+        self._calls: list[weakref.ref[Call]] = []
         self._last: Plan | None = None
 
     def __reduce__(self) -> tuple[type[ForwardMemory], tuple[()]]:
         return ForwardMemory, ()  # a copy or a pickled model awaits no backward
 
-    def remember(self, frame: Frame) -> None:
+    def remember(self, call: Call) -> None:
         """Called by each forward that is not a replay."""
-        self._last = frame.plan
-        self._frames = [reference for reference in self._frames if reference() is not None]
-        self._frames.append(weakref.ref(frame))
+        self._last = call.plan
+        self._calls = [reference for reference in self._calls if reference() is not None]
+        self._calls.append(weakref.ref(call))
 
     def replay(self, module: str) -> Plan | None:
         """The plan for a forward that runs again during the backward pass; None where no forward is known.
@@ -101,10 +101,10 @@ class ForwardMemory:
         Raises:
             RuntimeError: it could be one of several forwards with different preferences.
         """
-        alive = [frame for frame in (reference() for reference in self._frames) if frame is not None]
+        alive = [call for call in (reference() for reference in self._calls) if call is not None]
         now = torch._C._current_graph_task_id()
-        candidates = [frame for frame in alive if frame.backward == now] or alive
-        plans = {frame.plan.key: frame.plan for frame in candidates if frame.plan is not None}
+        candidates = [call for call in alive if call.backward == now] or alive
+        plans = {call.plan.key: call.plan for call in candidates if call.plan is not None}
         if len(plans) > 1:
             raise RuntimeError(
                 f"gradient checkpointing runs {module} again, but forwards with {len(plans)} different preferences await "

@@ -1,0 +1,157 @@
+"""From what a user writes about experts and routers to what a configuration holds: everything named, numbered and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ExpertError, PreferenceError
+from .preference import FloatArray, one_hot, parse_preference, uniform
+from .routing import HULL, check_apart, in_hull, voting_set
+from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_flag, checked_rank
+
+
+def resolve_experts(given: Any, objectives: Sequence[str], r: int) -> list[ExpertSpec]:
+    """L experts with preferences, names and ranks; None stands for the one-hot experts and the centroid.
+
+    Raises:
+        ExpertError: there are none, two share a name or a preference, or a rank is no rank.
+        PreferenceError: a preference is none.
+    """
+    if given is not None and len(_listed(given, "experts")) == 0:
+        raise ExpertError(
+            "experts is empty; leave it out for the one-hot experts and the centroid", argument="experts", value=given
+        )
+    experts = [as_spec(item, ExpertSpec) for item in (_default_experts(len(objectives)) if given is None else given)]
+    for index, expert in enumerate(experts):
+        expert.preference = _point(expert.preference, objectives, f"expert {index}")
+        expert.name = expert.name or _expert_name(expert.preference, index, objectives)
+        expert.r = checked_rank(r if expert.r is None else expert.r, f"the rank of expert {expert.name!r}")
+    check_names([expert.name for expert in experts], "expert")
+    check_apart(stacked(experts, len(objectives)), [str(expert.name) for expert in experts], "expert")
+    return experts
+
+
+def resolve_routers(given: Any, objectives: Sequence[str], experts: Sequence[ExpertSpec]) -> list[RouterSpec]:
+    """R routers with preferences, names, and the experts that they vote for.
+
+    Raises:
+        ExpertError: two share a name or a preference, or a router votes for experts that do not enclose it.
+        PreferenceError: a preference is none.
+    """
+    routers = [as_spec(item, RouterSpec) for item in (() if given is None else _listed(given, "routers"))]
+    for index, router in enumerate(routers):
+        router.preference = _point(router.preference, objectives, f"router {index}")
+        router.name = router.name or f"r{index}"
+        router.trained = checked_flag(router.trained, f"trained of router {router.name!r}")
+    names = [str(expert.name) for expert in experts]
+    check_names([*names, *(router.name for router in routers)], "expert or router")
+    check_apart(stacked(routers, len(objectives)), [str(router.name) for router in routers], "router")
+    points = stacked(experts, len(objectives))
+    for router in routers:
+        router.votes_for = _voting_names(router, names, points)
+    return routers
+
+
+def resolve_ranks(given: Any, experts: Sequence[ExpertSpec]) -> dict[str, list[int]]:
+    """`{module: one rank per expert}`.
+
+    Raises:
+        ExpertError: names the module and what is wrong with its ranks.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ExpertError(
+            f"rank_pattern is {given!r}; give {{module: rank, or one rank per expert}}",
+            argument="rank_pattern",
+            value=given,
+        )
+    return {key: _ranks(value, f"rank_pattern[{key!r}]", experts) for key, value in (given or {}).items()}
+
+
+def stacked(specs: Sequence[ExpertSpec] | Sequence[RouterSpec], n: int) -> FloatArray:
+    """The preferences of K specs, `(K, n)`."""
+    return np.asarray([spec.preference for spec in specs], dtype=np.float64).reshape(len(specs), n)
+
+
+def _listed(given: Any, argument: str) -> Any:
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__len__"):
+        raise ExpertError(
+            f"{argument} is {given!r}; give a list of preferences or specs", argument=argument, value=given
+        )
+    return given
+
+
+def _default_experts(n: int) -> list[FloatArray]:
+    corners = [one_hot(i, n) for i in range(n)]
+    return corners if n == 1 else [*corners, uniform(n)]
+
+
+def _point(preference: Any, objectives: Sequence[str], what: str) -> list[float]:
+    try:
+        point: list[float] = parse_preference(preference, objectives).tolist()
+    except PreferenceError as error:
+        raise PreferenceError(f"{what}: {error}", argument=what, value=error.value, allowed=error.allowed) from None
+    return point
+
+
+def _expert_name(preference: Sequence[float], index: int, objectives: Sequence[str]) -> str:
+    if max(preference) > 1 - HULL:
+        return objectives[int(np.argmax(preference))]
+    if np.allclose(preference, uniform(len(objectives)), atol=1e-6):
+        return "centroid"
+    return f"e{index}"
+
+
+def _voting_names(router: RouterSpec, names: list[str], points: FloatArray) -> list[str]:
+    """The experts that a router votes for, in the order of `names` `(L,)` at `points` `(L, N)`."""
+    if router.votes_for is None:
+        return [names[i] for i in voting_set(np.asarray(router.preference), points)]
+    chosen = _chosen_names(router, names)
+    members = points[[names.index(name) for name in chosen]]
+    if not in_hull(np.asarray(router.preference), members):
+        raise ExpertError(
+            f"router {router.name!r} at {router.preference} votes for {chosen}, whose preferences {members.tolist()} do not "
+            "enclose it; add experts to votes_for, or leave it out",
+            argument="votes_for",
+            value=chosen,
+        )
+    return chosen
+
+
+def _chosen_names(router: RouterSpec, names: list[str]) -> list[str]:
+    wanted = router.votes_for
+    if isinstance(wanted, str) and wanted == "all":
+        return names
+    if isinstance(wanted, (list, tuple, set, frozenset)) and wanted and all(name in names for name in wanted):
+        return [name for name in names if name in wanted]
+    raise ExpertError(
+        f"router {router.name!r} votes for {wanted!r}; use 'all' or a list of names among the experts {names}",
+        argument="votes_for",
+        value=wanted,
+        allowed=names,
+    )
+
+
+def _ranks(value: Any, what: str, experts: Sequence[ExpertSpec]) -> list[int]:
+    if isinstance(value, (int, np.integer, float, str)) or not hasattr(value, "__len__"):
+        return [checked_rank(value, what)] * len(experts)
+    ranks = list(value)
+    if len(ranks) != len(experts) or isinstance(value, Mapping):
+        raise ExpertError(
+            f"{what} has {len(ranks)} ranks for {len(experts)} experts {[expert.name for expert in experts]}; give one number, "
+            "or a list with one per expert",
+            argument=what,
+            value=value,
+        )
+    whole = [0 if _is_zero(rank) else checked_rank(rank, what) for rank in ranks]
+    if not any(whole):
+        raise ExpertError(
+            f"{what} is {ranks}; at least one expert must have a rank above 0", argument=what, value=value
+        )
+    return whole
+
+
+def _is_zero(rank: Any) -> bool:
+    return isinstance(rank, (int, np.integer)) and not isinstance(rank, bool) and rank == 0
