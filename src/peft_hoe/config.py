@@ -67,6 +67,11 @@ class HoEConfig(Assigned, PeftConfig):
     Raises:
         ExpertError: experts or routers that contradict each other or the objectives.
         PreferenceError: a preference that is not a point of the simplex.
+
+    >>> from peft_hoe import HoEConfig
+    >>> config = HoEConfig(objectives=["helpful", "harmless"], routers=[[0.25, 0.75]], target_modules="all-linear")
+    >>> [expert.name for expert in config.experts], config.routers[0].votes_for
+    (['helpful', 'harmless', 'centroid'], ['harmless', 'centroid'])
     """
 
     followed = frozenset({"default_preference"})

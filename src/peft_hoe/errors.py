@@ -55,6 +55,11 @@ class RowsError(PreferenceError):
 
         module: name of the module.
         shape: of the input that it was given.
+
+    >>> from peft_hoe import RowsError
+    >>> error = RowsError("rows differ", module="model.layers.0.mlp.experts.3", shape=(5, 64))
+    >>> error.module, error.shape
+    ('model.layers.0.mlp.experts.3', (5, 64))
     """
 
     def __init__(self, message: str, *, module: str | None = None, shape: Sequence[int] | None = None, **data: Any):

@@ -41,6 +41,11 @@ class RewardNormalizer:
 
     Raises:
         RewardError: not N x N finite numbers, or an objective that is constant over the experts.
+
+    >>> from peft_hoe import RewardNormalizer
+    >>> normalizer = RewardNormalizer([[4.0, 1.0], [2.0, 3.0]], ["helpful", "harmless"])
+    >>> normalizer.normalize([[3.0, 2.0], [4.0, 3.0]]).tolist()
+    [[0.5, 0.5], [1.0, 1.0]]
     """
 
     def __init__(
@@ -141,6 +146,14 @@ def payoff_table(
     Raises:
         HoEError: the decoding is none.
         RewardError: there are no prompts, a reward fails, or an objective is constant.
+
+    >>> from peft_hoe import Decoding, demo, payoff_table
+    >>> model, tokenizer = demo.load_demo_adapter(), demo.load_tokenizer()
+    >>> table = payoff_table(
+    ...     model, demo.load_prompts()[:4], demo.REWARDS, processing_class=tokenizer, decoding=Decoding(24)
+    ... )
+    >>> table.payoff.shape, table.decoding["do_sample"]
+    ((2, 2), False)
     """
     adapter = adapter_of(model)
     scorer = Rewards.of(rewards, adapter.objectives)

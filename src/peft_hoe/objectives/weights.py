@@ -44,6 +44,12 @@ class ObjectiveWeights:
     Raises:
         HoEError: an option is out of range, or the weights could never move.
         PreferenceError: λ is not a point of the simplex.
+
+    >>> from peft_hoe import ObjectiveWeights
+    >>> weights = ObjectiveWeights({"helpful": 0.5, "harmless": 0.5})
+    >>> u = weights.update([0.9, 0.2])  # harmless lags behind, so it counts more from now on
+    >>> bool(u[1] > u[0]), round(float(u.sum()), 9)
+    (True, 1.0)
     """
 
     def __init__(

@@ -51,6 +51,11 @@ def policy_gradient_config(
         prompts: prompts of an update.
         samples: completions of each, at least 2.
         settings: more fields of GRPOConfig, which win over those above.
+
+    >>> from peft_hoe.policies import policy_gradient_config
+    >>> args = policy_gradient_config("policy", prompts=4, samples=8, max_steps=10, use_cpu=True)
+    >>> args.num_generations, args.scale_rewards
+    (8, 'none')
     """
     plain: dict[str, Any] = {
         "loss_type": "dr_grpo",
@@ -109,6 +114,20 @@ def train_policy(
         HoEError: the folder is not empty, there are no prompts, or `args` has reward weights of its own.
         PreferenceError: the preference does not fit the objectives.
         RewardError: nor do the rewards or the normalizer, or a reward fails.
+
+    >>> from peft import LoraConfig
+    >>> from peft_hoe import demo, train_policy
+    >>> from peft_hoe.policies import policy_gradient_config
+    >>> args = policy_gradient_config(
+    ...     "policy", prompts=2, samples=2, max_steps=1, max_completion_length=8, use_cpu=True,
+    ...     report_to="none", disable_tqdm=True,
+    ... )
+    >>> log = train_policy(
+    ...     demo.BASE, args, rewards=demo.REWARDS, preference={"cheerful": 1, "vivid": 0},
+    ...     train_dataset=[{"prompt": text} for text in demo.load_prompts()],
+    ...     peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    ... )
+    {'train_runtime': ...}
     """
     scores = _Scores(rewards, preference, objectives, normalizer)
     _check_arguments(args)

@@ -22,6 +22,10 @@ class Reproduction:
         sweeps: `{name: sweep}`, HoE's first, as the folders in `sweeps`.
         report: the page.
         summary: HoE's table and metrics, and how the others compare, as text.
+
+    >>> from peft_hoe.reproduce import Reproduction
+    >>> Reproduction.__dataclass_fields__.keys()
+    dict_keys(['sweeps', 'report', 'summary'])
     """
 
     sweeps: dict[str, Sweep]
@@ -43,6 +47,17 @@ def reproduce(
     Raises:
         HoEError: the settings differ from those of the experiment in `output_dir`, or a stage fails. What the stages before
             it wrote is kept.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.reproduce import Plan, reproduce
+    >>> plan = Plan.of(
+    ...     "own", base=demo.BASE, policies=demo.POLICIES, prompts=str(demo.embedded.ASSETS / "prompts.json"), output_dir="out",
+    ...     rewards={name: f"peft_hoe.demo.rewards:{name}" for name in demo.REWARDS}, routers=[], experts=[],
+    ...     preferences=[[1, 0], [0, 1]], decoding={"max_new_tokens": 4}, cpu=True,
+    ... )
+    >>> found = reproduce(plan, progress=False)
+    >>> found.report.name
+    'report.html'
     """
     record = Record(plan, restart=restart)
     say = say or (lambda text: None)
@@ -72,6 +87,15 @@ def describe(plan: Plan) -> str:
 
     Raises:
         HoEError: the settings differ from those of the experiment in `output_dir`.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.reproduce import Plan, describe
+    >>> plan = Plan.of(
+    ...     "own", base=demo.BASE, policies=demo.POLICIES, prompts=str(demo.embedded.ASSETS / "prompts.json"), output_dir="out",
+    ...     rewards={name: f"peft_hoe.demo.rewards:{name}" for name in demo.REWARDS},
+    ... )
+    >>> describe(plan).splitlines()[-1].split()[:2]
+    ['to', 'do']
     """
     finished = Record(plan).finished
     lines = [f"{name:16}  {json.dumps(value)}" for name, value in plan.settings().items() if value is not None]

@@ -55,6 +55,15 @@ class Plan:
         seed: of prompts, build and training.
         sweep_batch_size: completions at once.
         cpu: use no accelerator.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.reproduce import Plan
+    >>> plan = Plan.of(
+    ...     "own", base=demo.BASE, policies=demo.POLICIES, prompts=str(demo.embedded.ASSETS / "prompts.json"), output_dir="out",
+    ...     rewards={name: f"peft_hoe.demo.rewards:{name}" for name in demo.REWARDS},
+    ... )
+    >>> plan.policies.keys() == demo.POLICIES.keys()
+    True
     """
 
     task: str

@@ -40,6 +40,17 @@ class ClassifierReward:
 
     Raises:
         RewardError: an output that the model does not have, a template that cannot be filled in, or another truncation_side.
+
+    >>> from transformers import LlamaConfig, LlamaForSequenceClassification
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.rewards import ClassifierReward
+    >>> config = LlamaConfig(
+    ...     vocab_size=2048, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1,
+    ...     pad_token_id=0,
+    ... )
+    >>> reward = ClassifierReward(LlamaForSequenceClassification(config), demo.load_tokenizer())
+    >>> reward(["One day"], [" they laughed."]).shape
+    torch.Size([1, 1])
     """
 
     model: Any
@@ -135,6 +146,18 @@ class ModuleReward:
 
     Raises:
         RewardError: the module has another interface, or not these outputs.
+
+    >>> import torch
+    >>> from peft_hoe.rewards import Rewards
+    >>> from transformers import LlamaConfig, LlamaForSequenceClassification
+    >>> config = LlamaConfig(
+    ...     vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1,
+    ...     pad_token_id=0,
+    ... )
+    >>> rewards = Rewards({"good": LlamaForSequenceClassification(config)}, ["good"])
+    >>> ids = torch.tensor([[5, 6, 7]])
+    >>> rewards(["a"], ["b"], input_ids=ids, attention_mask=torch.ones_like(ids)).shape
+    (1, 1)
     """
 
     model: nn.Module

@@ -31,6 +31,15 @@ class Rewards:
 
     Raises:
         RewardError: sources and objectives do not match, or a source is of no known kind.
+
+    >>> from peft_hoe.rewards import Rewards
+    >>> rewards = Rewards(
+    ...     {"short": lambda prompts, completions: [-float(len(text)) for text in completions],
+    ...      "polite": lambda prompts, completions: [float("please" in text) for text in completions]},
+    ...     ["polite", "short"],
+    ... )
+    >>> rewards(["Ask."], ["Now, please."]).tolist()
+    [[1.0, -12.0]]
     """
 
     def __init__(self, sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> None:

@@ -33,6 +33,10 @@ class URLReward:
 
     Raises:
         RewardError: the URL is not http, or an option is out of range.
+
+    >>> from peft_hoe.rewards import URLReward
+    >>> URLReward("http://127.0.0.1:8000/score", timeout=5.0, columns=["answer"]).batch_size
+    64
     """
 
     url: str

@@ -71,6 +71,12 @@ def export_lora(
         StaticMergeError: trained routers vote by the input, and nothing says how to freeze them.
         CheckpointError: the adapter is damaged, or `output` is not empty.
         HoEError: another argument cannot be used.
+
+    >>> from peft_hoe import demo, export_lora
+    >>> report = demo.build_demo_adapter("adapter")
+    >>> exported = export_lora("adapter", [0.7, 0.3], "lora")
+    >>> from peft import PeftModel
+    >>> _ = PeftModel.from_pretrained(demo.load_base(), "lora")  # an ordinary LoRA
     """
     directory = Path(output)
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name)

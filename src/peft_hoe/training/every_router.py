@@ -71,6 +71,20 @@ def train_routers(
         ImportError: the trainer needs another TRL.
         ExpertError: there are no routers, or unknown ones; before any of them trains.
         CheckpointError: there is no run to resume, or its settings were others.
+
+    >>> from peft_hoe import HoEDistillationConfig, demo, train_routers
+    >>> model = demo.load_demo_adapter(routers=[[0.75, 0.25], [0.25, 0.75]])
+    >>> args = HoEDistillationConfig(
+    ...     output_dir="run", max_steps=1, per_device_train_batch_size=4, max_new_tokens=8, save_strategy="no",
+    ...     disable_tqdm=True, report_to="none", use_cpu=True,
+    ... )
+    >>> train_routers(
+    ...     model, args, trainer="distill", train_dataset=[{"prompt": text} for text in demo.load_prompts()],
+    ...     processing_class=demo.load_tokenizer(),
+    ... )
+    {'loss': ...}
+    >>> [router.trained for router in model.peft_config["default"].routers]
+    [True, True]
     """
     make = _trainer_class(trainer, args)
     known = adapter_of(model, args.model_adapter_name).router_names

@@ -30,6 +30,10 @@ class Baseline:
         make: `make(base, policies, *, tokenizer, folder, decoding=None, model_options=None, **options)` returns a method.
             `base` and the values of `policies`, `{objective: policy}`, are directories or Hub ids; `folder` is where adapters
             are built, and found again; `decoding` is what `Decoding.of` takes; `model_options` are for `from_pretrained`.
+
+    >>> from peft_hoe.evaluation.baselines import BASELINES
+    >>> BASELINES["mod"].summary
+    "multi-objective decoding: the policies' logits are interpolated"
     """
 
     summary: str

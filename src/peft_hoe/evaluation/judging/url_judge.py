@@ -41,6 +41,9 @@ class URLJudge:
 
     Raises:
         HoEError: the URL is not http, or the instruction cannot be filled in.
+
+    >>> from peft_hoe.evaluation import URLJudge
+    >>> judge = URLJudge("http://127.0.0.1:8000/v1", model="judge")
     """
 
     url: str

@@ -43,6 +43,15 @@ class WinRates:
         scores: `(K, P)`: 1 where A won, 0 where B won, 0.5 for a tie, NaN where nothing was judged.
         contradictions: `(K, P)`, whether the judge named the same place, not the same text, in both orders.
         unread: how many answers were no verdict; they count as ties.
+
+    >>> from peft_hoe import Sweep
+    >>> from peft_hoe.evaluation import win_rates
+    >>> rows = [([1, 0], 0, "longer"), ([0, 1], 0, "brief")]
+    >>> count = {"length": lambda p, c: [len(text) for text in c], "brevity": lambda p, c: [-len(text) for text in c]}
+    >>> found = Sweep.from_generations(rows, count, prompts=["Say."])
+    >>> judged = win_rates(found, ["short"], lambda prompt, a, b: "A" if len(a) > len(b) else "tie", progress=False)
+    >>> judged.names
+    ('generations', 'reference')
     """
 
     names: tuple[str, str]
@@ -113,6 +122,15 @@ def win_rates(
 
     Raises:
         HoEError: the prompts differ, no preference is in both, or the judge fails.
+
+    >>> from peft_hoe import Sweep
+    >>> from peft_hoe.evaluation import win_rates
+    >>> rows = [([1, 0], 0, "longer"), ([0, 1], 0, "brief")]
+    >>> count = {"length": lambda p, c: [len(text) for text in c], "brevity": lambda p, c: [-len(text) for text in c]}
+    >>> found = Sweep.from_generations(rows, count, prompts=["Say."])
+    >>> judged = win_rates(found, ["short"], lambda prompt, a, b: "A" if len(a) > len(b) else "tie", progress=False)
+    >>> judged.preferences.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
     """
     at, jobs = _pairs(a, b)
     contenders = [(a.prompts[p], ours, theirs) for _, p, ours, theirs in jobs]

@@ -39,7 +39,13 @@ from .fingerprints import weights_digest
 
 
 class Generate(Protocol):
-    """The smallest method."""
+    """The smallest method.
+
+    >>> def answer(prompts, preferences):
+    ...     return ["glad" if weights[0] > 0.5 else "red" for weights in preferences]
+    >>> answer(["Once", "Once"], [[1, 0], [0, 1]])
+    ['glad', 'red']
+    """
 
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray, /) -> Sequence[str]:
         """Complete K prompts, row k at `preferences[k]` of `(K, N)`."""
@@ -57,6 +63,13 @@ class HoEMethod:
     Raises:
         PreferenceError: there is no active HoE adapter.
         HoEError: an option is out of range, or the tokenizer has no padding token.
+
+    >>> import numpy as np
+    >>> from peft_hoe import Decoding, demo
+    >>> from peft_hoe.evaluation import HoEMethod
+    >>> method = HoEMethod(demo.load_demo_adapter(), demo.load_tokenizer(), decoding=Decoding(8))
+    >>> len(method(["Once upon a time", "One day"], np.array([[1.0, 0.0], [0.2, 0.8]])))
+    2
     """
 
     name = "HoE"

@@ -78,6 +78,15 @@ def sweep(
     Warns:
         HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, or own corners that
             give no scale.
+
+    >>> from peft_hoe import Decoding, demo, sweep
+    >>> model, tokenizer = demo.load_demo_adapter(), demo.load_tokenizer()
+    >>> found = sweep(
+    ...     model, tokenizer, demo.load_prompts()[:4], demo.REWARDS, [[1, 0], [0.5, 0.5], [0, 1]], decoding=Decoding(16),
+    ...     progress=False,
+    ... )
+    >>> found.rewards.shape  # runs, preferences, prompts, texts, objectives
+    (1, 3, 4, 1, 2)
     """
     prompts, columns = split_rows(prompts)
     normalizer = payoff if isinstance(payoff, RewardNormalizer) else None

@@ -16,6 +16,13 @@ class Sweep(SweepResult):
     """Rewards of one method at K preferences on P prompts: what `sweep` returns.
 
     Its data and numbers are those of `SweepResult`; here is what is done with them.
+
+    >>> from peft_hoe import Sweep
+    >>> rows = [([1, 0], 0, "red"), ([0, 1], 0, "glad"), ([0.5, 0.5], 0, "glad, red")]
+    >>> count = {"vivid": lambda p, c: ["red" in text for text in c], "happy": lambda p, c: ["glad" in text for text in c]}
+    >>> found = Sweep.from_generations(rows, count, prompts=["Once"])
+    >>> found.points.tolist()
+    [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
     """
 
     def metrics(self, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> SweepMetrics:

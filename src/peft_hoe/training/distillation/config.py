@@ -25,6 +25,10 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
         max_length: tokens of the dataset's text that are used; None for all.
 
     The rest of what is new is in `RouterArguments`.
+
+    >>> from peft_hoe import HoEDistillationConfig
+    >>> HoEDistillationConfig(output_dir="run", router="r0", max_new_tokens=16, use_cpu=True).decoding().max_new_tokens
+    16
     """
 
     lmbda: float | None = field(default=None, metadata={"help": "Share of batches with the student's own completions."})

@@ -40,6 +40,19 @@ class HoEDistillationTrainer(TransformersLoop):
 
     Raises:
         HoEError: router, dataset or model do not fit together.
+
+    >>> from peft_hoe import HoEDistillationConfig, HoEDistillationTrainer, demo
+    >>> model = demo.load_demo_adapter(routers=[[0.75, 0.25]])
+    >>> args = HoEDistillationConfig(
+    ...     output_dir="run", max_steps=1, per_device_train_batch_size=4, max_new_tokens=8, save_strategy="no",
+    ...     disable_tqdm=True, report_to="none", use_cpu=True,
+    ... )
+    >>> rows = [{"prompt": text} for text in demo.load_prompts()]
+    >>> trainer = HoEDistillationTrainer(model, args, train_dataset=rows, processing_class=demo.load_tokenizer())
+    >>> _ = trainer.train()
+    {'loss': ...}
+    >>> model.peft_config["default"].routers[0].trained
+    True
     """
 
     same_settings = (

@@ -24,6 +24,10 @@ class HoEDPOConfig(RouterArguments, DPOConfig):  # type: ignore[misc]
         margin_beta: β of the experts' implicit rewards; None for `beta`.
 
     The rest of what is new is in `RouterArguments`.
+
+    >>> from peft_hoe import HoEDPOConfig
+    >>> HoEDPOConfig(output_dir="run", router="r0", beta=0.2, use_cpu=True, bf16=False).beta
+    0.2
     """
 
     margin: str = field(default="experts", metadata={"help": "experts, column or none."})

@@ -59,6 +59,16 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
 
     Raises:
         HoEError: router, dataset or model do not fit together.
+
+    >>> from peft_hoe import HoEDPOConfig, HoEDPOTrainer, demo
+    >>> pairs = [{"prompt": "Once upon a time", "chosen": " they laughed.", "rejected": " they cried."}]
+    >>> args = HoEDPOConfig(output_dir="run", per_device_train_batch_size=1, report_to="none", use_cpu=True, bf16=False)
+    >>> trainer = HoEDPOTrainer(
+    ...     demo.load_demo_adapter(routers=[[0.75, 0.25]]), args=args, train_dataset={"cheerful": pairs, "vivid": pairs},
+    ...     processing_class=demo.load_tokenizer(),
+    ... )
+    >>> trainer.router.preference.tolist()
+    [0.75, 0.25]
     """
 
     same_settings = (

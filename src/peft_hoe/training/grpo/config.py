@@ -45,6 +45,11 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
 
     Raises:
         HoEError: a setting is out of range, contradicts another one or cannot work with routers.
+
+    >>> from peft_hoe import HoEGRPOConfig
+    >>> args = HoEGRPOConfig(output_dir="run", router="r0", num_generations=4, use_cpu=True, bf16=False)
+    >>> args.router, args.num_generations
+    ('r0', 4)
     """
 
     scale_rewards: str = field(default="batch", metadata={"help": "batch, group or none."})

@@ -51,6 +51,17 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
 
     Raises:
         HoEError: rewards, router, dataset or model do not fit together.
+
+    >>> from peft_hoe import HoEGRPOConfig, HoEGRPOTrainer, demo
+    >>> args = HoEGRPOConfig(
+    ...     output_dir="run", per_device_train_batch_size=8, num_generations=4, report_to="none", use_cpu=True, bf16=False
+    ... )
+    >>> trainer = HoEGRPOTrainer(
+    ...     demo.load_demo_adapter(routers=[[0.75, 0.25]]), reward_funcs=demo.REWARDS, args=args,
+    ...     train_dataset=[{"prompt": text} for text in demo.load_prompts()], processing_class=demo.load_tokenizer(),
+    ... )
+    >>> trainer.router.router, trainer.objectives
+    ('r0', ['cheerful', 'vivid'])
     """
 
     same_settings = (

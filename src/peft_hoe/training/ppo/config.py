@@ -36,6 +36,11 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
 
     The rest of what is new is in `RouterArguments` and `ObjectiveArguments`. `kl_estimator` is "k3", because the KL divergence
     is a term of the loss, not of the rewards.
+
+    >>> from peft_hoe import HoERouterConfig
+    >>> args = HoERouterConfig(output_dir="run", router="r0", max_steps=1, use_cpu=True, bf16=False)
+    >>> args.kl_reference, args.num_ppo_epochs
+    ('base', 4)
     """
 
     kl_estimator: str = field(default="k3", metadata={"help": "Only k3: the divergence is a term of the loss."})  # type: ignore[assignment]

@@ -36,4 +36,18 @@ class HoERouterTrainer(Shell):
 
     Raises:
         HoEError: rewards, router, dataset or model do not fit together.
+
+    >>> from peft_hoe import HoERouterConfig, HoERouterTrainer, demo
+    >>> model, tokenizer = demo.load_demo_adapter(routers=[[0.75, 0.25]]), demo.load_tokenizer()
+    >>> args = HoERouterConfig(
+    ...     output_dir="run", max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2, response_length=12,
+    ...     num_sample_generations=0, save_strategy="no", disable_tqdm=True, report_to="none", use_cpu=True, bf16=False,
+    ... )
+    >>> trainer = HoERouterTrainer(
+    ...     args, tokenizer, model, reward_model=demo.REWARDS, train_dataset=[{"prompt": text} for text in demo.load_prompts()]
+    ... )
+    >>> _ = trainer.train()
+    {'loss/policy_avg': ...}
+    >>> model.peft_config["default"].routers[0].trained
+    True
     """
