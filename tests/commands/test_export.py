@@ -67,6 +67,9 @@ def test_a_grid_and_a_dense_checkpoint(adapter, capsys):
         (["--grid", "0.5", "--merged", "base"], "--merged cannot be used here"),
         (["--preference", "1,0", "--merged", "base", "--even"], "--even cannot be used here"),
         (["--preference", "1,0", "--base", "base"], "--base cannot be used here"),
+        (["--grid", "0.5", "--format", "gguf"], "--grid cannot be used here"),
+        (["--experts"], "--experts cannot be used here"),
+        (["--experts", "--format", "gguf", "--rank", "2"], "--rank cannot be used here"),
         (["--grid", "0.5", "--overwrite"], "--overwrite cannot be used here"),
         (["--preference", "one"], "cannot read the preference 'one'"),
     ],
@@ -74,3 +77,18 @@ def test_a_grid_and_a_dense_checkpoint(adapter, capsys):
 def test_options_without_use_are_refused(adapter, capsys, options, reason):
     assert main(["export", str(adapter / "hoe"), "--output", str(adapter / "out"), *options]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_files_for_llama_cpp(adapter, capsys):
+    pytest.importorskip("gguf")
+    command = ["export", str(adapter / "hoe"), "--format", "gguf", "--output"]
+    assert main([*command, str(adapter / "files"), "--experts"]) == 0  # the adapter names its base
+    said = capsys.readouterr().out
+    assert said.startswith("llama-server --model BASE.gguf --cache-ram 0")
+    assert said.count("--lora ") == 3
+    assert (
+        main([*command, str(adapter / "one"), "--preference", "1,0", "--base", str(adapter / "base"), "--rank", "2"])
+        == 0
+    )
+    assert "rank 2" in capsys.readouterr().out
+    assert (adapter / "one" / "lora.gguf").is_file()

@@ -16,6 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--preference", help="such as 0.7,0.3 or helpful=0.7,harmless=0.3")
     what.add_argument("--grid", type=float, metavar="STEP", help="a LoRA for every preference in steps, such as 0.1")
+    what.add_argument(
+        "--experts", action="store_true", help="with --format gguf: a file for every expert, see `peft-hoe weights`"
+    )
+    add("--format", default="lora", choices=["lora", "gguf"], help="gguf: for llama.cpp, with --base (default lora)")
     add("--output", required=True, metavar="DIR", help="where the LoRA goes; must be empty or new")
     add("--merged", metavar="BASE", help="merge into this base instead, and write a dense checkpoint")
     add(
@@ -29,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of trained routers: keep (their mean votes over --prompts), static (as before training) or drop (default keep)",
     )
     add("--prompts", metavar="FILE", help="text (a prompt a line), JSON or JSON lines, to calibrate trained routers on")
-    add("--base", help="the base model, to run --prompts; default what the adapter names")
+    add(
+        "--base",
+        help="the base model, to run --prompts, and its config for --format gguf; default what the adapter names",
+    )
     add("--dry-run", action="store_true", help="with --grid: tell the size only")
     add("--overwrite", action="store_true", help="replace an adapter in the output directory")
 
@@ -45,10 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ..serving.dense import export_merged
     from ..serving.lora import export_lora
 
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("rank", "dtype", "even", "routers")}
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("rank", "dtype", "routers")}
     source: Any = arguments.adapter
     if arguments.prompts is not None:
         source, options["tokenizer"], options["prompts"] = _calibrated(arguments)
+    if arguments.format == "gguf":
+        _export_gguf(arguments, source, options)
+        return 0
+    options["even"] = arguments.even
     if arguments.grid is not None:
         export_atlas(source, arguments.grid, arguments.output, tell=print, dry_run=arguments.dry_run, **options)
         return 0
@@ -61,15 +72,43 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export_gguf(arguments: argparse.Namespace, source: Any, options: dict[str, Any]) -> None:
+    from ..serving.gguf_lora import export_gguf, export_gguf_experts
+    from ..serving.source import base_of
+
+    base = arguments.base or base_of(arguments.adapter)
+    dtype = arguments.dtype or "float32"
+    if arguments.experts:
+        files = export_gguf_experts(source, base, arguments.output, dtype=dtype)
+        print(
+            "llama-server --model BASE.gguf --cache-ram 0 --lora-init-without-apply "
+            + " ".join(f"--lora {f}" for f in files)
+        )
+        return
+    preference = read_preference(arguments.preference)
+    print(export_gguf(source, preference, base, arguments.output, **{**options, "dtype": dtype}).table())
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that the others leave without use."""
+    gguf, single = arguments.format == "gguf", arguments.preference is not None
     unused = {
         "--dry-run": arguments.dry_run and arguments.grid is None and "it goes with --grid",
-        "--merged": arguments.merged is not None and arguments.grid is not None and "--grid writes LoRAs",
-        "--even": arguments.even and arguments.merged is not None and "--merged has no ranks",
-        "--base": arguments.base is not None and arguments.prompts is None and "it goes with --prompts",
+        "--grid": arguments.grid is not None and gguf and "--format gguf writes one preference, or --experts",
+        "--experts": arguments.experts and not gguf and "it goes with --format gguf",
+        "--merged": arguments.merged is not None
+        and (gguf or not single)
+        and "it goes with --preference and --format lora",
+        "--even": arguments.even
+        and (gguf or arguments.merged is not None)
+        and "it goes with LoRAs, and GGUF files are even",
+        "--base": arguments.base is not None
+        and not (gguf or arguments.prompts is not None)
+        and "it goes with --prompts or --format gguf",
+        "--rank": arguments.rank is not None and arguments.experts and "experts are written as they are",
+        "--prompts": arguments.prompts is not None and arguments.experts and "experts are written as they are",
         "--overwrite": arguments.overwrite
-        and (arguments.grid is not None or arguments.merged is not None)
+        and (gguf or not single or arguments.merged is not None)
         and "only a single LoRA replaces another",
     }
     for option, reason in unused.items():

@@ -17,7 +17,8 @@ from ..errors import HoEError
 from ..files import ADAPTER_CONFIG
 from ..output_directory import check_output, complete_directory
 from .export_report import ExportReport, size
-from .lora import LoraExporter, open_source
+from .lora import open_source
+from .lora_exporter import LoraExporter
 from .preference_grid import PreferenceGrid
 
 INDEX_FILE = "atlas.json"

@@ -119,6 +119,18 @@ def adapter_from_files(source: str | os.PathLike[str]) -> AdapterSource:
     return AdapterSource(label, "", directory, config, modules, None, keys)
 
 
+def base_of(source: str | os.PathLike[str]) -> str:
+    """The base model that an adapter names.
+
+    Raises:
+        CheckpointError: it names none.
+    """
+    base = read_json(fetch(source, weights=False) / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(f"adapter {os.fspath(source)!r} does not name its base model; give --base")
+    return str(base)
+
+
 def _reader(weights: Checkpoint, name: str) -> Callable[[], Tensor]:
     return lambda: weights.tensor(name)
 
