@@ -6,8 +6,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -95,6 +96,27 @@ make_trainer = _maker("make_trainer", "A HoERouterTrainer on the toy.")
 make_grpo = _maker("make_grpo_trainer", "A HoEGRPOTrainer on the toy.", "trl")
 make_dpo_trainer = _maker("make_dpo_trainer", "A HoEDPOTrainer on the toy.", "trl")
 make_distillation = _maker("make_distillation_trainer", "A HoEDistillationTrainer on the toy.")
+
+
+@pytest.fixture
+def trackio(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Something in the place of the package trackio that keeps what it was given, in `calls`."""
+    stub: Any = ModuleType("trackio")
+    stub.__spec__, stub.__version__ = ModuleSpec("trackio", None), "0.43.0"
+    stub.calls, stub.config = [], _TrackioConfig()
+    stub.context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
+    stub.init = lambda **settings: stub.calls.append(("init", settings))
+    stub.log = lambda metrics: stub.calls.append(("log", metrics))
+    stub.finish = lambda: stub.calls.append(("finish", None))
+    monkeypatch.setitem(sys.modules, "trackio", stub)
+    if "trl.extras.profiling" in sys.modules:  # it imports trackio where there is one
+        monkeypatch.setattr(sys.modules["trl.extras.profiling"], "trackio", stub, raising=False)
+    return stub
+
+
+class _TrackioConfig(dict[str, Any]):
+    def update(self, values: Any, allow_val_change: bool = False) -> None:  # type: ignore[override]
+        super().update(values)
 
 
 @pytest.fixture(scope="session")

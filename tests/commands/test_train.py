@@ -66,6 +66,14 @@ def test_command_distils_on_texts(saved: Path, toys: ModuleType) -> None:
     assert [router.trained for router in model.peft_config["default"].routers] == [False, True]
 
 
+def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> None:
+    """Quietly too: what is reported is not what is printed."""
+    assert cli.main(command(saved, "distill", *options(saved, "distill"), "--report-to", "trackio")) == 0
+    assert [settings["name"] for name, settings in trackio.calls if name == "init"] == ["r0", "r1"]
+    assert [metrics["train/global_step"] for name, metrics in trackio.calls if name == "log"] == [1, 2, 2] * 2
+    assert capsys.readouterr().out == f"saved in {saved / 'out'}\n"
+
+
 @pytest.mark.parametrize(
     ("trainer", "more", "message"),
     [
@@ -78,6 +86,7 @@ def test_command_distils_on_texts(saved: Path, toys: ModuleType) -> None:
         ("dpo", ("--pairs", "low=low.json", "--mu", "1"), "has no use for --mu"),
         ("distill", ("--prompts", "prompts.json", *REWARDS), "has no use for --reward"),
         ("distill", ("--prompts", "nowhere.json"), "cannot read the prompts"),
+        ("distill", ("--prompts", "prompts.json", "--report-to", "tensorbord"), "cannot be reported to 'tensorbord'"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -35,6 +35,29 @@ def read_number(text: str, kind: type[int] | type[float]) -> Any:
         return text
 
 
+def add_reports(parser: argparse.ArgumentParser) -> None:
+    """Declare where the metrics of training go, for `read_reports`."""
+    parser.add_argument(
+        "--report-to",
+        action="append",
+        metavar="NAME",
+        help="send the metrics of training there too, such as tensorboard or trackio; may be given several times",
+    )
+
+
+def read_reports(arguments: argparse.Namespace) -> list[str]:
+    """The names that were given; "none" is none.
+
+    Raises:
+        HoEError: metrics cannot be reported there.
+    """
+    from ..training.run.reports import check_reports
+
+    names = [name for name in arguments.report_to or [] if name != "none"]
+    check_reports(names)
+    return names
+
+
 def add_decoding(parser: argparse.ArgumentParser, length: str = "default 64") -> None:
     """Declare how texts are written, for `read_decoding`."""
     add = parser.add_argument

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import HoEError
 from ..inputs import read_preferences
 from ..preference import read_preference
-from .arguments import add_decoding, read_decoding, read_number, read_pairs
+from .arguments import add_decoding, add_reports, read_decoding, read_number, read_pairs, read_reports
 
 _SPLITS = ("train", "validation", "test")
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rank", default="auto", help="of experts, as in build (default auto)")
     add("--seed", type=int, default=0, help="of prompts, build and training (default 0)")
     add("--sweep-batch-size", type=int, default=128, help="completions at once (default 128)")
+    add_reports(parser)
     add("--cpu", action="store_true", help="use no accelerator")
     add("--dry-run", action="store_true", help="print settings and stages, and do nothing")
     add("--restart", action="store_true", help="delete the experiment in --output first")
@@ -105,6 +106,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         rank=read_number(arguments.rank, int),
         seed=arguments.seed,
         sweep_batch_size=arguments.sweep_batch_size,
+        report_to=read_reports(arguments),
         cpu=arguments.cpu,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import load_adapter, read_rows
-from .arguments import read_pairs
+from .arguments import add_reports, read_pairs
 from .train_settings import check_options, configuration
 
 _TRAINERS = (
@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on with the run in --output, with the same other arguments")
     add("--bf16", action="store_true", help="train in bfloat16 autocast")
     add("--cpu", action="store_true", help="use no accelerator")
-    add("--quiet", action="store_true", help="no progress bar")
+    add_reports(parser)
+    add("--quiet", action="store_true", help="no progress bar and no metrics on the console")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         processing_class=tokenizer,
         routers=arguments.router,
         resume_from_checkpoint=arguments.resume,
+        progress=not arguments.quiet,
         **data,
     )
     table = "" if normalizer is None else f"; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}"

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import HoEError
+from .arguments import read_reports
 
 # What a trainer cannot do without, and what it has no use for.
 _NEEDS = {"ppo": ("prompts", "reward"), "grpo": ("prompts", "reward"), "distill": ("prompts",), "dpo": ("pairs",)}
@@ -42,10 +43,14 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
-    """The trainer's configuration; `learning_rate` where none is given."""
+    """The trainer's configuration; `learning_rate` where none is given.
+
+    Raises:
+        HoEError: metrics cannot be reported where they should go, or a setting is out of range.
+    """
     from ..training.every_router import TRAINERS
 
-    micro = arguments.micro_batch_size or arguments.batch_size
+    micro, reports = arguments.micro_batch_size or arguments.batch_size, read_reports(arguments)
     settings = {
         "output_dir": arguments.output,
         "learning_rate": learning_rate if arguments.learning_rate is None else arguments.learning_rate,
@@ -58,8 +63,8 @@ def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
         "bf16": arguments.bf16,
         "use_cpu": arguments.cpu,
         "disable_tqdm": arguments.quiet,
-        "logging_strategy": "no" if arguments.quiet else "steps",
-        "report_to": [],
+        "logging_strategy": "no" if arguments.quiet and not reports else "steps",
+        "report_to": reports,
         **_OWN[arguments.trainer](arguments),
     }
     kind = getattr(import_module("peft_hoe.training"), TRAINERS[arguments.trainer][1])

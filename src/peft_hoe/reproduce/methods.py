@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoConfig
@@ -33,8 +34,9 @@ def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device:
             raise HoEError(
                 f"the baseline {name!r} is trained, and there are no training prompts; leave it out of baselines"
             )
-        options |= {"rewards": rewards, "train_dataset": prompts.train, "training": ppo_settings(plan, progress)}
-        options["training"]["learning_rate"] = plan.learning_rate or 2 / _hidden_size(plan.base)
+        training = ppo_settings(replace(plan, report_to=()), progress)  # reports are of the routers
+        training["learning_rate"] = plan.learning_rate or 2 / _hidden_size(plan.base)
+        options |= {"rewards": rewards, "train_dataset": prompts.train, "training": training}
     return make(
         plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), decoding=plan.decoding, folder=plan.folder / FOLDER,
         **options,

@@ -18,12 +18,13 @@ from ..evaluation.baselines import BASELINES
 from ..generation.decoding import Decoding
 from ..preference import parse_preference, preference_grid, uniform
 from ..training.run.arguments import check_choice
+from ..training.run.reports import check_reports
 
 OWN = "own"
 TRAINERS = ("ppo", "grpo", "distill")
 _NOT_ONE_CALL = {"morlhf"}  # needs a policy of its own for each preference
 # What may be others when a run goes on: more baselines, and how it is computed; who runs out of memory takes smaller batches.
-_EXECUTION = ("output_dir", "baselines", "cpu", "micro_batch_size", "sweep_batch_size", "save_steps")
+_EXECUTION = ("output_dir", "baselines", "cpu", "micro_batch_size", "sweep_batch_size", "save_steps", "report_to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Plan:
         rank: as `build_adapter`'s `r`.
         seed: of prompts, build and training.
         sweep_batch_size: completions at once.
+        report_to: where metrics of the routers' training go, as in transformers.
         cpu: use no accelerator.
 
     >>> from peft_hoe import demo
@@ -88,6 +90,7 @@ class Plan:
     rank: int | str = "auto"
     seed: int = 0
     sweep_batch_size: int = 128
+    report_to: Sequence[str] = ()
     cpu: bool = False
 
     @classmethod
@@ -211,6 +214,7 @@ def _points(rows: Any, objectives: Sequence[str]) -> list[list[float]]:
 def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     """What can be known before anything is loaded."""
     check_choice("trainer", plan.trainer, TRAINERS)
+    check_reports(plan.report_to)
     for name in ("batch_size", "micro_batch_size", "save_steps", "limit", "sweep_batch_size"):
         value = getattr(plan, name)
         if value is not None and value < 1:

@@ -62,6 +62,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         train_dataset=prompts.train,
         processing_class=tokenizer,
         resume_from_checkpoint=(output / RUN_FILE).is_file(),
+        progress=progress,
         **settings,
     )
     left = [name for name in adapter_of(model).router_names if name not in finished_routers(output)]
@@ -119,8 +120,8 @@ def _shared_settings(plan: Plan, progress: bool) -> dict[str, Any]:
         "seed": plan.seed,
         "use_cpu": plan.cpu,
         "disable_tqdm": not progress,
-        "logging_strategy": "steps" if progress else "no",
-        "report_to": [],
+        "logging_strategy": "steps" if progress or plan.report_to else "no",
+        "report_to": list(plan.report_to),
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback, ProgressCallback
 
 from ..errors import CheckpointError, ExpertError, HoEError
 from ..objectives.payoff import RewardNormalizer
@@ -45,6 +46,7 @@ def train_routers(
     routers: Sequence[str] | None = None,
     normalizer: RewardNormalizer | None = None,
     resume_from_checkpoint: bool = False,
+    progress: bool = True,
     **others: Any,
 ) -> RewardNormalizer | None:
     """Train routers one after the other, each for its own preference; those with rewards share one payoff table.
@@ -61,6 +63,7 @@ def train_routers(
         resume_from_checkpoint: go on with the run that `args.output_dir` holds: finished routers are taken from there, the one
             under way continues from its last checkpoint, if it has one, and later ones start anew. The routers afterwards are
             those of an uninterrupted run.
+        progress: whether bars and metrics are shown on the console; `args.report_to` gets the metrics anyway.
         others: more arguments of the trainer's constructor, such as `processing_class` and `reward_model`.
 
     Returns:
@@ -105,6 +108,9 @@ def train_routers(
         if run is None:
             run = on_first_process(one.accelerator, partial(begin_run, str(args.output_dir), resume_from_checkpoint))
         one.training_state.run_id = run
+        if not progress:
+            one.remove_callback(PrinterCallback)
+            one.remove_callback(ProgressCallback)
         if not (resume_from_checkpoint and take_finished(one)):
             _train(one, resume_from_checkpoint)
         normalizer = one.normalizer
@@ -138,6 +144,7 @@ def _for_router(args: Any, name: str) -> Any:
     """The arguments of one router's run; a trainer counts things out in its own copy."""
     own = copy.copy(args)
     own.router, own.output_dir = name, str(Path(str(args.output_dir)) / name)
+    own.run_name = name if args.run_name is None else f"{args.run_name}-{name}"  # what reports call it
     return own
 
 

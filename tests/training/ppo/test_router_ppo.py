@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from peft_hoe import HoEError
+from peft_hoe.generation.decoding import Decoding
 from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
 from peft_hoe.objectives import ObjectiveWeights, RewardNormalizer
 from peft_hoe.rewards import Rewards
@@ -44,7 +45,7 @@ def make_ppo(toys: ModuleType, settings: PPOSettings, **changes: Any) -> RouterP
 
 
 def test_a_step_is_the_trainers(toys: ModuleType, tmp_path: Path) -> None:
-    settings = PPOSettings(response_length=6, temperature=1.0)
+    settings = PPOSettings(Decoding(6, do_sample=True, stop_tokens=()))
     ppo = make_ppo(toys, settings)
     trainer = toys.make_trainer(toys.make_policy().double(), tmp_path, {}, max_steps=1, lr_scheduler_type="constant")
     batch = trainer.next_prompts()
@@ -62,7 +63,7 @@ def test_a_step_is_the_trainers(toys: ModuleType, tmp_path: Path) -> None:
 
 def test_its_state_continues(toys: ModuleType) -> None:
     """A second object that takes the first one's state over makes the same second step."""
-    settings = PPOSettings(response_length=6)
+    settings = PPOSettings(Decoding(6, do_sample=True))
     first, second = make_ppo(toys, settings), make_ppo(toys, settings)
     rows = PromptCollator(first.tokenizer)(toys.PROMPTS[:8])
     batch = as_prompt_batch(rows, first.tokenizer, torch.device("cpu"))
@@ -90,6 +91,7 @@ def test_defaults_are_ppo_configs() -> None:
 
     settings = PPOSettings()
     names = [name for name in vars(settings) if hasattr(PPOFields, name) and name != "seed"]
-    assert len(names) == 12
+    assert len(names) == 9
     assert {name: getattr(settings, name) for name in names} == {name: getattr(PPOFields, name) for name in names}
     assert settings.rollout_batch == PPOFields.local_rollout_forward_batch_size
+    assert settings.decoding == Decoding(PPOFields.response_length, do_sample=True, temperature=PPOFields.temperature)

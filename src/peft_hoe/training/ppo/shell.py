@@ -54,6 +54,8 @@ class PPOShell(RouterTrainer):
         "advantage_scaling",
         "temperature",
         "response_length",
+        "stop_token",
+        "stop_token_id",
         "stop_strings",
         "batch_size",
     )
@@ -84,9 +86,8 @@ class PPOShell(RouterTrainer):
         if args.shard_policy:  # before anything holds on to the weights that are given up
             shard(policy, args.device)
         self._choose_router(policy, args)
-        decoding = args.decoding().resolved(
-            policy, processing_class
-        )  # before a trainer writes into the policy's settings
+        # Before a trainer writes into the policy's settings.
+        decoding = args.decoding().resolved(policy, processing_class)
         rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
