@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 from .errors import HoEError
 
 _COMMANDS = {
     "build": "Turn existing single-objective policies into a steerable adapter.",
+    "policy": "Train one policy for each reward, where you have none to build from.",
     "demo": "Build, save, load and steer a tiny model offline.",
     "train": "Train the routers of an adapter for their preferences.",
     "recipes": "The paper's tasks: datasets, rewards and models by name.",
@@ -20,6 +22,9 @@ _COMMANDS = {
     "weights": "A preference as the scales of a request to llama.cpp's server.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
+
+# What one library tells another of its own changes is nothing that the user of a command can act on.
+_THIRD_PARTIES = r"(transformers|peft|trl|torch|accelerate|datasets|huggingface_hub)(\.|$)"
 
 
 def build_parser(commands: Sequence[str] = tuple(_COMMANDS)) -> argparse.ArgumentParser:
@@ -39,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors about the input are one line on stderr and exit status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser([name for name in argv[:1] if name in _COMMANDS]).parse_args(argv)
-    try:
-        status: int = arguments.run(arguments)
-    except HoEError as error:
-        print(f"peft-hoe {arguments.command}: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=_THIRD_PARTIES)
+        try:
+            status: int = arguments.run(arguments)
+        except HoEError as error:
+            print(f"peft-hoe {arguments.command}: {error}", file=sys.stderr)
+            return 2
     return status
 
 

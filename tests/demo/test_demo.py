@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from peft_hoe.cli import main
 from peft_hoe.demo import drawing, embedded
 from peft_hoe.demo.rewards import cheerful, vivid
-from peft_hoe.demo.steering import Front, shown_preferences
+from peft_hoe.demo.steering import shown_preferences
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,12 @@ def test_front_has_eleven_rows_and_ordered_corners(demo: Path) -> None:
     assert rewards.shape == (11, 2)
     assert rewards[10, 0] > rewards[0, 0] + 1
     assert rewards[0, 1] > rewards[10, 1] + 1
-    assert list(front["references"]) == ["base", "cheerful", "vivid"]
-    for i, name in enumerate(("cheerful", "vivid")):
-        corner, base, policy = rewards[10 - 10 * i, i], front["references"]["base"][i], front["references"][name][i]
+    references = front["references"]
+    assert list(references) == ["base", "policy cheerful", "policy vivid"]
+    for i, name in enumerate(references, start=-1):
+        if name == "base":
+            continue
+        corner, base, policy = rewards[10 - 10 * i, i], references["base"][i], references[name][i]
         assert corner >= base + 0.5 * (policy - base)
 
 
@@ -132,19 +137,41 @@ def test_shown_preferences_are_points_of_the_simplex(n: int, rows: int) -> None:
     np.testing.assert_allclose(shown.sum(1), 1)
 
 
-def test_text_front_places_every_mark() -> None:
-    points = [[float(i), 10.0 - i] for i in range(11)]
-    references: dict[str, Any] = {"base": [0.0, 0.0], "a": [10.0, 0.0], "b": [0.0, 10.0]}
-    front = Front(["a", "b"], [[i / 10, 1 - i / 10] for i in range(11)], points, references)
-    drawn = drawing.draw_text(front, 0, 1).split("+")[0]
-    assert all(mark in drawn for mark in "0123456789XABC")
-    first, last = drawn.splitlines()[1], drawn.splitlines()[-2]
+def test_text_front_places_every_mark(make_sweep: Any) -> None:
+    preferences = [[i / 10, 1 - i / 10] for i in range(11)]
+    front = make_sweep([[float(i), 10.0 - i] for i in range(11)], preferences=preferences)
+    points = {"base": [0.0, 0.0], "policy a": [10.0, 0.0], "policy b": [0.0, 10.0]}
+    alone = [make_sweep([point], name=name, preferences=[[0.5, 0.5]]) for name, point in points.items()]
+    drawn = drawing.draw_text(front, alone, 0, 1)
+    plane = drawn.split("+")[0]
+    assert all(mark in plane for mark in "0123456789XABC")
+    first, last = plane.splitlines()[1], plane.splitlines()[-2]
     assert first.split("|")[1].startswith("C")
     assert last.split("|")[1].startswith("A")
+    assert drawn.endswith("A base, B policy a, C policy b")
 
 
-def test_picture_of_three_objectives_has_a_panel_for_each_pair(tmp_path: Path) -> None:
-    front = Front(["a", "b", "c"], np.eye(3).tolist(), np.eye(3).tolist(), {"base": [0.0, 0.0, 0.0]})
-    assert list(drawing.pairs(front)) == [(0, 1), (0, 2), (1, 2)]
-    drawing.draw_png(front, tmp_path / "front.png")
-    assert (tmp_path / "front.png").stat().st_size > 10_000
+def test_table_rounds_preferences(make_sweep: Any) -> None:
+    front = make_sweep([[1.0, 2.0]], preferences=[[0.1 + 0.2, 0.7]])
+    assert drawing.table(front, []).splitlines()[1].split() == ["0.3,", "0.7", "1.000", "2.000"]
+
+
+def test_pairs_of_three_objectives(make_sweep: Any) -> None:
+    assert list(drawing.pairs(make_sweep(np.eye(3)))) == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_it_needs_no_extra(tmp_path: Path) -> None:
+    """All but the picture, in a process where moocore, matplotlib, trl and datasets cannot be imported."""
+    (tmp_path / "prompts.txt").write_text("One day, Mia the fox went to the forest.\n")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['moocore', 'matplotlib', 'evaluate', 'trl', 'datasets']));"
+        "from peft_hoe.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["demo", "--output", "out", "--prompts", "prompts.txt", "--max-new-tokens", "4"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert 'A picture of the front needs pip install "peft-hoe[eval]".' in found.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "front.json"]
+    assert found.stderr == ""  # no library's warnings, no bars

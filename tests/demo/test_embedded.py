@@ -20,7 +20,9 @@ def test_an_adapter_is_built_from_them_and_steered(tmp_path: Path) -> None:
     model, tokenizer, prompts = demo.load_demo_adapter(), demo.load_tokenizer(), demo.load_prompts()[:8]
     assert not model.training
     corners = [[1.0, 0.0], [0.0, 1.0]]
-    found = peft_hoe.sweep(model, tokenizer, prompts, demo.REWARDS, corners, max_new_tokens=24, progress=False)
+    found = peft_hoe.sweep(
+        model, tokenizer, prompts, demo.REWARDS, corners, decoding={"max_new_tokens": 24}, progress=False
+    )
     assert found.objectives == ("cheerful", "vivid")
     assert found.points[0, 0] > found.points[1, 0]
     assert found.points[1, 1] > found.points[0, 1]
@@ -30,8 +32,8 @@ def test_options_are_those_of_build_adapter() -> None:
     assert demo.load_demo_adapter(r=2).peft_config["default"].r == 2
     with pytest.raises(TypeError, match="no_such_option"):
         demo.load_demo_adapter(no_such_option=1)
-    with pytest.raises(HoEError, match="prune is 7"):
-        demo.load_demo_adapter(prune=7)
+    with pytest.raises(HoEError, match="rescale is -1"):
+        demo.load_demo_adapter(rescale=-1)
 
 
 def test_loading_them_needs_no_extra_and_no_trainer() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,23 @@ from peft import PeftModel
 from ..demo import drawing
 from ..demo.embedded import Reward
 from ..demo.steering import (
-    Front,
+    Alone,
     Task,
     calm,
-    complete,
     embedded_task,
     load_model,
-    load_tokenizer,
-    mean_rewards,
+    measure_alone,
     measure_front,
-    measure_reference,
     shown_preferences,
+    texts_at,
 )
 from ..errors import HoEError
+from ..evaluation import Sweep
+from ..evaluation.reporting.tables import written
 from ..experts import build_adapter
-from ..inputs import read_prompts
-from ..preference import parse_preference, read_preference
+from ..generation import Decoding
+from ..inputs import load_tokenizer, read_prompts
+from ..preference import FloatArray, parse_preference, read_preference
 from .arguments import read_number, read_pairs
 
 
@@ -56,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do the whole job and say where the results are."""
     started = time.monotonic()
     task = _task(arguments)
-    extra = _extra_preference(arguments.preference, task)
+    preferences = _preferences(arguments.preference, task)
     adapter = arguments.output / "adapter"
     with calm():
         report = build_adapter(
@@ -65,17 +68,20 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         print(f"1. An adapter from {len(task.policies)} policies\n\n{report.table()}\n")
         tokenizer, model = load_tokenizer(task.base), load_model(task.base)
-        base_texts = complete(model, tokenizer, task.prompts, task.max_new_tokens)
+        base = Alone("base", model, tokenizer, task)
+        base_text = base([task.prompts[0]], preferences)[0]
+        alone = [measure_alone(task, base)] if task.rewards else []  # before the adapter is put into the model
         model = PeftModel.from_pretrained(model, str(adapter)).eval()
-        texts = _show_texts(task, model, tokenizer, base_texts[0], extra)
-        written = [adapter]
+        texts = texts_at(task, model, tokenizer, preferences)
+        _show_texts(task, base_text, preferences, texts)
+        files = [adapter]
         if task.rewards:
             front = measure_front(task, model, tokenizer)
-            front.references["base"] = mean_rewards(task, base_texts)
             for name, source in task.policies.items():
-                front.references[name] = measure_reference(task, source, tokenizer)
-            written += _show_front(task, front, texts, arguments.output)
-    _farewell(task, adapter, written, time.monotonic() - started)
+                alone.append(measure_alone(task, Alone(f"policy {name}", load_model(source), tokenizer, task)))
+            _show_front(task, front, alone)
+            files += _write_front(task, front, alone, _texts(preferences, texts), arguments.output)
+    _farewell(task, adapter, files, time.monotonic() - started)
     return 0
 
 
@@ -88,16 +94,15 @@ def _task(arguments: argparse.Namespace) -> Task:
     Raises:
         HoEError: options that do not go together.
     """
-    if arguments.max_new_tokens < 1:
-        raise HoEError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
+    decoding = Decoding(arguments.max_new_tokens)
     policies = read_pairs(arguments.policy, "--policy", "NAME=MODEL")
     functions = read_pairs(arguments.reward, "--reward", "NAME=MODULE:FUNCTION")
     prompts = _read_prompts(arguments.prompts) if arguments.prompts else None
     if arguments.base is None and not policies:
         if functions:
             raise HoEError("--reward needs --base and --policy; the embedded models have rewards of their own")
-        task = embedded_task(arguments.max_new_tokens)
-        return task if prompts is None else Task(task.base, task.policies, task.rewards, prompts, task.max_new_tokens)
+        task = embedded_task(decoding)
+        return task if prompts is None else Task(task.base, task.policies, task.rewards, prompts, decoding)
     if arguments.base is None or len(policies) < 2:
         raise HoEError("models of your own need --base and at least two --policy NAME=MODEL")
     if prompts is None:
@@ -105,7 +110,7 @@ def _task(arguments: argparse.Namespace) -> Task:
     if functions and set(functions) != set(policies):
         raise HoEError(f"rewards are given for {sorted(functions)}, policies for {sorted(policies)}; names must match")
     rewards = {name: _load_reward(functions[name]) for name in policies if functions}
-    return Task(arguments.base, policies, rewards, prompts, arguments.max_new_tokens)
+    return Task(arguments.base, policies, rewards, prompts, decoding)
 
 
 def _read_prompts(path: str) -> list[str]:
@@ -129,45 +134,61 @@ def _load_reward(path: str) -> Reward:
         raise HoEError(f"cannot load the reward {path!r}, write module:function ({error})") from None
 
 
-def _extra_preference(text: str | None, task: Task) -> list[list[float]]:
-    return [] if text is None else [parse_preference(read_preference(text), task.objectives).tolist()]
+def _preferences(extra: str | None, task: Task) -> FloatArray:
+    """The preferences to show a text at, (K, N), the user's own last."""
+    shown = shown_preferences(len(task.objectives))
+    return shown if extra is None else np.vstack([shown, parse_preference(read_preference(extra), task.objectives)])
 
 
 # -- what the user reads -----------------------------------------------------------------------------------------------
 
 
-def _show_texts(task: Task, model: Any, tokenizer: Any, base_text: str, extra: list[list[float]]) -> list[Any]:
-    """One prompt at several preferences; returns what is written beside the front."""
-    preferences = np.asarray([*shown_preferences(len(task.objectives)), *extra])
-    prompt = task.prompts[0]
-    texts = complete(model, tokenizer, [prompt] * len(preferences), task.max_new_tokens, preferences)
-    print(f"2. One prompt, one batch, {len(preferences)} preferences for {task.objectives}\n\n{prompt} ...\n")
-    for label, text in [("base", base_text), *zip(map(drawing.written, preferences), texts, strict=True)]:
+def _show_texts(task: Task, base_text: str, preferences: FloatArray, texts: Sequence[str]) -> None:
+    """One prompt, continued by the base and at several preferences."""
+    print(f"2. One prompt, one batch, {len(preferences)} preferences for {', '.join(task.objectives)}\n")
+    print(f"{task.prompts[0]} ...\n")
+    for label, text in [("base", base_text), *zip(map(written, preferences), texts, strict=True)]:
         lines = textwrap.wrap(text, 88) or [""]
         print("\n".join(f"{'' if i else label:<22} {line}" for i, line in enumerate(lines)) + "\n")
-    return [{"preference": row.tolist(), "text": text} for row, text in zip(preferences, texts, strict=True)]
 
 
-def _show_front(task: Task, front: Front, texts: list[Any], output: Path) -> list[Path]:
-    """Print the front, write it as JSON and, where matplotlib is there, as a picture."""
-    count = f"{len(front.preferences)} preferences, {len(task.prompts)} prompts"
-    print(f"3. Mean rewards at {count}, greedy, {task.max_new_tokens} new tokens\n\n{drawing.table(front)}\n")
+def _show_front(task: Task, front: Sweep, alone: Sequence[Sweep]) -> None:
+    counts = f"{len(front.preferences)} preferences for {', '.join(task.objectives)}, {len(task.prompts)} prompts"
+    print(f"3. Mean rewards at {counts}, greedy, {task.decoding.max_new_tokens} new tokens\n")
+    print(drawing.table(front, alone) + "\n")
     for x, y in drawing.pairs(front):
-        print(drawing.draw_text(front, x, y) + "\n")
+        print(drawing.draw_text(front, alone, x, y) + "\n")
+
+
+def _texts(preferences: FloatArray, texts: Sequence[str]) -> list[dict[str, Any]]:
+    rows = preferences.round(12).tolist()
+    return [{"preference": row, "text": text} for row, text in zip(rows, texts, strict=True)]
+
+
+def _write_front(task: Task, front: Sweep, alone: Sequence[Sweep], texts: list[Any], output: Path) -> list[Path]:
+    """The front as JSON and, where the extra `eval` is installed, as a picture."""
     numbers, picture = output / "front.json", output / "front.png"
-    front.save(numbers, prompt=task.prompts[0], texts=texts)
+    content = {
+        "objectives": task.objectives,
+        "preferences": front.preferences.round(12).tolist(),
+        "rewards": front.points.tolist(),
+        "references": {sweep.name: sweep.points[0].tolist() for sweep in alone},
+        "prompt": task.prompts[0],
+        "texts": texts,
+    }
+    numbers.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     try:
-        drawing.draw_png(front, picture)
-    except HoEError as error:
-        print(f"{error}\n")
+        front.plot(picture, others=alone)
+    except (HoEError, ImportError):
+        print('A picture of the front needs pip install "peft-hoe[eval]".\n')
         return [numbers]
     return [numbers, picture]
 
 
-def _farewell(task: Task, adapter: Path, written: list[Path], seconds: float) -> None:
+def _farewell(task: Task, adapter: Path, files: Sequence[Path], seconds: float) -> None:
     weights = [1.0] + [0.0] * (len(task.objectives) - 1)
     weights[:2] = [0.7, 0.3]
-    print(f"Done in {seconds:.0f} s. Written: {', '.join(str(path) for path in written)}")
+    print(f"Done in {seconds:.0f} s. Written: {', '.join(map(str, files))}")
     print("\nThe adapter is yours:\n")
     print("    import peft, peft_hoe")
     print(f"    model = peft.AutoPeftModelForCausalLM.from_pretrained({str(adapter)!r})")

@@ -5,24 +5,25 @@ Shapes: P prompts, K preferences, N objectives.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from ..errors import HoEError
-from ..preference import FloatArray, das_dennis, preference_grid, uniform
+from ..errors import HoEWarning
+from ..evaluation import HoEMethod, Sweep, sweep
+from ..generation import Decoding
+from ..generation.completer import Completer
+from ..generation.settings import evaluating
+from ..preference import FloatArray, das_dennis, uniform
 from .embedded import BASE, POLICIES, REWARDS, Reward, load_prompts
 
-ROWS = 64  # completions generated at once
 _TINY = 10_000_000  # parameters below which one thread is faster than several
 
 
@@ -35,14 +36,14 @@ class Task:
         policies: `{objective: directory or Hub id}`.
         rewards: `{objective: function of prompts and completions}`, for every objective or none.
         prompts: P texts that are continued as they are.
-        max_new_tokens: length of a completion.
+        decoding: greedy, of some length.
     """
 
     base: str
     policies: Mapping[str, str]
     rewards: Mapping[str, Reward]
     prompts: Sequence[str]
-    max_new_tokens: int
+    decoding: Decoding
 
     @property
     def objectives(self) -> list[str]:
@@ -50,30 +51,9 @@ class Task:
         return list(self.policies)
 
 
-@dataclass
-class Front:
-    """Mean rewards by preference.
-
-    Attributes:
-        objectives: the N names.
-        preferences: (K, N).
-        rewards: (K, N).
-        references: `{"base" or a policy's objective: its N mean rewards}`.
-    """
-
-    objectives: list[str]
-    preferences: list[list[float]]
-    rewards: list[list[float]]
-    references: dict[str, list[float]] = field(default_factory=dict)
-
-    def save(self, path: Path, **more: Any) -> None:
-        """Write JSON, with more keys where given."""
-        path.write_text(json.dumps({**asdict(self), **more}, indent=2) + "\n", encoding="utf-8")
-
-
-def embedded_task(max_new_tokens: int) -> Task:
+def embedded_task(decoding: Decoding) -> Task:
     """The tiny models that the package carries."""
-    return Task(BASE, POLICIES, REWARDS, load_prompts(), max_new_tokens)
+    return Task(BASE, POLICIES, REWARDS, load_prompts(), decoding)
 
 
 def shown_preferences(n: int) -> FloatArray:
@@ -93,73 +73,55 @@ def load_model(source: str) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer, padding on the left as generation needs.
+class Alone:
+    """A model that knows of no preference, as a method of a sweep.
 
-    Raises:
-        HoEError: the model brings none.
+    Args:
+        name: what tables and pictures call it.
+        model: any causal language model.
+        tokenizer: its tokenizer.
+        task: whose decoding it has.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load a tokenizer from {source}: {error}") from None
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, task: Task) -> None:
+        self.name, self.model, self.objectives = name, model, tuple(task.objectives)
+        self.completer = Completer(model, tokenizer, task.decoding)
+        self.decoding = self.completer.decoding.record
+
+    def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:
+        """Complete K prompts."""
+        with evaluating(self.model):
+            return self.completer.complete(self.model, prompts)
 
 
-def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, preferences: FloatArray | None = None
-) -> list[str]:
-    """Greedy completions of P prompts, row p at `preferences[p]` (P, N) where they are given."""
-    texts: list[str] = []
-    for start in range(0, len(prompts), ROWS):
-        rows = slice(start, start + ROWS)
-        batch = tokenizer(list(prompts[rows]), return_tensors="pt", padding=True).to(model.device)
-        steering = {} if preferences is None else {"preference": preferences[rows].tolist()}
-        with torch.inference_mode():
-            ids = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                **steering,
-            )
-        texts += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
+def texts_at(task: Task, model: Any, tokenizer: Any, preferences: FloatArray) -> list[str]:
+    """Completions of the first prompt at each preference (K, N), in one batch."""
+    return HoEMethod(model, tokenizer, decoding=task.decoding)([task.prompts[0]] * len(preferences), preferences)
 
 
-def mean_rewards(task: Task, completions: Sequence[str]) -> list[float]:
-    """Mean of every reward over the P completions, (N,).
-
-    Raises:
-        HoEError: a reward did not return one number for each prompt.
-    """
-    means = []
-    for name in task.objectives:
-        values = np.asarray(task.rewards[name](list(task.prompts), list(completions)), dtype=np.float64)
-        if values.shape != (len(task.prompts),) or not np.isfinite(values).all():
-            raise HoEError(
-                f"reward {name!r} returned {values!r}; it must return {len(task.prompts)} finite numbers, one for each prompt"
-            )
-        means.append(float(values.mean()))
-    return means
+def measure_front(task: Task, model: Any, tokenizer: Any) -> Sweep:
+    """Mean rewards at every preference of the grid."""
+    with _no_scale_needed():
+        return sweep(
+            model, tokenizer, task.prompts, task.rewards, decoding=task.decoding, name="HoE adapter", progress=False
+        )
 
 
-def measure_front(task: Task, model: Any, tokenizer: Any) -> Front:
-    """Mean rewards at every preference of the grid; the rows of a batch have different preferences."""
-    grid = preference_grid(len(task.objectives))
-    prompts = [prompt for _ in grid for prompt in task.prompts]
-    texts = complete(model, tokenizer, prompts, task.max_new_tokens, grid.repeat(len(task.prompts), axis=0))
-    size = len(task.prompts)
-    means = [mean_rewards(task, texts[start : start + size]) for start in range(0, len(texts), size)]
-    return Front(task.objectives, grid.tolist(), means)
+def measure_alone(task: Task, method: Alone) -> Sweep:
+    """Mean rewards of one model; its only preference stands for any."""
+    with _no_scale_needed():
+        return sweep(
+            prompts=task.prompts, rewards=task.rewards, preferences=[uniform(len(task.objectives))], generate=method,
+            progress=False,
+        )  # fmt: skip
 
 
-def measure_reference(task: Task, source: str, tokenizer: Any) -> list[float]:
-    """Mean rewards of the base or of one policy, (N,)."""
-    return mean_rewards(task, complete(load_model(source), tokenizer, task.prompts, task.max_new_tokens))
+@contextmanager
+def _no_scale_needed() -> Iterator[None]:
+    """A sweep warns where its rewards give no scale for hypervolumes; the demonstration shows raw rewards."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "rewards are not normalised", HoEWarning)
+        yield
 
 
 @contextmanager
@@ -169,9 +131,7 @@ def calm() -> Iterator[None]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own attributes
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
         logging.set_verbosity(verbosity)

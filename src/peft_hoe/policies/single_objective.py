@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import HoEError, RewardError
 from ..generation.prompt_rows import check_prompts
@@ -89,6 +91,7 @@ def train_policy(
     peft_config: Any = None,
     processing_class: Any = None,
     callbacks: Sequence[Any] | None = None,
+    say: Callable[[str], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train one policy for one preference and save it in `args.output_dir`, with its tokenizer.
 
@@ -97,7 +100,7 @@ def train_policy(
     Args:
         base: directory or Hub id of the model to start from, and to stay close to (`args.beta`).
         args: as from `policy_gradient_config`, or any GRPOConfig.
-        rewards: a Rewards, or what makes one.
+        rewards: a Rewards, or what makes one. Models among them are moved to the device that trains.
         preference: λ; weights the rewards.
         train_dataset: rows with `prompt` (text or chat messages); other columns go to the rewards.
         objectives: the N names; default the names that a mapping of rewards has.
@@ -105,6 +108,7 @@ def train_policy(
         peft_config: a LoraConfig to train an adapter; None to train every weight.
         processing_class: the tokenizer; default the base's.
         callbacks: of transformers' Trainer.
+        say: gets a line for each log entry, such as `print`, in place of the Trainer's own progress bar and numbers.
 
     Returns:
         what was logged; `rewards/<objective>/mean` is on the scale of the normalizer. A completion that has no reward (None
@@ -119,15 +123,16 @@ def train_policy(
     >>> from peft_hoe import demo, train_policy
     >>> from peft_hoe.policies import policy_gradient_config
     >>> args = policy_gradient_config(
-    ...     "policy", prompts=2, samples=2, max_steps=1, max_completion_length=8, use_cpu=True,
-    ...     report_to="none", disable_tqdm=True,
+    ...     "policy", prompts=2, samples=2, max_steps=1, logging_steps=1, max_completion_length=8, use_cpu=True
     ... )
     >>> log = train_policy(
     ...     demo.BASE, args, rewards=demo.REWARDS, preference={"cheerful": 1, "vivid": 0},
     ...     train_dataset=[{"prompt": text} for text in demo.load_prompts()],
     ...     peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    ...     say=lambda line: None,
     ... )
-    {'train_runtime': ...}
+    >>> log[0]["reward"] == log[0]["rewards/cheerful/mean"]
+    True
     """
     scores = _Scores(rewards, preference, objectives, normalizer)
     _check_arguments(args)
@@ -152,9 +157,29 @@ def train_policy(
         )
     finally:
         args.reward_weights = None
+    scores.rewards.to(trainer.accelerator.device)
+    if say is not None:
+        for own in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(own)
+        trainer.add_callback(_Lines(say))
     trainer.train()
     _save(trainer, target)
     return trainer.state.log_history
+
+
+class _Lines(TrainerCallback):
+    """A line for each log entry of an update."""
+
+    def __init__(self, say: Callable[[str], Any]) -> None:
+        self.say = say
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        if not state.is_world_process_zero or "reward" not in logs:
+            return
+        means = [(re.fullmatch("rewards/(.+)/mean", key), value) for key, value in logs.items()]
+        parts = [f"{match[1]} {value:.3f}" for match, value in means if match]
+        divergence = f", KL {logs['kl']:.3f} nats a token" if "kl" in logs else ""  # there is none with beta=0
+        self.say(f"update {state.global_step} of {state.max_steps}: {', '.join(parts)}{divergence}")
 
 
 class _Scores:
