@@ -106,7 +106,7 @@ def trackio(monkeypatch: pytest.MonkeyPatch) -> Any:
     stub.calls, stub.config = [], _TrackioConfig()
     stub.context_vars = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: None))
     stub.init = lambda **settings: stub.calls.append(("init", settings))
-    stub.log = lambda metrics: stub.calls.append(("log", metrics))
+    stub.log = lambda metrics, **options: stub.calls.append(("log", metrics))
     stub.finish = lambda: stub.calls.append(("finish", None))
     monkeypatch.setitem(sys.modules, "trackio", stub)
     if "trl.extras.profiling" in sys.modules:  # it imports trackio where there is one
