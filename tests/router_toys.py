@@ -292,9 +292,9 @@ def rewards_that_differ(output: str) -> dict[str, Any]:
     trainer.train()
     partly = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     reward = trainer.state.log_history[0]["reward/low"]
-    rewards["low"] = lambda prompts, completions: [None] * len(completions)
+    nothing = dict.fromkeys(rewards, lambda prompts, completions: [None] * len(completions))
     try:
-        make_trainer(None, output, {"reward_model": rewards}, max_steps=1).train()
+        make_trainer(None, output, {"reward_model": nothing}, max_steps=1).train()
     except RewardError as error:
         message = str(error)
     return {"payoff": payoff, "partly": partly, "reward": reward, "message": message}

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from peft_hoe.errors import HoEError, PreferenceError, RewardError
+from peft_hoe.errors import HoEError, HoEWarning, PreferenceError, RewardError
 from peft_hoe.objectives import ObjectiveWeights
 
 
@@ -110,11 +111,26 @@ def test_an_objective_without_a_mean_stays_as_it_was():
     weights = ObjectiveWeights({"a": 0.5, "b": 0.5})
     assert np.isnan(weights.gap).all()
     weights.update([0.05, 0.45])
-    weights.update([float("nan"), 0.45])
+    with pytest.warns(HoEWarning, match="objective 'a' has no reward in a batch"):
+        weights.update([float("nan"), 0.45])
     np.testing.assert_allclose(weights.log_w, [0.5, 0.9 * 0.3 + 0.3])
     np.testing.assert_allclose(weights.gap, [0.5, 0.3])
     before = weights.u
-    np.testing.assert_array_equal(weights.update([None, None]), before)
+    with pytest.warns(HoEWarning, match="objective 'b' has no reward in a batch"):
+        np.testing.assert_array_equal(weights.update([None, None]), before)
+
+
+def test_an_absent_objective_is_told_of_now_and_then():
+    """Not in every batch of a dataset of several tasks; one that is given no weight is not missed."""
+    weights = ObjectiveWeights([0.5, 0.5, 0.0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            weights.update([0.5, None, None])
+        weights.update([0.5, 0.5, None])
+        weights.update([0.5, None, None])
+    told = [str(item.message).partition(", only")[0] for item in caught]
+    assert told == [f"objective '1' has no reward in {when}" for when in ("a batch", "10 batches in a row", "a batch")]
 
 
 def test_weights_stay_finite_far_out():

@@ -147,8 +147,8 @@ def test_the_first_update_is_the_policy_gradient_with_the_group_baseline(base, t
     batches = []
 
     class Recorder(_Scores):
-        def _score(self, prompts, completions, others):
-            table = super()._score(prompts, completions, others)
+        def _score(self, prompts, completions, **others):
+            table = super()._score(prompts, completions, **others)
             batches.append((prompts, others["completion_ids"], table))
             return table
 

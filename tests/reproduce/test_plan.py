@@ -12,8 +12,7 @@ from peft_hoe import Decoding
 from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.reproduce import Plan
 from peft_hoe.reproduce.prompts import load_prompts
-from peft_hoe.reproduce.rewards import load_rewards, separate
-from peft_hoe.rewards import Rewards
+from peft_hoe.reproduce.rewards import load_rewards
 
 HHH = {"humor": "c", "helpful": "a", "harmless": "b"}
 
@@ -106,21 +105,6 @@ def test_a_recipe_reads_local_data(tmp_path):
         "helpful-assistant", base="b", policies=HHH, output_dir="out", data=str(tmp_path), prompts={"test": ["mine"]}
     )
     assert load_prompts(replaced).test == [{"prompt": "mine"}]
-
-
-def test_grpo_scores_a_batch_once_for_all_objectives():
-    calls = []
-
-    def both(prompts, completions, label):
-        calls.append(list(completions))
-        return [[len(text), one] for text, one in zip(completions, label, strict=True)]
-
-    functions = separate(Rewards({("a", "b"): both}, ["a", "b"]), ["label"])
-    columns = {"label": [7, 8], "trainer_state": object(), "completion_ids": [[1], [2]]}
-    assert functions["a"](["p", "q"], ["x", "yy"], **columns) == [1, 2]
-    assert functions["b"](["p", "q"], ["x", "yy"], **columns) == [7, 8]
-    assert functions["a"](["p", "q"], [[{"role": "assistant", "content": "xyz"}], "yy"], **columns) == [3, 2]
-    assert calls == [["x", "yy"], ["xyz", "yy"]]
 
 
 def test_two_rewards_for_one_objective_are_refused():

@@ -203,6 +203,18 @@ def test_a_module_equals_trls_definition():
     np.testing.assert_allclose(table[:, 0], expected, atol=1e-6)
 
 
+def test_padding_ids_may_lie_beyond_a_modules_vocabulary():
+    """As after tokenizer.add_special_tokens({"pad_token": ...}) without a resized reward model, as TRL's scripts have it."""
+    model = gpt2()
+    size = model.config.vocab_size
+    ids = torch.tensor([[size, size, 1, 5], [1, 5, 6, 7]])
+    inside = ids.masked_fill(ids == size, 0)
+    expected = ModuleReward(model)(inside, ids != size)
+    torch.testing.assert_close(ModuleReward(model)(ids, ids != size), expected, rtol=0, atol=0)
+    with pytest.raises(RewardError, match="another tokenizer"):
+        ModuleReward(model)(ids, torch.ones_like(ids))
+
+
 def test_modules_that_do_not_fit():
     with pytest.raises(RewardError, match=r"score has 2 outputs, but 1 are needed"):
         Rewards([TrlReward(2)], ["a"])

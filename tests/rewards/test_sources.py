@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from peft_hoe.errors import RewardError
 from peft_hoe.rewards import Rewards
@@ -60,6 +62,47 @@ def test_functions_of_other_forms():
     np.testing.assert_array_equal(Rewards([only_completions], ["a"])(PROMPTS, TEXTS, {"label": [0, 0]}), [[1], [2]])
     np.testing.assert_array_equal(Rewards([other_names], ["a"])(PROMPTS, TEXTS, {"label": [0, 0]}), [[1], [1]])
     assert Rewards([count], ["a"])([], []).shape == (0, 1)
+
+
+def test_coroutine_functions_are_waited_for():
+    """Also where an event loop runs already, as in a notebook, and no longer than the timeout."""
+
+    async def late(prompts, completions):
+        await asyncio.sleep(0)
+        return [float(len(text)) for text in completions]
+
+    async def never(prompts, completions):
+        await asyncio.sleep(5)
+
+    async def in_a_notebook():
+        return Rewards([late, count], ["a", "b"], timeout=60)(PROMPTS, TEXTS)
+
+    expected = [[3, 3], [9, 9]]
+    np.testing.assert_array_equal(Rewards([late, count], ["a", "b"])(PROMPTS, TEXTS), expected)
+    np.testing.assert_array_equal(asyncio.run(in_a_notebook()), expected)
+    with pytest.raises(RewardError, match=r"reward 'a' did not return within 0\.05 s"):
+        Rewards([never], ["a"], timeout=0.05)(PROMPTS, TEXTS)
+
+
+def test_modules_in_a_list_or_by_name():
+    """As TRL's scripts hold several reward models."""
+    models = [reward_module(seed) for seed in (0, 1)]
+    ids = torch.tensor([[1, 5, 6], [1, 7, 8]])
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = Rewards(models, ["a", "b"])(PROMPTS, TEXTS, **tokens)
+    assert (expected[:, 0] != expected[:, 1]).all()
+    for sources in (nn.ModuleList(models), nn.ModuleDict({"b": models[1], "a": models[0]})):
+        np.testing.assert_array_equal(Rewards(sources, ["a", "b"])(PROMPTS, TEXTS, **tokens), expected)
+    with pytest.raises(RewardError, match="2 rewards are given for the 3 objectives"):
+        Rewards(nn.ModuleList(models), ["a", "b", "c"])
+
+
+def reward_module(seed):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    return LlamaForSequenceClassification(config)
 
 
 @pytest.mark.parametrize(

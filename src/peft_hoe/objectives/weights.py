@@ -17,15 +17,17 @@ Shapes: N objectives. Knows numpy only.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import HoEError, RewardError
+from ..errors import HoEError, HoEWarning, RewardError
 from ..preference import FloatArray, parse_preference
 
 _WEIGHTINGS = ("saddle", "paper")
+_TOLD = tuple(10**power for power in range(10))  # batches in a row without a reward that are told of
 
 
 class ObjectiveWeights:
@@ -75,6 +77,7 @@ class ObjectiveWeights:
         # Not normalised: an objective left out of an update keeps its number while the others change.
         self._log_w = np.zeros(len(self.objectives))
         self._gap = np.full(len(self.objectives), np.nan)
+        self._absent = np.zeros(len(self.objectives), dtype=int)  # updates in a row without a mean
 
     @property
     def log_w(self) -> FloatArray:
@@ -111,14 +114,29 @@ class ObjectiveWeights:
 
         Raises:
             RewardError: not N numbers, or an infinite one; the weights stay as they were.
+
+        Warns:
+            HoEWarning: an objective of positive preference has none, once, and again in the 10th, 100th ... batch in a row.
         """
         means = _means(mean_rewards, self.objectives)
         seen = ~np.isnan(means)
+        self._absent = np.where(seen, 0, self._absent + 1)
+        self._tell_absent()
         gap = self.preference * (self.reference_point - means)
         self._gap = np.where(seen, gap, self._gap)
         self._log_w = np.where(seen, (1 - self.beta) * self._log_w + self.step * gap, self._log_w)
         self.updates += 1
         return self.u
+
+    def _tell_absent(self) -> None:
+        for name, weight, count in zip(self.objectives, self.preference, self._absent.tolist(), strict=True):
+            if weight > 0 and count in _TOLD:
+                warnings.warn(
+                    f"objective {name!r} has no reward in {f'{count} batches in a row' if count > 1 else 'a batch'}, only None "
+                    "or NaN; updates go by the others. That is as it should be where it scores some of the prompts only",
+                    HoEWarning,
+                    stacklevel=4,
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: settings, log w, w, gap (None before the first update) and the number of updates."""

@@ -25,6 +25,7 @@ from ..errors import HoEError, RewardError
 from ..generation.prompt_rows import check_prompts
 from ..objectives.payoff import RewardNormalizer
 from ..preference import FloatArray, parse_preference
+from ..rewards.functions import ObjectiveFunction, as_text, split
 from ..rewards.sources import Rewards
 
 try:
@@ -202,28 +203,15 @@ class _Scores:
         self.preference = parse_preference(preference, self.rewards.objectives)
         self.normalizer = normalizer
         self.columns: list[str] = []
-        self._of: Any = None  # the completions that the table is of
-        self._table: FloatArray = np.empty((0, 0))
 
-    def functions(self) -> list[Callable[..., list[float]]]:
+    def functions(self) -> list[ObjectiveFunction]:
         """One for each objective, under its name."""
-        return [self._function(index, name) for index, name in enumerate(self.rewards.objectives)]
+        return split(self._score, self.rewards.objectives)
 
-    def _function(self, index: int, name: str) -> Callable[..., list[float]]:
-        def reward(prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> list[float]:
-            if self._of is not completions:  # TRL passes one list to all functions
-                self._table = self._score(prompts, completions, others)
-                self._of = completions
-            column: list[float] = self._table[:, index].tolist()
-            return column
-
-        reward.__name__ = name
-        return reward
-
-    def _score(self, prompts: Sequence[Any], completions: Sequence[Any], others: Mapping[str, Any]) -> FloatArray:
+    def _score(self, prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> FloatArray:
         """`(B, N)`; a row that lacks a reward which counts is NaN throughout, which TRL leaves out."""
         columns = {name: others[name] for name in self.columns}
-        table = self.rewards(prompts, [_text(completion) for completion in completions], columns)
+        table = self.rewards(prompts, [as_text(completion) for completion in completions], columns)
         if self.normalizer is not None:
             table = self.normalizer.normalize(table)
         incomplete = np.isnan(table[:, self.preference > 0]).any(axis=1)
@@ -243,11 +231,6 @@ def _objective_names(
     if isinstance(sources, Mapping):
         return [name for key in sources for name in ([key] if isinstance(key, str) else key)]
     raise RewardError("the objectives have no names; give objectives=[...], or rewards as {objective: reward}")
-
-
-def _text(completion: Any) -> str:
-    """TRL's completion of a chat is a list of messages."""
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
 
 
 def _check_arguments(args: Any) -> None:

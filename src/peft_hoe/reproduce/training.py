@@ -11,7 +11,6 @@ from ..training.trl_versions import missing
 from ..tuner.functional import adapter_of
 from .plan import Plan
 from .prompts import Prompts
-from .rewards import separate
 
 _SAMPLES = 8  # completions of a prompt with GRPO, as TRL's default
 
@@ -51,8 +50,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
     if plan.trainer == "ppo":
         settings["reward_model"] = rewards
     elif plan.trainer == "grpo":
-        names = [name for name in prompts.train[0] if name != "prompt"]
-        settings["reward_funcs"] = separate(rewards, names)
+        settings["reward_funcs"] = rewards
     else:
         settings = {}
     train_routers(

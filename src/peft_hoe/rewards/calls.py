@@ -5,12 +5,14 @@ Shapes: B samples, K objectives that the source covers.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import inspect
 import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +26,14 @@ Columns = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Part:
-    """One source and the objectives that it scores."""
+class RewardSource:
+    """A function or model that gives rewards, and the objectives that it scores.
+
+    Attributes:
+        source: callable.
+        names: of the K objectives.
+        indices: their places among all N.
+    """
 
     source: Any
     names: tuple[str, ...]
@@ -68,7 +76,7 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     def work() -> None:
         try:
             with torch.no_grad():
-                outcome.put((call(), None))
+                outcome.put((_settled(call()), None))
         except Exception as error:
             outcome.put((None, error))
 
@@ -87,55 +95,75 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     return returned
 
 
+def _settled(returned: Any) -> Any:
+    """What a call returned; of a coroutine function what it comes to, also where an event loop runs already."""
+    if not inspect.isawaitable(returned):
+        return returned
+
+    async def wait() -> Any:
+        return await returned
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as apart:  # a loop runs in this thread, as in a notebook
+        return apart.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
+
+
 def took_too_long(label: str, timeout: float) -> RewardError:
     """The error of a call that is waited for no longer."""
     return RewardError(f"{label} did not return within {timeout:g} s; raise timeout=, or make it faster")
 
 
-def read_rewards(returned: Any, part: Part, count: int) -> FloatArray:
+def read_rewards(returned: Any, reward: RewardSource, count: int) -> FloatArray:
     """What a source returned, as `(B, K)`."""
     expected = f"{count} numbers or None, one for each completion"
-    if len(part.names) > 1:
-        expected = f"{count} rows of {len(part.names)} numbers or None, one row for each completion"
+    if len(reward.names) > 1:
+        expected = f"{count} rows of {len(reward.names)} numbers or None, one row for each completion"
     if hasattr(returned, "tolist"):
         returned = returned.tolist()
     if isinstance(returned, (str, bytes, Mapping)) or not isinstance(returned, Sequence):
-        raise RewardError(f"{part.label} returned {_shown(returned)}, a {type(returned).__name__}; expected {expected}")
+        raise RewardError(
+            f"{reward.label} returned {_shown(returned)}, a {type(returned).__name__}; expected {expected}"
+        )
     if len(returned) != count:
-        raise RewardError(f"{part.label} returned {len(returned)} values for {count} completions; expected {expected}")
-    table = np.full((count, len(part.names)), np.nan)
+        raise RewardError(
+            f"{reward.label} returned {len(returned)} values for {count} completions; expected {expected}"
+        )
+    table = np.full((count, len(reward.names)), np.nan)
     for row, value in enumerate(returned):
         numbers = value.tolist() if hasattr(value, "tolist") else value
         numbers = (
             list(numbers)
             if isinstance(numbers, (list, tuple))
-            else [numbers] * (len(part.names) if numbers is None else 1)
+            else [numbers] * (len(reward.names) if numbers is None else 1)
         )
-        if len(numbers) != len(part.names) or not all(_is_reward(number) for number in numbers):
+        if len(numbers) != len(reward.names) or not all(_is_reward(number) for number in numbers):
             raise RewardError(
-                f"{part.label} returned {_shown(value)} for completion {row}; expected {expected}. "
+                f"{reward.label} returned {_shown(value)} for completion {row}; expected {expected}. "
                 "Return None for a completion that has no reward"
             )
         table[row] = [math.nan if number is None else float(number) for number in numbers]
     return table
 
 
-def check_numbers(part: Part, known: Sequence[int], count: int) -> None:
-    """See that each objective of a part has a number.
+def check_numbers(reward: RewardSource, known: Sequence[int], count: int) -> None:
+    """See that each objective of a source has a number, so that its mean can be measured.
 
     Args:
-        part: the source.
-        known: how many completions have a number, for each of the part's K objectives.
+        reward: the source.
+        known: how many completions have a number, for each of its K objectives.
         count: of how many.
 
     Raises:
         RewardError: an objective has none.
     """
-    empty = [name for name, numbers in zip(part.names, known, strict=True) if not numbers]
+    empty = [name for name, numbers in zip(reward.names, known, strict=True) if not numbers]
     if empty:
         raise RewardError(
-            f"{part.label} returned no number for any of {count} completions (objectives {empty}), only None or NaN; "
-            "a batch without a reward cannot be trained on"
+            f"{reward.label} returned no number for any of {count} completions (objectives {empty}), only None or NaN; "
+            "without one there is no mean to measure"
         )
 
 

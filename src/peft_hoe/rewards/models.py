@@ -170,7 +170,7 @@ class ModuleReward:
         if not (isinstance(prefix, str) and hasattr(self.model, prefix) and hasattr(self.model, "score")):
             raise RewardError(
                 f"{type(self.model).__name__} has not the interface of TRL's reward models (a backbone named by "
-                "base_model_prefix, and score); wrap a classifier as peft_hoe.rewards.sources.ClassifierReward(model, "
+                "base_model_prefix, and score); wrap a classifier as peft_hoe.rewards.ClassifierReward(model, "
                 "its_tokenizer)"
             )
         self.model.eval()
@@ -195,7 +195,7 @@ class ModuleReward:
             input_ids: the policy's tokens `(B, S)`, prompt and completion; padding may be on both sides.
             attention_mask: `(B, S)`, 0 on padding.
         """
-        self._check_vocabulary(input_ids)
+        self._check_vocabulary(input_ids[attention_mask.bool()])
         device = _device(self.model)
         parts = []
         for start in range(0, len(input_ids), self.batch_size):
@@ -220,12 +220,13 @@ class ModuleReward:
         return score
 
     def _check_vocabulary(self, input_ids: Tensor) -> None:
+        """Of the ids that it reads: those of padding are masked, and may be any."""
         embedding = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None  # type: ignore[operator]
         size = getattr(embedding, "num_embeddings", None)
         if size is not None and input_ids.numel() and int(input_ids.max()) >= size:
             raise RewardError(
                 f"{type(self.model).__name__} knows {size} tokens, but the policy's ids go up to {int(input_ids.max())}: "
-                "it has another tokenizer; wrap it as peft_hoe.rewards.sources.ClassifierReward(model, its_tokenizer)"
+                "it has another tokenizer; wrap it as peft_hoe.rewards.ClassifierReward(model, its_tokenizer)"
             )
 
 

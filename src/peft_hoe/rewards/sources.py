@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import RewardError
 from ..preference import FloatArray
-from .calls import Columns, Part, bind, check_numbers, read_rewards, run_call
+from .calls import Columns, RewardSource, bind, check_numbers, read_rewards, run_call
+from .functions import NOT_COLUMNS, ObjectiveFunction, as_text, split
 from .models import ClassifierReward, ModuleReward
 
 
@@ -24,7 +25,8 @@ class Rewards:
         sources: `{objective: source}`, where a tuple of objectives names what one source with several outputs covers; a
             sequence of N sources in the objectives' order; or one source that covers all. A source is a callable
             `(prompts, completions, **columns)` that returns a list of float or None, as ClassifierReward and URLReward
-            are, or an nn.Module with the interface of TRL's PPO (see ModuleReward).
+            are, a coroutine function of that form, or an nn.Module with the interface of TRL's PPO (see ModuleReward). An
+            nn.ModuleList is a sequence of sources, an nn.ModuleDict a mapping.
         objectives: the N names.
         timeout: seconds that one source may take for a call; default for ever. A source that hangs is left behind in a daemon
             thread: Python cannot stop it.
@@ -47,8 +49,8 @@ class Rewards:
             raise RewardError(f"timeout is {timeout}; give seconds above 0, or None to wait for ever")
         self.objectives = tuple(objectives)
         self.timeout = timeout
-        self._parts = [
-            Part(_as_source(source, names), names, [self.objectives.index(name) for name in names])
+        self._sources = [
+            RewardSource(_as_source(source, names), names, [self.objectives.index(name) for name in names])
             for names, source in match_sources(sources, self.objectives)
         ]
 
@@ -66,13 +68,13 @@ class Rewards:
     @property
     def needs_tokens(self) -> bool:
         """Whether a call needs `input_ids` and `attention_mask`."""
-        return any(isinstance(part.source, ModuleReward) for part in self._parts)
+        return any(isinstance(reward.source, ModuleReward) for reward in self._sources)
 
     def modules(self) -> Iterator[nn.Module]:
         """The models among the sources."""
-        for part in self._parts:
-            if isinstance(part.source, (ClassifierReward, ModuleReward)):
-                yield part.source.model
+        for reward in self._sources:
+            if isinstance(reward.source, (ClassifierReward, ModuleReward)):
+                yield reward.source.model
 
     def to(self, device: Any) -> Rewards:
         """Move the models among the sources."""
@@ -98,8 +100,7 @@ class Rewards:
             columns: the data set's other columns, `{name: B values}`.
             input_ids: the policy's tokens `(B, S)` of prompt and completion; only modules read them.
             attention_mask: `(B, S)`, 0 on padding, on either side.
-            allow_empty: let an objective be without any number, as one process's share of a batch may be; `check_numbers`
-                then judges the whole.
+            allow_empty: let an objective be without any number, as in a batch of prompts that it does not score.
 
         Returns:
             `(B, N)` float64, NaN where there is no reward.
@@ -113,25 +114,69 @@ class Rewards:
         table = np.full((len(completions), len(self.objectives)), np.nan)
         if not len(completions):
             return table
-        for part in self._parts:
-            call = _prepare(part, prompts, completions, columns, input_ids, attention_mask)
-            table[:, part.indices] = read_rewards(run_call(call, part.label, self.timeout), part, len(completions))
-        if not allow_empty:
-            self.check_numbers((~np.isnan(table)).sum(0), len(completions))
+        for reward in self._sources:
+            call = _prepare(reward, prompts, completions, columns, input_ids, attention_mask)
+            table[:, reward.indices] = read_rewards(
+                run_call(call, reward.label, self.timeout), reward, len(completions)
+            )
+        known = (~np.isnan(table)).sum(0)
+        for reward in () if allow_empty else self._sources:
+            check_numbers(reward, [int(known[i]) for i in reward.indices], len(completions))
         return table
 
-    def check_numbers(self, known: Any, count: int) -> None:
-        """See that each objective of a batch has a number.
+    def functions(self, columns: Sequence[str] | None = None) -> list[ObjectiveFunction]:
+        """One function for each objective, in their order, as TRL's GRPOTrainer and its like take them.
+
+        Each batch is scored once, by whichever function is called first. Completions of chats are given as text.
+
+        Args:
+            columns: of the dataset, which the sources get; None for all that the trainer passes.
+
+        Raises:
+            RewardError: a source reads the policy's tokens, which such trainers do not pass on.
+
+        >>> from peft_hoe.rewards import Rewards
+        >>> def both(prompts, completions):
+        ...     return [[len(text), text.count("e")] for text in completions]
+        >>> rewards = Rewards(both, ["long", "many"])
+        >>> [(each.__name__, each(prompts=["Tom"], completions=[" went home"])) for each in rewards.functions()]
+        [('long', [10.0]), ('many', [2.0])]
+        """
+        if self.needs_tokens:
+            raise RewardError(
+                "a reward is a module that reads the policy's tokens, which trainers that take functions do not pass on; wrap "
+                "it as peft_hoe.rewards.ClassifierReward(model, its_tokenizer)"
+            )
+
+        def score(prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> FloatArray:
+            some = {
+                name: column
+                for name, column in others.items()
+                if (
+                    name not in NOT_COLUMNS and _is_column(column, len(completions))
+                    if columns is None
+                    else name in columns
+                )
+            }
+            return self(prompts, [as_text(completion) for completion in completions], some, allow_empty=True)
+
+        return split(score, self.objectives, self.to)
+
+    def check_batch(self, known: Any, count: int) -> None:
+        """See that a batch to train on, of all processes, has a number for some objective.
 
         Args:
             known: how many of the completions have one, `(N,)`.
             count: the completions of the batch.
 
         Raises:
-            RewardError: an objective has none.
+            RewardError: there is none.
         """
-        for part in self._parts:
-            check_numbers(part, [int(known[i]) for i in part.indices], count)
+        if not np.asarray(known).any():
+            raise RewardError(
+                f"the rewards of {list(self.objectives)} returned no number for any of {count} completions, only None or NaN; "
+                "a batch without a reward cannot be trained on"
+            )
 
 
 # -- what the user passed ---
@@ -143,6 +188,8 @@ def match_sources(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple
     Raises:
         RewardError: sources and objectives do not match.
     """
+    if isinstance(sources, nn.ModuleDict):
+        sources = dict(sources.items())
     if isinstance(sources, Mapping):
         named = [((key,) if isinstance(key, str) else tuple(key), source) for key, source in sources.items()]
         given = [name for names, _ in named for name in names]
@@ -155,7 +202,7 @@ def match_sources(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple
                 f"{missing}, twice {twice}; give exactly one reward for each objective"
             )
         return named
-    if isinstance(sources, (list, tuple)):
+    if isinstance(sources, (list, tuple, nn.ModuleList)):
         if len(sources) != len(objectives):
             raise RewardError(
                 f"{len(sources)} rewards are given for the {len(objectives)} objectives {list(objectives)}; give one for "
@@ -197,20 +244,24 @@ def _check_lengths(count: int, columns: Columns) -> None:
             raise RewardError(f"{name} has {len(column)} rows, but there are {count} completions; give one for each")
 
 
+def _is_column(value: Any, count: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == count
+
+
 def _prepare(
-    part: Part,
+    reward: RewardSource,
     prompts: Sequence[Any],
     completions: Sequence[str],
     columns: Columns,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
 ) -> Callable[[], Any]:
-    source = part.source
+    source = reward.source
     if isinstance(source, ModuleReward):
         if input_ids is None or attention_mask is None:
             raise RewardError(
-                f"{part.label} is a module that reads tokens; pass input_ids and attention_mask with the call"
+                f"{reward.label} is a module that reads tokens; pass input_ids and attention_mask with the call"
             )
         ids, mask = input_ids, attention_mask
         return lambda: source(ids, mask)
-    return bind(source, part.label, list(prompts), list(completions), columns)
+    return bind(source, reward.label, list(prompts), list(completions), columns)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from peft_hoe import HoEError
 from peft_hoe.errors import RewardError
-from peft_hoe.rewards import ClassifierReward, ModuleReward, URLReward
+from peft_hoe.rewards import ClassifierReward, ModuleReward, Rewards, URLReward
 from peft_hoe.training.grpo.rewards import fill_missing, known_means, processing_classes, reward_functions
 
 NAMES = ["low", "high"]
@@ -89,6 +89,22 @@ def test_a_classifier_moves_to_the_device_of_the_trainer(
     assert moved == [trainer.accelerator.device]
 
 
+def test_one_reward_for_several_objectives_is_called_once_a_batch() -> None:
+    """A function gets completions as TRL makes them, a Rewards gives its sources text."""
+    calls: list[Any] = []
+
+    def both(completions: Any, tag: Any, **columns: Any) -> list[list[int]]:
+        calls.append(completions)
+        return [[len(text), one] for text, one in zip(completions, tag, strict=True)]
+
+    chats = [[{"role": "assistant", "content": "w55"}], [{"role": "assistant", "content": "w6"}]]
+    for sources, lengths in ((both, [1, 1]), ({("low", "high"): both}, [1, 1]), (Rewards(both, NAMES), [3, 2])):
+        functions = reward_functions(sources, NAMES)
+        assert [function.__name__ for function in functions] == NAMES
+        assert [function(["p", "q"], chats, **EXTRAS) for function in functions] == [lengths, [1, 2]]
+    assert calls == [chats, chats, ["w55", "w6"]]
+
+
 def test_errors_name_the_objective() -> None:
     def broken(completions: Any, **columns: Any) -> list[float]:
         raise RuntimeError("no")
@@ -104,8 +120,10 @@ def test_errors_name_the_objective() -> None:
     [
         ([length], "1 rewards are given for the 2 objectives"),
         ({"low": length, "hi": length}, r"unknown \['hi'\], missing \['high'\]"),
-        (length, "one reward is given for the objectives"),
-        ({("low", "high"): length}, "one reward is given for the objectives"),
+        ({("low", "high"): "org/model"}, "'org/model', which TRL runs for one objective only"),
+        ({("low", "high"): classifier(2)}, "'LlamaForSequenceClassification', which TRL runs for one objective only"),
+        ({("low", "high"): ClassifierReward(classifier(2), None)}, "with 1 outputs, but 2 are needed"),
+        (Rewards([length], ["low"]), r"the rewards are for \['low'\]"),
         ([length, 3], "'high' is 3"),
         ([length, classifier(2)], "LlamaForSequenceClassification with 2 outputs"),
         ([length, ClassifierReward(classifier(2), None, output=[0, 1])], "ClassifierReward with 2 outputs"),

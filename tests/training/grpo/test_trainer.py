@@ -211,12 +211,33 @@ def test_a_missing_reward_counts_in_no_way(make_grpo: Make, toys: ModuleType) ->
     assert trainer.weights.gap == pytest.approx([0.25 * (1.05 - 0.75), 0.75 * (1.05 - 1.25)])
 
 
-def test_an_objective_without_any_reward_is_an_error(make_grpo: Make, toys: ModuleType) -> None:
-    rewards = {"low": toys.low, "high": lambda prompts, completions: [None] * len(completions)}
+def test_a_batch_without_any_reward_is_an_error(make_grpo: Make) -> None:
+    rewards = dict.fromkeys(("low", "high"), lambda prompts, completions: [None] * len(completions))
     trainer = make_grpo(constructor={"reward_funcs": rewards})
-    with pytest.raises(HoEError, match=r"\['high'\] returned no number for any"):
+    with pytest.raises(HoEError, match=r"\['low', 'high'\] returned no number for any"):
         trainer.train()
     assert trainer.weights.log_w.tolist() == [0.0, 0.0]
+
+
+def test_two_tasks_in_one_dataset_train(make_grpo: Make, toys: ModuleType) -> None:
+    """Each has a reward of its own, and some batches hold one task only: the other objective waits."""
+
+    def of(task: str, reward: Any) -> Any:
+        def scored(prompts: Any, completions: Any, task_name: Any) -> list[float | None]:
+            found = reward(prompts, completions)
+            return [value if name == task else None for value, name in zip(found, task_name, strict=True)]
+
+        return scored
+
+    rows = [{**row, "task_name": "a" if i % 4 else "b"} for i, row in enumerate(toys.PROMPTS)]
+    rewards = {"low": of("a", toys.low), "high": of("b", toys.high)}
+    trainer = make_grpo(constructor={"reward_funcs": rewards, "train_dataset": rows}, max_steps=6)
+    with pytest.warns(HoEWarning, match="objective 'high' has no reward in a batch"):
+        trainer.train()
+    assert trainer.state.global_step == 6
+    seen = [{name for name in entry if name.startswith("reward/")} for entry in trainer.state.log_history]
+    assert {"reward/low"} in seen
+    assert {"reward/low", "reward/high"} in seen
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -53,7 +53,7 @@ def test_processes_share_a_payoff_table_and_lack_rewards_together(
     assert all(torch.equal(x, y) for x, y in zip(first["partly"], second["partly"], strict=True))
     assert first["reward"] == second["reward"] > 0
     assert first["message"] == second["message"] == alone["message"].replace("any of 8", "any of 16")
-    assert "reward 'low' returned no number for any of 8 completions" in alone["message"]
+    assert "the rewards of ['low', 'high'] returned no number for any of 8 completions" in alone["message"]
 
 
 @pytest.mark.skipif(

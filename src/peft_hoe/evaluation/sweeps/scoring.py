@@ -48,7 +48,7 @@ def text_rewards(rewards: Any, objectives: Sequence[str]) -> Rewards:
     if scorer.needs_tokens:
         raise RewardError(
             "a reward is a module that reads the policy's token ids, but sweeps score texts; wrap it as "
-            "peft_hoe.rewards.sources.ClassifierReward(model, its_tokenizer)"
+            "peft_hoe.rewards.ClassifierReward(model, its_tokenizer)"
         )
     return scorer
 

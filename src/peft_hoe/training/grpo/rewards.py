@@ -16,35 +16,31 @@ from torch import nn
 
 from ...errors import RewardError
 from ...preference import FloatArray
-from ...rewards.calls import Part, bind, read_rewards, run_call, took_too_long
+from ...rewards.calls import RewardSource, bind, read_rewards, run_call, took_too_long
+from ...rewards.functions import NOT_COLUMNS, ObjectiveFunction, as_text, split
 from ...rewards.models import ClassifierReward, ModuleReward
-from ...rewards.sources import match_sources
+from ...rewards.sources import Rewards, match_sources
 from ...rewards.url import URLReward
-
-_NOT_COLUMNS = ("completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 
 def reward_functions(sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> list[Any]:
     """What TRL takes as `reward_funcs`, in the objectives' order.
 
     Args:
-        sources: `{objective: source}`, a sequence in the objectives' order, or one source for one objective. A source is what
-            TRL takes (the name of a classifier, a classifier, a function, also an asynchronous one), ClassifierReward or
-            URLReward.
+        sources: a Rewards; or `{objective: source}`, where a tuple of objectives names what one source covers, a sequence in
+            the objectives' order, or one source for all. A source is what TRL takes (the name of a classifier, a classifier, a
+            function, also an asynchronous one), ClassifierReward or URLReward; one of several is called once a batch.
         objectives: the N names.
         timeout: seconds that a call may take; default for ever. Classifiers that TRL runs are not bounded.
 
     Raises:
         RewardError: sources and objectives do not match, or a source is of no known kind.
     """
-    found = {}
+    if isinstance(sources, Rewards):
+        return list(Rewards.of(sources, objectives).functions())
+    found: dict[str, Any] = {}
     for names, source in match_sources(sources, tuple(objectives)):
-        if len(names) != 1:
-            raise RewardError(
-                f"one reward is given for the objectives {list(names)}; GRPO takes one for each, as {{objective: function}} or "
-                "in their order"
-            )
-        found[names[0]] = _function(source, names[0], timeout)
+        found |= zip(names, _functions(source, names, timeout), strict=True)
     return [found[name] for name in objectives]
 
 
@@ -64,16 +60,18 @@ def processing_classes(given: Any, objectives: Sequence[str]) -> Any:
     return [given.get(name) for name in objectives]
 
 
-def _function(source: Any, objective: str, timeout: float | None) -> Any:
-    label = f"the reward of {objective!r}"
-    width = 1
+def _functions(source: Any, names: tuple[str, ...], timeout: float | None) -> list[Any]:
+    """One function, or what TRL runs itself, for each of a source's objectives."""
+    label = f"the reward of {names[0]!r}" if len(names) == 1 else f"the reward of {list(names)}"
+    width = len(names)
     if isinstance(source, nn.Module):
         width = getattr(getattr(source, "score", None), "out_features", 1)
     elif isinstance(source, ClassifierReward):
         width = source.outputs
-    if width != 1:
+    if width != len(names):
+        needed = "one is" if len(names) == 1 else f"{len(names)} are"
         raise RewardError(
-            f"{label} is a {type(source).__name__} with {width} outputs, but one is needed; choose it with "
+            f"{label} is a {type(source).__name__} with {width} outputs, but {needed} needed; choose them with "
             "ClassifierReward(model, tokenizer, output=...)"
         )
     if isinstance(source, ModuleReward):
@@ -82,15 +80,20 @@ def _function(source: Any, objective: str, timeout: float | None) -> Any:
             "ClassifierReward(model, tokenizer)"
         )
     if isinstance(source, (str, nn.Module)):
-        return source
-    if inspect.iscoroutinefunction(source):
-        return source if timeout is None else _bounded(source, label, timeout)
+        if len(names) > 1:
+            raise RewardError(
+                f"{label} is {source if isinstance(source, str) else type(source).__name__!r}, which TRL runs for one "
+                "objective only; use ClassifierReward(model, tokenizer, output=[...]) for several"
+            )
+        return [source]
+    if inspect.iscoroutinefunction(source) and len(names) == 1:  # TRL runs several of them at the same time
+        return [source if timeout is None else _bounded(source, label, timeout)]
     if not callable(source):
         raise RewardError(
             f"{label} is {source!r}; give a function (prompts, completions, **columns), a sequence classifier or its name, "
             "ClassifierReward(model, tokenizer) or URLReward(url)"
         )
-    return RewardFunction(source, objective, timeout)
+    return list(_scored(source, names, timeout))
 
 
 def _bounded(source: Any, label: str, timeout: float) -> Any:
@@ -106,44 +109,23 @@ def _bounded(source: Any, label: str, timeout: float) -> Any:
     return bounded
 
 
-class RewardFunction:
-    """A user's reward with the arguments that TRL passes, of which it is given what it takes.
+def _scored(source: Any, names: tuple[str, ...], timeout: float | None) -> list[ObjectiveFunction]:
+    """A user's source, called once a batch, as one function for each of its objectives.
 
     Completions are what TRL makes of them: text, or for chat prompts lists with the assistant's message. ClassifierReward and
     URLReward are always given text.
     """
+    reward = RewardSource(source, names, list(range(len(names))))
+    reads_text = isinstance(source, (ClassifierReward, URLReward))
 
-    def __init__(self, source: Any, objective: str, timeout: float | None = None) -> None:
-        self.source, self.timeout = source, timeout
-        self.__name__ = objective  # what TRL calls it
-        self._part = Part(source, (objective,), [0])
-        self._reads_text = isinstance(source, (ClassifierReward, URLReward))
-
-    def to(self, device: Any) -> None:
-        """Move the source's model, if it has one."""
-        if isinstance(self.source, ClassifierReward):
-            self.source.model.to(device)
-
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """B rewards, NaN where there is none.
-
-        Raises:
-            RewardError: the source raised, or returned anything else than B numbers or None.
-        """
-        if self._reads_text:
+    def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> FloatArray:
+        if reads_text:
             completions = [as_text(completion) for completion in completions]
-            columns = {name: column for name, column in columns.items() if name not in _NOT_COLUMNS}
-        call = bind(self.source, self._part.label, list(prompts), list(completions), columns)
-        returned = run_call(call, self._part.label, self.timeout)
-        rewards: list[float] = read_rewards(returned, self._part, len(completions))[:, 0].tolist()
-        return rewards
+            columns = {name: column for name, column in columns.items() if name not in NOT_COLUMNS}
+        call = bind(source, reward.label, list(prompts), list(completions), columns)
+        return read_rewards(run_call(call, reward.label, timeout), reward, len(completions))
 
-
-def as_text(completion: Any) -> str:
-    """A completion as text: itself, or what the assistant's messages say."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(message["content"] or "" for message in completion)
+    return split(score, names, source.model.to if isinstance(source, ClassifierReward) else None)
 
 
 def known_means(rewards: FloatArray) -> FloatArray:

@@ -24,13 +24,14 @@ from ...generation.prompt_datasets import as_dataset, with_prompts
 from ...objectives.payoff import RewardNormalizer, payoff_table
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
+from ...rewards.functions import ObjectiveFunction
 from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
 from ..run.steered_policy import reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEGRPOConfig
-from .rewards import RewardFunction, fill_missing, known_means, processing_classes, reward_functions
+from .rewards import fill_missing, known_means, processing_classes, reward_functions
 
 
 class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
@@ -111,7 +112,7 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
                 optimizers=optimizers,
             )
         for function in functions:  # TRL moves the classifiers that it knows
-            if isinstance(function, RewardFunction):
+            if isinstance(function, ObjectiveFunction):
                 function.to(self.accelerator.device)
         self.beta = args.beta  # with no model for it, TRL's reference is the policy with its adapter off
         self.reward_func_names = list(self.objectives)
@@ -147,11 +148,10 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         return torch.as_tensor(rewards, dtype=gathered.dtype, device=gathered.device)
 
     def _weigh(self, means: FloatArray) -> None:
-        empty = [name for name, mean in zip(self.objectives, means, strict=True) if np.isnan(mean)]
-        if empty:
+        if np.isnan(means).all():
             raise RewardError(
-                f"the rewards of {empty} returned no number for any completion of the batch, only None or NaN; a batch without "
-                "a reward cannot be trained on"
+                f"the rewards of {self.objectives} returned no number for any completion of the batch, only None or NaN; a "
+                "batch without a reward cannot be trained on"
             )
         self.weights.update(means)
         self._use_weights()

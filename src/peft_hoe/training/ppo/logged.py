@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...generation.prompts import PromptBatch
@@ -50,7 +51,7 @@ def scalar_metrics(
         kl_coef: its coefficient in the loss.
         penalty: what a response loses on average for having no end.
     """
-    scores = float(rewards @ weights) - penalty
+    scores = float(np.nansum(rewards * weights)) - penalty  # NaN: an objective without a reward in this batch
     return {
         "objective/scores": scores,
         "objective/non_score_reward": -kl_coef * kl,

@@ -146,11 +146,11 @@ class RouterPPO:
         """Raw rewards `(B, N)`, NaN where there is none.
 
         Raises:
-            RewardError: a reward fails, or an objective has no number on any process; then all of them raise.
+            RewardError: a reward fails, or no objective has a number on any process; then all of them raise.
         """
         raw = self.score_responses(rollout.prompts, rollout.responses)
         known = over_processes(self.accelerator, [*(~np.isnan(raw)).sum(0), len(raw)])
-        self.rewards.check_numbers(known[:-1], int(known[-1]))
+        self.rewards.check_batch(known[:-1], int(known[-1]))
         return raw
 
     def normalize(self, raw: FloatArray) -> FloatArray:

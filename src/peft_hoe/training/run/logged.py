@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 
@@ -21,9 +23,10 @@ def weighing_metrics(
 
 
 def objective_metrics(objectives: Sequence[str], columns: dict[str, FloatArray]) -> dict[str, float]:
-    """One number per column `(N,)` and objective: `{column/objective: number}`."""
+    """One number per column `(N,)` and objective: `{column/objective: number}`; what is unknown (NaN) is left out."""
     return {
         f"{column}/{name}": float(value)
         for column, values in columns.items()
         for name, value in zip(objectives, values, strict=True)
+        if not np.isnan(value)
     }
