@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
@@ -22,13 +25,32 @@ import torch
 from peft_hoe import Sweep, versions
 from peft_hoe.objectives import RewardNormalizer
 
-torch.set_num_threads(1)
+# One thread a test process, unless the environment asks for more: `make test` runs a process on each core.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where the installed PEFT and transformers do not save together, tests that only load do not care."""
     if versions.refused_without_peft_model():
         config.addinivalue_line("filterwarnings", "ignore:transformers .* asks for peft:peft_hoe.HoEWarning")
+
+
+# Each chain is imported in one process of its own, from left to right.
+_CHAINS = (("peft_hoe", "peft_hoe.demo", "peft_hoe.evaluation", "peft_hoe.policies"), ("peft_hoe", "peft_hoe.training"))
+
+
+@pytest.fixture(scope="session")
+def imported_by() -> Callable[[str], set[str]]:
+    """The names in sys.modules of a fresh process that imported a module, and what stands before it in `_CHAINS`."""
+
+    @functools.cache
+    def names(chain: tuple[str, ...]) -> dict[str, set[str]]:
+        code = "import importlib, json, sys\nfor name in sys.argv[1:]:\n"
+        code += "    importlib.import_module(name)\n    print(json.dumps([*sys.modules]))"
+        found = subprocess.run([sys.executable, "-c", code, *chain], capture_output=True, text=True, check=True)
+        return {name: set(json.loads(line)) for name, line in zip(chain, found.stdout.splitlines(), strict=True)}
+
+    return lambda module: names(next(chain for chain in _CHAINS if module in chain))[module]
 
 
 @pytest.fixture(scope="session")
