@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def _share(text: str, wanted: range) -> float:
 
 
 def hangs(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-    time.sleep(1)
+    time.sleep(600)
     return low(prompts, completions)
 
 
@@ -434,37 +434,49 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
 import router_toys
-output = sys.argv[1]
-state = router_toys.{updates}(output, {rows}, **{changes!r})
-torch.save(state, output + "-" + str(state["rank"]) + ".pt")
+for output, (updates, rows, changes) in {runs!r}.items():
+    state = getattr(router_toys, updates)(output, rows, **changes)
+    torch.save(state, output + "-" + str(state["rank"]) + ".pt")
 sys.stdout.flush()
 # Torch may abort where Python's exit tears gloo's threads down; destroying the group first hangs in old versions
 os._exit(0)
 """
 
 
-def launch(folder: Path, updates: str, rows: int, processes: int = 2, **changes: Any) -> list[dict[str, Any]]:
-    """What a function of this module, given the rows of each process, returns on processes on the CPU (gloo)."""
-    script, output = folder / "worker.py", folder / f"run{processes}"
-    worker = _WORKER.format(folder=str(Path(__file__).parent), updates=updates, rows=rows, changes=changes)
-    script.write_text(worker, encoding="utf-8")
+def launch(folder: Path, runs: Mapping[str, tuple[str, int, dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """What functions of this module return on two processes on the CPU (gloo), which run one after the other.
+
+    Args:
+        folder: where the processes work; each run's output goes to the folder of its name.
+        runs: (function, rows of each process, other keywords) by name.
+
+    Returns:
+        What the first and the second process have, by name.
+    """
+    script, outputs = folder / "worker.py", {str(folder / name): run for name, run in runs.items()}
+    script.write_text(_WORKER.format(folder=str(Path(__file__).parent), runs=outputs), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(output)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
+    printed = [folder / f"printed-{rank}.txt" for rank in range(2)]
+    children = []
+    for rank, path in enumerate(printed):
+        with path.open("wb") as output:
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, "-W", "ignore", str(script)],
+                    env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
     try:
-        printed = [child.communicate(timeout=120)[0] for child in children]
+        while any(child.poll() is None for child in children) and not any(child.returncode for child in children):
+            time.sleep(0.1)
     finally:
         for child in children:  # one that waits for the other's collective would wait on
             child.kill()
-    assert [child.returncode for child in children] == [0] * processes, "\n".join(text[-3000:] for text in printed)
-    return [torch.load(f"{output}-{rank}.pt") for rank in range(processes)]
+    statuses = [child.wait() for child in children]
+    assert statuses == [0, 0], "\n".join(path.read_text(errors="replace")[-3000:] for path in printed)
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)] for name in runs}

@@ -99,7 +99,6 @@ def run(hub, tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr

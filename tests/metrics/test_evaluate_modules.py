@@ -217,7 +217,7 @@ def together(code, folder):
         )
         for rank in range(2)
     ]
-    outputs = [worker.communicate(timeout=120)[0] for worker in started]
+    outputs = [worker.communicate()[0] for worker in started]
     assert [worker.returncode for worker in started] == [0, 0]
     return [[json.loads(line) for line in output.splitlines()] for output in outputs]
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -159,16 +158,13 @@ def test_a_reward_that_hangs():
     released = threading.Event()
 
     def hang(prompts, completions):
-        released.wait(10)
+        released.wait()
         return [0.0, 0.0]
 
-    rewards = Rewards([count, hang], ["a", "b"], timeout=0.1)
-    start = time.monotonic()
-    with pytest.raises(RewardError, match=r"reward 'b' did not return within 0\.1 s; raise timeout="):
-        rewards(PROMPTS, TEXTS)
-    assert time.monotonic() - start < 5
+    with pytest.raises(RewardError, match=r"reward 'a' did not return within 0\.1 s; raise timeout="):
+        Rewards([hang, count], ["a", "b"], timeout=0.1)(PROMPTS, TEXTS)
     released.set()
-    np.testing.assert_array_equal(Rewards([count], ["a"], timeout=10)(PROMPTS, TEXTS), [[3], [9]])
+    np.testing.assert_array_equal(Rewards([count], ["a"], timeout=600)(PROMPTS, TEXTS), [[3], [9]])
     with pytest.raises(RewardError, match="timeout is 0"):
         Rewards([count], ["a"], timeout=0)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -18,18 +17,19 @@ TEXTS = [" w6", " w7 w8 w9"]
 
 @pytest.fixture
 def server(monkeypatch):
-    """A loopback server that answers what the test put into `answers`; the last answer is repeated."""
+    """A loopback server that answers what the test put into `answers`, None with silence; the last answer is repeated."""
     monkeypatch.setenv("no_proxy", "*")
     received: list[dict] = []
     answers: list[object] = []
+    ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             batch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             received.append(batch)
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
-            if isinstance(answer, float):
-                time.sleep(answer)
+            if answer is None:
+                ended.wait()
                 return
             status, body = answer(batch) if callable(answer) else answer
             self.send_response(status)
@@ -46,6 +46,7 @@ def server(monkeypatch):
     httpd.received, httpd.answers = received, answers
     httpd.url = f"http://127.0.0.1:{httpd.server_port}/score"
     yield httpd
+    ended.set()
     httpd.shutdown()
     httpd.server_close()
     thread.join()
@@ -79,7 +80,7 @@ def test_a_server_that_recovers(server):
 
 
 def test_a_server_that_stays_silent(server):
-    server.answers.append(0.5)
+    server.answers.append(None)
     reward = URLReward(server.url, timeout=0.1, retries=1, backoff=0.01)
     with pytest.raises(
         RewardError, match=r"reward 'a': http.*/score gave no answer within 0\.1 s \(2 attempts\).*timeout="

@@ -119,7 +119,7 @@ def test_two_processes_scale_as_one(batch, scaling):
     advantages, _, mask = batch
     u = torch.tensor([0.2, 0.5, 0.3])
     whole = mix_advantages(advantages, u, mask, scaling=scaling)
-    barrier, totals = threading.Barrier(2, timeout=10), [torch.empty(0)] * 2
+    barrier, totals = threading.Barrier(2), [torch.empty(0)] * 2
 
     def process(rank):
         def all_reduce(total):

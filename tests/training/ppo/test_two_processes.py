@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,12 +14,29 @@ from peft import PeftModel
 
 from peft_hoe.training.run.trained_router import TrainedRouter
 
+SHARDS = Version(torch.__version__).release >= (2, 7)
+
+Runs = dict[str, list[dict[str, Any]]]
+
 
 @pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory, toys: ModuleType) -> list[dict[str, Any]]:
-    """What two processes have, each with the whole policy."""
-    states: list[dict[str, Any]] = toys.launch(tmp_path_factory.mktemp("replicated"), "two_updates_and_rewards", 4)
-    return states
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two processes")
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path, toys: ModuleType) -> Runs:
+    """What the two processes have after each run; all runs are made by one pair, which imports everything only once."""
+    runs = {
+        "replicated": ("two_updates_and_rewards", 4, {}),
+        "distilled": ("distillation_updates", 2, {"gradient_accumulation_steps": 2}),
+    }
+    if SHARDS:
+        runs["sharded"] = ("two_updates", 4, {"shard_policy": True})
+    if find_spec("trl"):
+        runs |= {"grpo": ("two_grpo_updates", 4, {}), "dpo": ("dpo_updates", 2, {})}
+    found: Runs = toys.launch(folder, runs)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +56,15 @@ def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, An
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
 
 
-def test_two_processes_make_the_update_of_one(replicated: list[dict[str, Any]], alone: dict[str, Any]) -> None:
-    assert_one_process_does_the_same(*replicated, alone)
+def test_two_processes_make_the_update_of_one(together: Runs, alone: dict[str, Any]) -> None:
+    assert_one_process_does_the_same(*together["replicated"], alone)
 
 
 def test_processes_share_a_payoff_table_and_lack_rewards_together(
-    tmp_path: Path, toys: ModuleType, replicated: list[dict[str, Any]]
+    tmp_path: Path, toys: ModuleType, together: Runs
 ) -> None:
     """An objective without rewards on one process trains from the other's."""
-    first, second = replicated
+    first, second = together["replicated"]
     alone = toys.rewards_that_differ(str(tmp_path / "alone"))
     assert torch.equal(first["payoff"], alone["payoff"])
     assert torch.equal(second["payoff"], alone["payoff"])
@@ -56,30 +74,28 @@ def test_processes_share_a_payoff_table_and_lack_rewards_together(
     assert "the rewards of ['low', 'high'] returned no number for any of 8 completions" in alone["message"]
 
 
-@pytest.mark.skipif(
-    Version(torch.__version__).release < (2, 7), reason="fully_shard's ignored_params came with torch 2.7"
-)
+@pytest.mark.skipif(not SHARDS, reason="fully_shard's ignored_params came with torch 2.7")
 def test_a_sharded_policy_makes_the_same_update(
-    tmp_path: Path, toys: ModuleType, replicated: list[dict[str, Any]], alone: dict[str, Any]
+    folder: Path, toys: ModuleType, together: Runs, alone: dict[str, Any]
 ) -> None:
     """Each process holds half of the base; the router is what it is without shards, and the saved adapter has it."""
-    first, second = toys.launch(tmp_path, "two_updates", 4, shard_policy=True)
+    first, second = together["sharded"]
     assert_one_process_does_the_same(first, second, alone)
-    for x, y in zip(first["trained"], replicated[0]["trained"], strict=True):
+    for x, y in zip(first["trained"], together["replicated"][0]["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
     assert first["held"] == second["held"] == alone["held"] / 2
     assert first["wrapped"] == first["trains"]  # on GPUs accelerate refuses to wrap shards
     assert (first["written"], second["written"]) == (2, 5)  # the first went on calling its layers for the second
-    loaded = PeftModel.from_pretrained(toys.make_base(), tmp_path / "run2" / "adapter")
+    loaded = PeftModel.from_pretrained(toys.make_base(), folder / "sharded" / "adapter")
     own = TrainedRouter(loaded, "r0").parameters()
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], own, strict=True))
 
 
-def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleType, together: Runs) -> None:
     """The same for GRPO, where the completions are given; with its own samples both ranks hold the same."""
     pytest.importorskip("trl")
-    first, second = toys.launch(tmp_path, "two_grpo_updates", 4)
-    alone = toys.launch(tmp_path, "two_grpo_updates", 8, processes=1)[0]
+    first, second = together["grpo"]
+    alone = toys.two_grpo_updates(str(tmp_path / "alone"), 8)
     for name in ("given", "trained"):
         assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
     assert torch.equal(first["weights"], second["weights"])
@@ -91,11 +107,11 @@ def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleT
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
 
 
-def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleType, together: Runs) -> None:
     """Both ranks hold the same router, that of one process on the whole batch, and log what that one logs."""
     pytest.importorskip("trl")
-    first, second = toys.launch(tmp_path, "dpo_updates", 2)
-    alone = toys.launch(tmp_path, "dpo_updates", 4, processes=1)[0]
+    first, second = together["dpo"]
+    alone = toys.dpo_updates(str(tmp_path / "alone"), 4)
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
     for x, y in zip(first["trained"], alone["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
@@ -103,10 +119,10 @@ def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleTy
         assert float(first["logs"][0][name]) == pytest.approx(float(alone["logs"][0][name]), rel=1e-4), name
 
 
-def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType) -> None:
+def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType, together: Runs) -> None:
     """Texts of different lengths: the mean is over the tokens of all processes, no mean of their means."""
-    first, second = toys.launch(tmp_path, "distillation_updates", 2, gradient_accumulation_steps=2)
-    alone = toys.launch(tmp_path, "distillation_updates", 8, processes=1)[0]
+    first, second = together["distilled"]
+    alone = toys.distillation_updates(str(tmp_path / "alone"), 8)
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
     for x, y in zip(first["trained"], alone["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
