@@ -14,11 +14,25 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Media:
+    """Pictures and sounds beside the text of a call.
+
+    Attributes:
+        even: whether each row has as many.
+        text: name of the part of the model that reads text; None where that is the whole model, or unknown.
+    """
+
+    even: bool
+    text: str | None
 
 
 class Call:
@@ -30,6 +44,8 @@ class Call:
         hidden: the call that it hides, restored when it ends.
         expansions: how often generate may repeat each row (beams, num_return_sequences); 1 is always among them.
         lengths: sequence lengths of the current forward; a layer that is given (batch x length, d) is told by them.
+        media: the pictures and sounds that come beside the text, None without any.
+        heights: rows of each module's input so far; within a generate they do not shrink, or rows would have been dropped.
         grad: whether a backward pass may come. Inside reentrant checkpointing gradients are off, so it is noted at the entry.
         backward: the autograd pass that has reached what this forward returned.
     """
@@ -42,8 +58,22 @@ class Call:
         self.hidden = hidden
         self.expansions: frozenset[int] = frozenset({1})
         self.lengths: frozenset[int] = frozenset()
+        self.media: Media | None = None
+        self.heights: dict[str, int] = {}
         self.grad = grad
         self.backward = -1
+
+    def replayed(self) -> Call:
+        """What the layers of a forward that runs again need of this call, which does not keep it."""
+        return Call(self.steering, self.plan).joined(self)
+
+    def joined(self, other: Call) -> Call:
+        """This call, with what another of the same plan allows: either may be the one that is replayed."""
+        self.expansions |= other.expansions
+        self.lengths |= other.lengths
+        if self.media is None or (other.media is not None and not other.media.even):
+            self.media = other.media
+        return self
 
     def tie_to(self, tensors: Iterable[torch.Tensor]) -> None:
         """Keep this call as long as the autograd graph of the tensors."""
@@ -84,19 +114,19 @@ class ForwardMemory:
 
     def __init__(self) -> None:
         self._calls: list[weakref.ref[Call]] = []
-        self._last: Plan | None = None
+        self._last: Call | None = None
 
     def __reduce__(self) -> tuple[type[ForwardMemory], tuple[()]]:
         return ForwardMemory, ()  # a copy or a pickled model awaits no backward
 
     def remember(self, call: Call) -> None:
         """Called by each forward that is not a replay."""
-        self._last = call.plan
+        self._last = call.replayed()
         self._calls = [reference for reference in self._calls if reference() is not None]
         self._calls.append(weakref.ref(call))
 
-    def replay(self, module: str) -> Plan | None:
-        """The plan for a forward that runs again during the backward pass; None where no forward is known.
+    def replay(self, module: str) -> Call | None:
+        """The call of a forward that runs again during the backward pass; None where no forward is known.
 
         Raises:
             RuntimeError: it could be one of several forwards with different preferences.
@@ -104,13 +134,17 @@ class ForwardMemory:
         alive = [call for call in (reference() for reference in self._calls) if call is not None]
         now = torch._C._current_graph_task_id()
         candidates = [call for call in alive if call.backward == now] or alive
-        plans = {call.plan.key: call.plan for call in candidates if call.plan is not None}
-        if len(plans) > 1:
+        by_plan: dict[Any, Call] = {}
+        for call in candidates:
+            if call.plan is not None:
+                key = call.plan.key
+                by_plan[key] = by_plan[key].joined(call) if key in by_plan else call.replayed()
+        if len(by_plan) > 1:
             raise RuntimeError(
-                f"gradient checkpointing runs {module} again, but forwards with {len(plans)} different preferences await "
+                f"gradient checkpointing runs {module} again, but forwards with {len(by_plan)} different preferences await "
                 "this backward pass; call backward() after each forward, or pass one preference per row in one forward"
             )
-        return next(iter(plans.values()), self._last)
+        return next(iter(by_plan.values()), self._last)
 
 
 def tensors_with_graph(output: Any) -> Iterator[torch.Tensor]:

@@ -179,15 +179,15 @@ class HoELayer(BaseTunerLayer):
     # -- the plan in effect ---
 
     def _plan(self) -> tuple[Plan, Call | None]:
-        """The plan in effect, and the call that it comes from (None while compiling and in a replay)."""
+        """The plan in effect, and the call that it comes from (None while compiling with the defaults)."""
         steering = self.hoe_steering
         call = THIS_THREAD.call_of(steering)
         if torch.compiler.is_compiling():
             return (steering.default if call is None or call.plan is None else call.plan), call
         if torch._C._current_graph_task_id() != -1:
             replayed = self._memory.replay(self.module_name)
-            if replayed is not None:
-                return replayed, None
+            if replayed is not None and replayed.plan is not None:
+                return replayed.plan, replayed
         if call is None or call.plan is None:  # a part of the model is called by itself
             call = Call(steering, steering.plan_for(), grad=torch.is_grad_enabled() or self.training)
         if call.grad:

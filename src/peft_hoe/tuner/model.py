@@ -24,7 +24,6 @@ from .calls import THIS_THREAD
 from .layer import HoELayer
 from .linear import HoELinear
 from .loading import check_finite, check_state_dict
-from .root_hooks import extent
 from .steering import Steering
 
 
@@ -119,8 +118,15 @@ class HoEModel(BaseTuner):
         configs = [item for item in (*args, kwargs.get("generation_config")) if isinstance(item, GenerationConfig)]
         # Which of them counts is transformers' affair, and differs between its versions.
         sources = [kwargs, *(vars(item) for item in (*configs, getattr(self.model, "generation_config", None)) if item)]
-        counts = [source.get(name) or 1 for source in sources for name in ("num_beams", "num_return_sequences")]
-        with self.steering.hooks.generating(preference, routers, counts, extent(args, kwargs)[0]):
+        beams, returned = (
+            {source.get(name) or 1 for source in sources} for name in ("num_beams", "num_return_sequences")
+        )
+        # Most models repeat rows by the greater of the two; Whisper by one, then by the other.
+        counts = beams | returned | {beam * copies for beam in beams for copies in returned}
+        steered = self.steering.hooks.generating(
+            self.model, args, kwargs, preference=preference, routers=routers, expansions=counts
+        )
+        with steered:
             return self.model.generate(*args, **kwargs)
 
     @contextlib.contextmanager

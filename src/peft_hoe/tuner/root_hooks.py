@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ..errors import PreferenceError
-from .calls import THIS_THREAD, Call, tensors_with_graph
+from .calls import THIS_THREAD, Call, Media, tensors_with_graph
 from .plan import Plan
+from .rows import extent, media_of
 
 _BROUGHT = {"preference", "routers"}  # what a call may bring that the base model's forward does not know
 
@@ -62,12 +63,21 @@ class RootHooks:
 
     @contextlib.contextmanager
     def generating(
-        self, preference: Any, routers: str | None, expansions: Iterable[int], batch: int | None
+        self,
+        root: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        preference: Any,
+        routers: str | None,
+        expansions: Iterable[int],
     ) -> Iterator[None]:
-        """One plan for all the forwards of a generate, which may repeat each row `expansions` times."""
+        """One plan for all the forwards of the root's generate, which may repeat each row `expansions` times."""
         call = Call(self.steering, self.steering.plan_for(preference, routers))
         call.expansions |= set(expansions)
+        batch, _ = extent(args, kwargs)
         _check_height(call, batch)
+        call.media = _media(call, root, args, kwargs)
         outer, THIS_THREAD.generating = THIS_THREAD.generating, call
         try:
             yield
@@ -99,10 +109,11 @@ class RootHooks:
         batch, call.lengths = extent(args, kwargs)
         generating = THIS_THREAD.generating
         if preference is None and routers is None and generating is not None and generating.steering is self.steering:
-            call.plan, call.expansions = generating.plan, generating.expansions
+            call.plan, call.expansions, call.heights = generating.plan, generating.expansions, generating.heights
         else:
             call.plan = self.steering.plan_for(preference, routers)
             _check_height(call, batch)
+        call.media = _media(call, root, args, kwargs)
         return args, {name: item for name, item in kwargs.items() if name not in _BROUGHT}
 
     def _after(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -120,6 +131,11 @@ class RootHooks:
             call.tie_to(tensors_with_graph(output))
 
 
+def _media(call: Call, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Media | None:
+    rows = call.plan.rows if call.plan is not None else None
+    return media_of(root, args, kwargs) if rows is not None and rows > 1 else None
+
+
 def _check_height(call: Call, batch: int | None) -> None:
     rows = call.plan.rows if call.plan is not None else None
     if rows is not None and batch is not None and rows != batch:
@@ -130,22 +146,3 @@ def _check_height(call: Call, batch: int | None) -> None:
             value=rows,
             allowed=batch,
         )
-
-
-_INPUTS = (
-    "input_ids",
-    "inputs_embeds",
-    "decoder_input_ids",
-    "decoder_inputs_embeds",
-    "inputs",
-    "pixel_values",
-    "labels",
-)
-
-
-def extent(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
-    """The batch size (None where no tensor tells) and the sequence lengths of a call."""
-    named = [kwargs[name] for name in _INPUTS if name in kwargs]
-    tensors = [item for item in (*args, *named) if isinstance(item, torch.Tensor) and item.ndim > 0]
-    batch = int(tensors[0].shape[0]) if tensors else None
-    return batch, frozenset(int(tensor.shape[1]) for tensor in tensors if tensor.ndim > 1)
