@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 NEW_VENV ?= .venv-newest-trl
+NEWEST_VENV ?= .venv-newest
 NO_TRL_VENV ?= .venv-no-trl
 LOW_PYTHON ?= python3.11
 LOW_VENV ?= .venv-low
@@ -11,10 +12,12 @@ LOCK_VENV ?= .venv-lock
 SUITE_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint peft-suite lower-bounds newest-trl no-trl lock clean
+.PHONY: help setup demo test lint peft-suite lower-bounds newest-trl no-trl newest lock clean
 
 # One process a core, one thread a process; `PYTEST_ARGS="-n 0"` runs in one process.
-pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+export OMP_NUM_THREADS ?= 1
+processes = -n auto --maxprocesses 8 --dist worksteal
+pytest = $(1)/bin/python -m pytest $(processes)
 torch = $(if $(TORCH),"$(TORCH)",-r constraints/torch.txt)
 
 # In a rule for the command peft-hoe, which pip writes last, so that it stands for a finished set-up: a new environment
@@ -47,11 +50,11 @@ lint: $(VENV)/bin/peft-hoe  ## ruff and mypy
 	$(VENV)/bin/mypy
 
 peft-suite: $(VENV)/bin/peft-hoe  ## run the tests of the installed PEFT with HoEConfig
-	OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/peft_suite/run.py $(SUITE_ARGS)
+	$(VENV)/bin/python scripts/peft_suite/run.py $(SUITE_ARGS)
 
 $(NEW_VENV)/bin/peft-hoe: pyproject.toml constraints/newest-trl.txt constraints/torch.txt
 	$(call environment,$(PYTHON),newest-trl)
-	$(call pip,newest-trl) $(torch) -e ".[train,eval,dev]"
+	$(call pip,newest-trl) $(torch) -e ".[all,dev]"
 	touch $@
 
 newest-trl: $(NEW_VENV)/bin/peft-hoe  ## run the tests of training with the newest TRL
@@ -73,6 +76,12 @@ $(LOW_VENV)/bin/peft-hoe: pyproject.toml constraints/lower-bounds.txt
 lower-bounds: $(LOW_VENV)/bin/peft-hoe  ## run the tests with every dependency at its lower bound
 	$(call pytest,$(LOW_VENV)) $(PYTEST_ARGS)
 
+newest:  ## install the newest of everything, run the tests, write the result into docs/compatibility.md
+	$(PYTHON) -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST_VENV)/bin/python -m pip install "$(or $(TORCH),torch)" -e ".[all,dev]"
+	$(NEWEST_VENV)/bin/python scripts/newest.py $(processes) $(PYTEST_ARGS)
+
 $(LOCK_VENV)/bin/uv:
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --quiet uv
@@ -81,4 +90,4 @@ lock: $(LOCK_VENV)/bin/uv  ## write constraints/*.txt anew: the newest versions 
 	$(LOCK_VENV)/bin/python scripts/lock.py --uv $(LOCK_VENV)/bin/uv
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(NEW_VENV) $(NO_TRL_VENV) $(LOW_VENV) $(LOCK_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEW_VENV) $(NEWEST_VENV) $(NO_TRL_VENV) $(LOW_VENV) $(LOCK_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache

@@ -16,8 +16,9 @@ from pathlib import Path
 import tomllib  # Python 3.11
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a set installs besides pip: extras of pyproject.toml, and the tests' tools where `dev` is not among them.
-NEWEST = {"trl-1.12": ("all", "dev"), "newest-trl": ("train", "eval", "dev")}
+NEWEST = ("trl-1.12", "newest-trl")
+# What a set installs besides pip: extras of pyproject.toml, and at the lower bounds the tests' tools in place of `dev`.
+EXTRAS = ("all", "dev")
 LOWEST = ("train", "eval")
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "vaderSentiment")
 OF_THE_BUILD = re.compile(r"(cuda|nvidia|triton)\b")
@@ -32,9 +33,9 @@ def main() -> None:
     parser.add_argument("--torch", default="torch==2.13.0", help="the torch of torch.txt")
     arguments = parser.parse_args()
     of_torch: Pins = {}
-    for name, extras in NEWEST.items():
-        pins = resolve(arguments.uv, name, extras, [arguments.torch])
-        others = resolve(arguments.uv, name, extras, [], "--override=constraints/without-torch.in")
+    for name in NEWEST:
+        pins = resolve(arguments.uv, name, EXTRAS, [arguments.torch])
+        others = resolve(arguments.uv, name, EXTRAS, [], "--override=constraints/without-torch.in")
         of_torch |= {package: pins.pop(package) for package in pins.keys() - others.keys()}
         write(name, pins)
     write("torch", of_torch)
