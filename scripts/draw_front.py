@@ -19,17 +19,17 @@ from peft_hoe import demo
 from peft_hoe.demo.rewards import CHEERFUL, GLOOMY, VIVID
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "front.png"
-PROMPT = "One day, Sam the frog went to the garden."
+PROMPT = "Mia the dog wanted a kite."
 SHOWN = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
 WARM, COOL, INK, FAINT = "#D55E00", "#0072B2", "#222222", "#767676"
-COLUMNS, LINE = 62, 16.5  # characters in a line of text; points from one line to the next
+COLUMNS, LINE = 62, 17.0  # characters in a line of text; points from one line to the next
 CHARACTER = 0.602 * 9.5  # width of DejaVu Sans Mono at 9.5 points
 
 
 def write(model, tokenizer) -> list[str]:
     """Whole sentences at each of the three preferences."""
     batch = tokenizer([PROMPT] * len(SHOWN), return_tensors="pt")
-    ids = model.generate(**batch, preference=SHOWN, max_new_tokens=44, do_sample=False)
+    ids = model.generate(**batch, preference=SHOWN, max_new_tokens=36, do_sample=False)
     texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.rpartition(".")[0] + "." for text in texts]
 
@@ -57,7 +57,7 @@ def draw(found: peft_hoe.Sweep, texts: list[str]) -> Figure:
     top = 36.0
     page.text(0, top - 10, f"“{PROMPT} ...”", fontsize=9.5, family="monospace", color=FAINT)
     for number, (preference, text) in enumerate(zip(SHOWN, texts, strict=True), start=1):
-        top += 16
+        top += 20
         label = " + ".join(
             f"{weight:.0%} {name}" for weight, name in zip(preference, found.objectives, strict=True) if weight
         )
