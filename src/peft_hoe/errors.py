@@ -80,6 +80,19 @@ class ExpertError(HoEError):
     """
 
 
+class ModuleError(HoEError):
+    """A module of the base model cannot be adapted.
+
+    Attributes, besides HoEError's:
+
+        module: its name.
+    """
+
+    def __init__(self, message: str, *, module: str | None = None, **data: Any) -> None:
+        super().__init__(message, **data)
+        self.module = module
+
+
 class CheckpointError(HoEError):
     """A checkpoint or adapter file is unreadable, incomplete, of the wrong shape or not finite.
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_hoe import ExpertSpec, HoEConfig, RouterSpec, record_votes
+from peft_hoe.errors import ModuleError
 
 OBJECTIVES = ["a", "b", "c"]
 
@@ -174,7 +175,7 @@ def test_other_modules_are_refused_by_name():
             self.attention = nn.MultiheadAttention(4, 1)
 
     for target, message in (("conv", "conv is a Conv2d"), ("attention.out_proj", "MultiheadAttention")):
-        with pytest.raises(TypeError, match=message):
+        with pytest.raises(ModuleError, match=message):
             get_peft_model(Odd(), HoEConfig(objectives=["a", "b"], target_modules=[target]))
 
 

@@ -14,14 +14,16 @@ from transformers.pytorch_utils import Conv1D
 from ..config import HoEConfig
 from ..errors import PreferenceError, StaticMergeError
 from ..preference import FloatArray
+from .base_modules import features
 from .calls import THIS_THREAD
 from .layer import HoELayer
+from .mixture import ExpertMixture
 from .plan import Plan, over_ranks
 from .rows import repeats
 from .steering import Steering
 
 
-class HoELinear(nn.Module, HoELayer):
+class HoELinear(nn.Module, ExpertMixture):
     """HoE around nn.Linear, transformers' Conv1D, or another linear module that is used through its own forward."""
 
     def __init__(
@@ -147,25 +149,3 @@ class HoELinear(nn.Module, HoELayer):
 
     def __repr__(self) -> str:
         return "hoe." + super().__repr__()
-
-
-def features(base: nn.Module, name: str) -> tuple[int, int]:
-    """(d_in, d_out) of a linear module.
-
-    Raises:
-        TypeError: the module is not linear, or its weight is read past its forward; names it.
-    """
-    if isinstance(base, Conv1D):
-        return int(base.weight.shape[0]), int(base.weight.shape[1])
-    if type(base).__name__ == "NonDynamicallyQuantizableLinear":
-        raise TypeError(
-            f"Target module {name} is the output projection of an nn.MultiheadAttention, which reads its weight past the "
-            "module's forward, so an adapter there would do nothing; exclude it with exclude_modules"
-        )
-    linear = isinstance(base, nn.Linear) or "Linear" in type(base).__name__
-    if linear and isinstance(getattr(base, "in_features", None), int) and hasattr(base, "out_features"):
-        return int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
-    raise TypeError(
-        f"Target module {name} is a {type(base).__name__}, which is not supported. HoE adapts torch.nn.Linear, transformers' "
-        "Conv1D and linear modules with in_features and out_features; change target_modules or exclude_modules"
-    )

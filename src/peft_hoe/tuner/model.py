@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -16,10 +17,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .. import versions
 from ..config import HoEConfig
-from ..errors import ExpertError, HoEWarning
+from ..errors import ExpertError, HoEWarning, ModuleError
 from ..routing import Route
 from . import functional
 from .adapter import Adapter
+from .base_modules import check_root
 from .calls import THIS_THREAD
 from .layer import HoELayer
 from .linear import HoELinear
@@ -72,6 +74,14 @@ class HoEModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_finite)
+
+    def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
+        """PEFT's refusals by type of model, which it has for its own methods alone; they hold for any linear adapter."""
+        as_lora: Any = SimpleNamespace(peft_type="LORA")
+        try:
+            super()._check_target_module_compatiblity(as_lora, model, target_name)
+        except ValueError as error:
+            raise ModuleError(str(error).replace("[PEFT:LORA] ", ""), module=target_name) from None
 
     def _create_and_replace(
         self,
@@ -265,6 +275,7 @@ class HoEModel(BaseTuner):
 
 
 def _check_injectable(config: HoEConfig, adapter_name: str, model: nn.Module) -> None:
+    check_root(model)
     if "." in adapter_name:
         raise ExpertError(
             f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another",
