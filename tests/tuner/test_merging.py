@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from peft_hoe import HoEConfig, PreferenceError, RouterSpec, StaticMergeError
 
@@ -153,3 +153,59 @@ def test_conversion_to_lora(hoe_llama, tokens):
     scale = config.lora_alpha / config.r
     delta = scale * state[key.format("B")] @ state[key.format("A")]
     torch.testing.assert_close(delta.float(), layer.get_delta_weight("default").float(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def tied(randomise):
+    """A tiny Llama whose head is its embeddings, the head adapted too."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    base = LlamaForCausalLM(config).double().eval()
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):  # PEFT, of any adapted head that is tied
+        model = get_peft_model(
+            base, HoEConfig(objectives=["a", "b"], r=3, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM")
+        )
+    randomise(model)
+    return model.double().eval()
+
+
+def test_merging_a_tied_head_leaves_the_embeddings_alone(tied, tokens):
+    embeddings = tied.get_input_embeddings().weight
+    before = embeddings.detach().clone()
+    tied.set_preference([0.3, 0.7])
+    expected = logits(tied, tokens)
+    tied.merge_adapter()
+    torch.testing.assert_close(logits(tied, tokens), expected)
+    assert torch.equal(embeddings, before)
+    tied.unmerge_adapter()
+    head = tied.base_model.model.lm_head
+    assert head.get_base_layer().weight is tied.get_input_embeddings().weight
+    assert torch.equal(head.weight, before)
+    torch.testing.assert_close(logits(tied, tokens), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")  # PEFT, of newer versions
+def test_an_unloaded_head_stays_untied(tied, tokens, tmp_path):
+    tied.set_preference([0.3, 0.7])
+    expected = logits(tied, tokens)
+    merged = tied.merge_and_unload()
+    torch.testing.assert_close(logits(merged, tokens), expected)
+    merged.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(logits(again, tokens), expected)
+
+
+def test_a_tied_head_that_is_not_adapted_stays_tied(tokens, randomise):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    hoe = HoEConfig(objectives=["a", "b"], r=3, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    merged = get_peft_model(LlamaForCausalLM(config), hoe).merge_and_unload()
+    assert merged.config.tie_word_embeddings
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight

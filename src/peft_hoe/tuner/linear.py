@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class HoELinear(nn.Module, ExpertMixture):
         if config.fan_in_fan_out and isinstance(self.get_base_layer(), nn.Linear):
             warnings.warn(f"{name} is an nn.Linear, which stores (out, in); fan_in_fan_out is ignored", stacklevel=2)
         self._merged: dict[str, tuple[FloatArray, torch.Tensor]] = {}  # preference and votes merged in
+        self._before_merging: weakref.ref[torch.Tensor] | None = None  # the base weight that other modules may share
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -95,7 +97,9 @@ class HoELinear(nn.Module, ExpertMixture):
             merged = self._shifted_weight(self.get_delta_weight(adapter, votes))
             if safe_merge and not bool(torch.isfinite(merged).all()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
-            self._base_weight().data = merged
+            if not self.merged_adapters:
+                self._before_merging = weakref.ref(self._base_weight())
+            self._set_base_weight(merged)
             self._merged[adapter] = (self.hoe_steering.current(adapter), votes)
             self.merged_adapters.append(adapter)
 
@@ -109,7 +113,18 @@ class HoELinear(nn.Module, ExpertMixture):
             _, votes = self._merged.pop(adapter)
             if adapter in self.hoe_A:
                 delta = self.get_delta_weight(adapter, votes)
-                self._base_weight().data = self._shifted_weight(-delta)
+                self._set_base_weight(self._shifted_weight(-delta))
+        before = self._before_merging() if self._before_merging is not None else None
+        if before is not None:
+            self.get_base_layer().weight = before  # a tied weight is one again
+        self._before_merging = None
+
+    def _set_base_weight(self, weight: torch.Tensor) -> None:
+        """Give the base module a weight of its own: what other modules share with it, such as embeddings, stays theirs."""
+        base: Any = self.get_base_layer()
+        if isinstance(base.weight, nn.Parameter):
+            weight = nn.Parameter(weight, requires_grad=base.weight.requires_grad)
+        base.weight = weight
 
     def _base_weight(self) -> torch.Tensor:
         base: Any = self.get_base_layer()

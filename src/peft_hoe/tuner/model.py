@@ -229,12 +229,28 @@ class HoEModel(BaseTuner):
         routers: str | None = None,
     ) -> nn.Module:
         """The base model with the current preference baked in; see PEFT, and `merge_adapter` for `routers`."""
+        tied = self._has_tied_head()
         with self._merging(adapter_names, routers):
-            model: nn.Module = super().merge_and_unload(
+            model: Any = super().merge_and_unload(
                 progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
             )
         self._leave_no_trace()
-        return model
+        if tied:  # the merged head is another than the embeddings, also when it is saved and loaded; older PEFT does not say so
+            for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+                config.tie_word_embeddings = False
+        result: nn.Module = model
+        return result
+
+    def _check_merge_allowed(self) -> None:
+        """PEFT warns here of heads that are tied to embeddings; a merged HoE head gets a weight of its own."""
+
+    def _has_tied_head(self) -> bool:
+        """Whether the output embeddings are adapted, and their weight is the input embeddings'."""
+        try:
+            inputs, outputs = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            return False
+        return isinstance(outputs, HoELinear) and outputs.get_base_layer().weight is getattr(inputs, "weight", None)
 
     def unload(self) -> nn.Module:
         """The base model without the adapters."""
