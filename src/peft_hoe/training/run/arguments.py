@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ...errors import HoEError
 
 
@@ -44,6 +46,8 @@ class RouterArguments:
         settings: Any = self
         _check_launch(settings.deepspeed, settings.fsdp)  # first: transformers would start what is refused
         super().__post_init__()  # type: ignore[misc]
+        if not torch.accelerator.is_available():  # torch would warn that there is nothing to pin memory for
+            settings.dataloader_pin_memory = False
 
 
 @dataclass

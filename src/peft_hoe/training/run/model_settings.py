@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 # The second is accelerate's, under autocast; the hooks are those of gradient checkpointing.
 _WRITTEN = ("forward", "_original_forward", "model_tags", "_require_grads_hook", "_require_grads_hooks")
 _ABSENT = object()
+_RENAMED = r"`(is_)?gradient_checkpointing\w*` is deprecated"
 
 
 class ModelSettings:
@@ -18,7 +20,8 @@ class ModelSettings:
 
     TRL, transformers and accelerate write special tokens and `use_cache` into the configurations, set dropout to 0, tag the
     model, hook its embeddings, and give it a new `forward`, for autocast and, since TRL 1.16, for a fused language-model head.
-    Their constructor, training and evaluation run inside `applied`. A model that was moved to another device stays there.
+    Their constructor, training and evaluation run inside `applied`. There transformers does not warn that a name has changed,
+    since it is TRL and PEFT that use the old one. A model that was moved to another device stays there.
 
     Args:
         policy: a PeftModel.
@@ -49,7 +52,9 @@ class ModelSettings:
         if self._runs is not None:
             self._write(self._runs)
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", _RENAMED, FutureWarning)
+                yield
         finally:
             self._inside = False
             self._runs = self._read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +85,15 @@ def test_the_users_dropout_is_put_back(make: Make, toys: ModuleType) -> None:
     assert dropped.p == 0.25
     trainer.train()
     assert dropped.p == 0.25
+
+
+def test_a_run_shows_no_warning_of_others(make: Make, toys: ModuleType) -> None:
+    """Of what TRL, PEFT, transformers and torch tell each other."""
+    model = toys.make_policy()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        make(model=model, save_strategy="steps", save_steps=1).train()
+    assert [str(warning.message) for warning in shown] == []
 
 
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:
