@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peft_hoe import HoEError
-from peft_hoe.generation.prompt_rows import check_prompts, split_rows
+from peft_hoe.generation.prompt_rows import check_prompts, drawn_rows, split_rows
 from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
 
 CHAT = [{"role": "user", "content": "w1"}]
@@ -107,3 +107,13 @@ def test_prompts_come_in_anything_that_can_be_gone_through():
     assert split_rows(["w3", chat]) == (["w3", chat], {})
     assert split_rows("w3") == (["w3"], {})
     assert split_rows(()) == ([], {})
+
+
+def test_rows_to_measure_on_are_drawn_not_the_first():
+    """A dataset that is sorted by task would be measured on one task."""
+    drawn = drawn_rows(100, 20, seed=3)
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == 20
+    assert drawn == drawn_rows(100, 20, seed=3) != drawn_rows(100, 20, seed=4)
+    assert sum(row < 50 for row in drawn) == pytest.approx(10, abs=5)
+    assert drawn_rows(5, 20, seed=3) == [0, 1, 2, 3, 4]

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -19,40 +17,10 @@ from transformers import (
 from peft_hoe import Decoding, HoEConfig, HoEError, RowsError
 from peft_hoe.errors import RewardError
 from peft_hoe.generation import completer
-from peft_hoe.objectives import RewardNormalizer, payoff_table
+from peft_hoe.objectives import payoff_table
 
 SHORT = Decoding(6)
 PROMPTS = ["w3 w4", "w5", "w6 w7 w8"]
-
-
-def test_normalising_by_hand():
-    normalizer = RewardNormalizer([[0.8, 2.0], [0.3, 6.0]], ["a", "b"], {"do_sample": False})
-    np.testing.assert_array_equal(normalizer.ideal, [0.8, 6.0])
-    np.testing.assert_array_equal(normalizer.nadir, [0.3, 2.0])
-    np.testing.assert_allclose(normalizer.normalize([0.55, 8.0]), [0.5, 1.5])
-    np.testing.assert_allclose(normalizer.normalize(np.asarray([[[0.3, np.nan]]])), [[[0.0, np.nan]]])
-    with pytest.raises(RewardError, match="do not end in the 2"):
-        normalizer.normalize([1.0, 2.0, 3.0])
-
-
-def test_state_survives_json():
-    normalizer = RewardNormalizer([[0.8, 2.0], [0.3, 6.0]], ["a", "b"], {"do_sample": False})
-    again = RewardNormalizer.from_state_dict(json.loads(json.dumps(normalizer.state_dict())))
-    assert again.state_dict() == normalizer.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("payoff", "match"),
-    [
-        ([[0.8, 2.0], [0.3, 2.0]], "'b' is constant: every expert's mean reward is 2,"),
-        ([[0.0, 2.0], [0.0, 3.0]], "'a' is constant"),
-        ([[0.8, 2.0]], "2 x 2"),
-        ([[0.8, np.nan], [0.3, 1.0]], "2 x 2 finite"),
-    ],
-)
-def test_bad_tables(payoff, match):
-    with pytest.raises(RewardError, match=match):
-        RewardNormalizer(payoff, ["a", "b"])
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +103,8 @@ def test_payoff_table_equals_one_prompt_at_a_time(policy, tokenizer, batch_size)
     np.testing.assert_allclose(normalizer.payoff, _by_hand(policy, tokenizer, scale))
     assert normalizer.objectives == ("low", "even")
     assert normalizer.decoding == {"do_sample": False, "max_new_tokens": 6, "stop_tokens": [2]}
-    assert normalizer.measurement == {"prompts": 3}
+    assert normalizer.measurement["prompts"] == 3
+    assert "seed" not in normalizer.measurement
 
 
 def test_where_rows_cannot_be_told_apart_preferences_take_turns(policy, tokenizer, monkeypatch):
@@ -171,7 +140,7 @@ def test_sampling_repeats_and_leaves_everything_as_it_was(policy, tokenizer):
     np.testing.assert_array_equal(first.payoff, again.payoff)
     assert (first.payoff != other.payoff).any()
     assert first.decoding["temperature"] == 1.5
-    assert first.measurement == {"prompts": 3, "seed": 0, "batch_size": 64}
+    assert first.measurement | {"prompts": 3, "seed": 0, "batch_size": 64} == first.measurement
     policy.eval()
 
 

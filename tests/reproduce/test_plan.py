@@ -10,6 +10,7 @@ import pytest
 
 from peft_hoe import Decoding
 from peft_hoe.errors import HoEError, RewardError
+from peft_hoe.generation.prompt_rows import drawn_rows
 from peft_hoe.reproduce import Plan
 from peft_hoe.reproduce.prompts import load_prompts
 from peft_hoe.reproduce.rewards import load_rewards
@@ -71,9 +72,11 @@ def own(prompts: Any, **changes: Any) -> Plan:
 def test_prompts_are_held_out_for_the_scale():
     rows = [{"prompt": f"p{i}", "label": i} for i in range(12)]
     found = load_prompts(own({"train": rows, "test": ["p3", "x", "y"]}, limit=2))
-    assert [row["prompt"] for row in found.test] == ["p3", "x"]
-    assert [row["label"] for row in found.validation] == [10, 11]  # of 11, a fifth, which is 2
-    assert [row["label"] for row in found.train] == [0, 1, 2, 4, 5, 6, 7, 8, 9]  # a test prompt is not trained on
+    assert [row["prompt"] for row in found.test] == ["p3", "y"]  # drawn
+    left = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]  # a test prompt is not trained on
+    held_out = [row["label"] for row in found.validation]
+    assert held_out == [left[i] for i in drawn_rows(11, 2, seed=0)]  # of 11, a fifth, which is 2; drawn, not the last
+    assert [row["label"] for row in found.train] == [label for label in left if label not in held_out]
     given = load_prompts(own({"train": rows, "validation": ["v"], "test": ["x"]}))
     assert (len(given.train), [row["prompt"] for row in given.validation]) == (12, ["v"])
     only = load_prompts(own({"test": ["x"]}, updates=0))
@@ -87,7 +90,8 @@ def test_prompts_are_held_out_for_the_scale():
 def test_a_file_of_splits_or_of_test_prompts(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps({"train": ["a", "b", "c", "d", "e"], "test": ["x"]}))
     found = load_prompts(own(str(tmp_path / "all.json")))
-    assert ([row["prompt"] for row in found.train], len(found.validation)) == (["a", "b", "c", "d"], 1)
+    assert sorted(row["prompt"] for row in [*found.train, *found.validation]) == ["a", "b", "c", "d", "e"]
+    assert len(found.validation) == 1
     (tmp_path / "test.txt").write_text("x\ny\n")
     assert len(load_prompts(own(str(tmp_path / "test.txt"), updates=0)).test) == 2
 

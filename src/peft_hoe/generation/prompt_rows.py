@@ -165,6 +165,14 @@ def prompt_rows(size: int, start: int, count: int, seed: int) -> list[int]:
     return rows
 
 
+def drawn_rows(size: int, count: int, seed: int) -> list[int]:
+    """Which `count` rows of a dataset of `size` to measure on: drawn, in their order; all where there are no more.
+
+    Datasets are often sorted, so that the first rows are unlike the others.
+    """
+    return sorted(prompt_rows(size, 0, min(size, count), seed))
+
+
 def is_chat(prompt: Any) -> bool:
     """Whether a prompt is a list of chat messages rather than text."""
     return (

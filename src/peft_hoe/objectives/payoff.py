@@ -1,16 +1,10 @@
-"""Rewards on a common scale: 0 is the worst, 1 the best that the single-objective experts reach.
+"""Measuring a payoff table: what the policy, steered to each objective alone, earns in all of them.
 
-Rewards of different scale swamp each other in a sum, and a smooth Tchebycheff gap means nothing without a scale. The payoff
-table P_ij is the mean reward j of the policy steered to objective i alone; ideal_j = max_i P_ij, nadir_j = min_i P_ij, and
-R̂ = (R − nadir) / (ideal − nadir). It is measured once, on held-out prompts, and frozen. A table belongs to its decoding:
-sampled training and greedy evaluation have one each.
-
-Shapes: N objectives, P prompts, rows are points.
+Shapes: N objectives, P prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,96 +17,11 @@ from ..generation.decoding import Decoding
 from ..generation.prompt_rows import split_rows
 from ..generation.prompts import PromptBatch
 from ..generation.settings import evaluating, seeded
-from ..preference import FloatArray
 from ..rewards.sources import Rewards
 from ..tuner.functional import adapter_of
+from .normalizer import RewardNormalizer
 
 _SAMPLED = Decoding(do_sample=True)
-
-
-class RewardNormalizer:
-    """Maps rewards to where they lie between nadir and ideal of a payoff table.
-
-    Args:
-        payoff: `(N, N)`, row i the mean rewards of the policy steered to objective i.
-        objectives: the N names.
-        decoding: how the table's texts were written, as a Decoding's `record` or a method's own; plain JSON.
-        measurement: what else the numbers depend on, such as the number of prompts and the seed; plain JSON.
-
-    Raises:
-        RewardError: not N x N finite numbers, or an objective that is constant over the experts.
-
-    >>> from peft_hoe import RewardNormalizer
-    >>> normalizer = RewardNormalizer([[4.0, 1.0], [2.0, 3.0]], ["helpful", "harmless"])
-    >>> normalizer.normalize([[3.0, 2.0], [4.0, 3.0]]).tolist()
-    [[0.5, 0.5], [1.0, 1.0]]
-    """
-
-    def __init__(
-        self,
-        payoff: Any,
-        objectives: Sequence[str],
-        decoding: Mapping[str, Any] | None = None,
-        measurement: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.objectives = tuple(objectives)
-        self.payoff: FloatArray = np.array(payoff, dtype=np.float64)
-        self.decoding = dict(decoding or {})
-        self.measurement = dict(measurement or {})
-        n = len(self.objectives)
-        if self.payoff.shape != (n, n) or not np.isfinite(self.payoff).all():
-            raise RewardError(
-                f"the payoff table is {np.asarray(payoff).tolist()}; it must hold {n} x {n} finite numbers, one row "
-                f"and one column for each of {list(self.objectives)}"
-            )
-        spread = self.ideal - self.nadir
-        for i in np.flatnonzero(spread <= 1e-9 * np.abs(self.payoff).max(axis=0)):
-            raise RewardError(
-                f"objective {self.objectives[i]!r} is constant: every expert's mean reward is {self.ideal[i]:.6g}, so it "
-                "cannot be normalised. Check its reward and the prompts, or leave the objective out"
-            )
-
-    @property
-    def ideal(self) -> FloatArray:
-        """The best mean reward of any expert, `(N,)`."""
-        return np.asarray(self.payoff.max(axis=0))
-
-    @property
-    def nadir(self) -> FloatArray:
-        """The worst mean reward of any expert, `(N,)`."""
-        return np.asarray(self.payoff.min(axis=0))
-
-    def check_objectives(self, objectives: Sequence[str]) -> None:
-        """See that the table is for these objectives, in this order.
-
-        Raises:
-            RewardError: it is for others.
-        """
-        if self.objectives != tuple(objectives):
-            raise RewardError(
-                f"the normalizer is for {list(self.objectives)}, but the objectives are {list(objectives)}"
-            )
-
-    def normalize(self, rewards: Any) -> FloatArray:
-        """(R − nadir) / (ideal − nadir) of `rewards` `(..., N)`, float64; NaN stays NaN, and nothing is clipped."""
-        raw = np.asarray(rewards, dtype=np.float64)
-        if raw.shape[-1:] != (len(self.objectives),):
-            raise RewardError(f"rewards of shape {raw.shape} do not end in the {len(self.objectives)} objectives")
-        return np.asarray((raw - self.nadir) / (self.ideal - self.nadir))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return {
-            "objectives": list(self.objectives),
-            "payoff": self.payoff.tolist(),
-            "decoding": self.decoding,
-            "measurement": self.measurement,
-        }
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> RewardNormalizer:
-        """What `state_dict` came from."""
-        return cls(state["payoff"], state["objectives"], state["decoding"], state["measurement"])
 
 
 def payoff_table(
@@ -206,7 +115,7 @@ def measure_payoff(
         found, _ = steered_responses(
             model, adapter, rows, np.tile(np.eye(n), (count, 1)), processing_class, decoding, batch_size
         )
-    payoff = []
+    tables = []
     for i in range(n):
         corner = found.select(range(i, n * count, n))
         table = rewards(
@@ -216,10 +125,10 @@ def measure_payoff(
             input_ids=torch.cat([prompts.ids, corner.ids], dim=1),
             attention_mask=torch.cat([prompts.mask, corner.mask], dim=1),
         )
-        payoff.append(np.nanmean(table, axis=0))  # Rewards sees to it that no objective is all NaN
+        tables.append(table[:, None])
     measurement: dict[str, Any] = {"prompts": count}
     if decoding.do_sample:
         measurement |= {"seed": seed, "batch_size": batch_size}
     if bf16:
         measurement["bf16"] = True
-    return RewardNormalizer(payoff, rewards.objectives, decoding.record, measurement)
+    return RewardNormalizer.measured(tables, rewards.objectives, decoding.record, measurement)

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..errors import HoEError, RewardError
 from ..generation.prompt_rows import check_prompts
-from ..objectives.payoff import RewardNormalizer
+from ..objectives.normalizer import RewardNormalizer
 from ..preference import FloatArray, parse_preference
 from ..rewards.functions import ObjectiveFunction, as_text, split
 from ..rewards.sources import Rewards

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError
+from ..generation.prompt_rows import drawn_rows
 from ..inputs import read_prompts
 from ..recipes import Recipe
 from .plan import Plan
@@ -37,7 +38,8 @@ class Prompts:
 def load_prompts(plan: Plan) -> Prompts:
     """The user's splits, and the recipe's for those that are not given.
 
-    Without validation prompts, up to 128 of the training prompts, a fifth at most, are held out for it.
+    Without validation prompts, up to 128 of the training prompts, a fifth at most, are held out for it. These, and what `limit`
+    leaves of the others, are drawn by the plan's seed: files are often sorted.
 
     Raises:
         HoEError: a file or dataset cannot be read, or a split that is needed is missing.
@@ -52,14 +54,20 @@ def load_prompts(plan: Plan) -> Prompts:
             f"there are no prompts for {missing}; give them, as --prompts {missing[0]}=FILE"
             + (", or train no routers (--updates 0)" if missing == ["train"] else "")
         )
-    test = found["test"][: plan.limit]
+    test = _drawn(found["test"], plan)
     measured = {json.dumps(row["prompt"]) for row in test}
     train = [row for row in found.get("train", []) if json.dumps(row["prompt"]) not in measured]
-    validation = found.get("validation", [])[: plan.limit]
+    validation = _drawn(found.get("validation", []), plan)
     if not validation:
-        held_out = min(HELD_OUT, plan.limit or HELD_OUT, len(train) // 5)
-        train, validation = train[: len(train) - held_out], train[len(train) - held_out :]
+        held_out = set(drawn_rows(len(train), min(HELD_OUT, plan.limit or HELD_OUT, len(train) // 5), plan.seed))
+        validation = [row for number, row in enumerate(train) if number in held_out]
+        train = [row for number, row in enumerate(train) if number not in held_out]
     return Prompts(train if plan.trains else [], validation, test)
+
+
+def _drawn(rows: Rows, plan: Plan) -> Rows:
+    """As many as the plan's limit allows."""
+    return [rows[number] for number in drawn_rows(len(rows), plan.limit or len(rows), plan.seed)]
 
 
 def _given(prompts: Any) -> dict[str, Rows]:

@@ -17,7 +17,7 @@ import torch
 from transformers import PrinterCallback, ProgressCallback
 
 from ..errors import CheckpointError, ExpertError, HoEError
-from ..objectives.payoff import RewardNormalizer
+from ..objectives.normalizer import RewardNormalizer
 from ..tuner.functional import adapter_of
 from .run.checkpoints import checkpoints, read_state
 from .run.processes import on_first_process

@@ -60,7 +60,7 @@ def test_own_corners_are_the_payoff_table_of_the_same_decoding(swept, policy, to
     np.testing.assert_allclose(swept.normalizer.payoff, [swept.points[0], swept.points[3]])
     assert swept.payoff_source == "own corners"
     assert swept.normalizer.decoding == {"max_new_tokens": 6, "do_sample": False, "stop_tokens": [2]}
-    assert swept.normalizer.measurement == {"prompts": 6, "texts": 1}
+    assert swept.normalizer.measurement | {"prompts": 6, "texts": 1} == swept.normalizer.measurement
     assert Decoding.of(swept.normalizer.decoding) == Decoding(6, stop_tokens=(2,))
 
 

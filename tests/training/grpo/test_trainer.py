@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
+from peft_hoe.generation.prompt_rows import drawn_rows
 
 trl = pytest.importorskip("trl")
 
@@ -265,7 +266,7 @@ def test_the_payoff_table_is_measured_first(make_grpo: Make, toys: ModuleType, c
         },
     )  # fmt: skip
     trainer.train()
-    prompts = [row["prompt"] for row in rows[:12]]
+    prompts = [rows[number]["prompt"] for number in drawn_rows(len(rows), 12, seed=0)]
     expected = peft_hoe.payoff_table(
         toys.make_policy(), prompts, toys.REWARDS, processing_class=tokenizer, batch_size=8,
         decoding=trainer.generation_config,

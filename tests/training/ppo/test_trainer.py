@@ -17,6 +17,7 @@ from transformers import GenerationConfig, TrainerCallback
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
+from peft_hoe.generation.prompt_rows import drawn_rows
 from peft_hoe.rewards import ClassifierReward, Rewards
 from peft_hoe.training.run.steered_policy import steered
 from peft_hoe.training.trl_versions import trl_ppo
@@ -364,7 +365,8 @@ def test_a_classifier_sees_chat_messages_in_its_own_template(
         payoff_prompts=3,
     )  # fmt: skip
     trainer.measure_payoff()
-    starts = ["w1 w1 w2", "w1 w2 w2", "w1 w3 w2"] if own_collator else [f"[user] w{i} [assistant]" for i in range(3)]
+    drawn = drawn_rows(len(chats), 3, trainer.args.seed)
+    starts = ["w1 w1 w2", "w1 w2 w2", "w1 w3 w2"] if own_collator else [f"[user] w{i} [assistant]" for i in drawn]
     assert all(text.startswith(start) for text, start in zip(texts, starts * 2, strict=True))
     texts.clear()
     with steered(trainer.policy_model, trainer.router):

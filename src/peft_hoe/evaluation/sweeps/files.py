@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import HoEError, HoEWarning
 from ...generation.prompt_rows import Columns, split_rows
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer
 from .batches import Texts
 from .generations import FORMAT, Row, number_texts, preference_key, read_generations
 from .result import REFERENCE_POINT, SweepResult, installed_versions

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import HoEError
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer, mean_over
 from ...preference import FloatArray
 from .batches import Texts
-from .scoring import mean_over, own_corners
+from .scoring import own_corners
 
 if TYPE_CHECKING:
     from typing_extensions import Self

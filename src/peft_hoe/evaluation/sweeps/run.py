@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import HoEError, PreferenceError
 from ...generation.prompt_rows import check_prompts, split_rows
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer
 from ...preference import FloatArray, parse_preference, preference_grid
 from ..methods.hoe import HoEMethod
 from .batches import BatchedMethod
@@ -76,8 +76,8 @@ def sweep(
         RewardError: a reward is missing or fails.
 
     Warns:
-        HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, or own corners that
-            give no scale.
+        HoEWarning: plain strings for a tokenizer with a chat template, a normaliser of another decoding, own corners that give
+            no scale, or experts that hardly differ in an objective.
 
     >>> from peft_hoe import Decoding, demo, sweep
     >>> model, tokenizer = demo.load_demo_adapter(), demo.load_tokenizer()
@@ -114,7 +114,7 @@ def sweep(
         corners = run.complete(held_out, np.eye(len(names)), names, _inside(directory, "payoff.jsonl"))
         table = score(scorer, held_out, corners, held_out_columns)
         measurement = {"prompts": len(held_out), **run.drawing}
-        normalizer = RewardNormalizer(np.nanmean(table, axis=(1, 2)), names, run.decoding, measurement)
+        normalizer = RewardNormalizer.measured(table, names, run.decoding, measurement)
         source = "payoff prompts"
     completions = run.complete(prompts, points, names, _inside(directory, "generations.jsonl"))
     table = score(scorer, prompts, completions, columns)[None]

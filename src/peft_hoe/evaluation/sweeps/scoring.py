@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import HoEError, HoEWarning, RewardError
 from ...generation.decoding import differences
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer
 from ...preference import FloatArray
 from ...rewards.sources import Rewards
 from .batches import Texts
@@ -74,14 +74,6 @@ def score(
     return table
 
 
-def mean_over(table: FloatArray, axes: tuple[int, ...]) -> FloatArray:
-    """The mean of what is not NaN, NaN where all is, without a warning."""
-    known = ~np.isnan(table)
-    count = known.sum(axis=axes)
-    total = np.where(known, table, 0.0).sum(axis=axes)
-    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
-
-
 def own_corners(
     table: FloatArray,
     preferences: FloatArray,
@@ -92,15 +84,16 @@ def own_corners(
     """The payoff table that a sweep's own one-hot preferences make, from rewards `(S, K, P, T, N)`; None without a scale.
 
     Warns:
-        HoEWarning: a one-hot preference is not among them, or an objective is the same at all of them.
+        HoEWarning: a one-hot preference is not among them, or an objective is the same at all of them, or nearly so.
     """
     rows = [np.flatnonzero(np.abs(preferences - corner).max(axis=1) < 1e-9) for corner in np.eye(len(objectives))]
     missing = [name for name, row in zip(objectives, rows, strict=True) if not len(row)]
     reason = f"the one-hot preferences of {missing} are not in the sweep"
     if not missing:
-        payoff = [mean_over(table[:, row[0]], (0, 1, 2)) for row in rows]
+        runs = table[:, [row[0] for row in rows]]  # (S, N, P, T, N)
+        corners = np.concatenate(list(runs), axis=2)
         try:
-            return RewardNormalizer(payoff, objectives, decoding, measurement)
+            return RewardNormalizer.measured(corners, objectives, decoding, measurement)
         except RewardError as error:
             reason = str(error)
     warnings.warn(

@@ -21,7 +21,9 @@ from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ...errors import HoEError, RewardError
 from ...generation.prompt_datasets import as_dataset, with_prompts
-from ...objectives.payoff import RewardNormalizer, payoff_table
+from ...generation.prompt_rows import drawn_rows
+from ...objectives.normalizer import RewardNormalizer
+from ...objectives.payoff import payoff_table
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 from ...rewards.functions import ObjectiveFunction
@@ -165,7 +167,10 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         source: Any = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         if isinstance(source, Mapping):
             source = next(iter(source.values()))
-        rows = list(itertools.islice(source, args.payoff_prompts))
+        if hasattr(source, "__len__"):
+            rows = [source[row] for row in drawn_rows(len(source), args.payoff_prompts, args.seed)]
+        else:  # a stream
+            rows = list(itertools.islice(source, args.payoff_prompts))
         return payoff_table(
             self.policy,
             rows,

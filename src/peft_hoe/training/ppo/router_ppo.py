@@ -18,7 +18,8 @@ from ...errors import HoEError
 from ...generation.decoding import Decoding
 from ...generation.prompts import PromptBatch
 from ...generation.responses import Responses, generate_responses
-from ...objectives.payoff import RewardNormalizer, measure_payoff
+from ...objectives.normalizer import RewardNormalizer
+from ...objectives.payoff import measure_payoff
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 from ...rewards.sources import Rewards

@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 
 from ...errors import HoEError
 from ...generation.decoding import Decoding
-from ...generation.prompt_rows import check_prompts, prompt_rows
+from ...generation.prompt_rows import check_prompts, drawn_rows, prompt_rows
 from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer
 from ...rewards.sources import Rewards
 from ..run.checkpoints import finish_checkpoint, read_state, rng_state, set_rng_state, write_state
 from ..run.optimizer import critic_group, frozen
@@ -168,7 +168,8 @@ class PPOShell(RouterTrainer):
     def measure_payoff(self) -> RewardNormalizer:
         """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
         source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
-        return self.ppo.measure_payoff(self._prompts(source, range(min(len(source), self.args.payoff_prompts))))
+        drawn = drawn_rows(len(source), self.args.payoff_prompts, self.args.seed)
+        return self.ppo.measure_payoff(self._prompts(source, drawn))
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print greedy responses to the first prompts of the evaluation set, with their rewards."""

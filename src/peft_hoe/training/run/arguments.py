@@ -59,7 +59,8 @@ class ObjectiveArguments:
         step: α; None for β/μ, 0 for linear scalarisation with the router's preference.
         weighting: "saddle" or "paper".
         reference_point: z*, in normalised rewards.
-        payoff_prompts: how many prompts measure what each objective's expert earns, for the normalisation of rewards.
+        payoff_prompts: how many prompts, drawn by `seed`, measure what each objective's expert earns, for the normalisation of
+            rewards.
         reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
     """
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from ...errors import CheckpointError, HoEError
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
 from .checkpoints import resume_folder
 from .interrupt import Interrupt

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ExpertError
-from ...objectives.payoff import RewardNormalizer
+from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
 from ...tuner.functional import adapter_of, mark_trained
 from ...tuner.steering import Steering

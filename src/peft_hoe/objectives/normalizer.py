@@ -1,0 +1,164 @@
+"""Rewards on a common scale: 0 is the worst, 1 the best that the single-objective experts reach.
+
+Rewards of different scale swamp each other in a sum, and a smooth Tchebycheff gap means nothing without a scale. The payoff
+table P_ij is the mean reward j of the policy steered to objective i alone; ideal_j = max_i P_ij, nadir_j = min_i P_ij, and
+R̂ = (R − nadir) / (ideal − nadir). It is measured once, on held-out prompts, and frozen. A table belongs to its decoding:
+sampled training and greedy evaluation have one each.
+
+A table is itself measured on some prompts only. Where experts hardly differ in an objective, the spread ideal − nadir is
+chance, and what is divided by it is noise blown up; a spread within three standard errors is told.
+
+Shapes: N objectives, P prompts, T texts for each, rows are points.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import HoEWarning, RewardError
+from ..preference import FloatArray
+
+_ERRORS = 3.0  # standard errors of a spread within which it may be chance
+
+
+class RewardNormalizer:
+    """Maps rewards to where they lie between nadir and ideal of a payoff table.
+
+    Args:
+        payoff: `(N, N)`, row i the mean rewards of the policy steered to objective i.
+        objectives: the N names.
+        decoding: how the table's texts were written, as a Decoding's `record` or a method's own; plain JSON.
+        measurement: what else the numbers depend on, such as the number of prompts and the seed; plain JSON.
+
+    Raises:
+        RewardError: not N x N finite numbers, or an objective that is constant over the experts.
+
+    >>> from peft_hoe import RewardNormalizer
+    >>> normalizer = RewardNormalizer([[4.0, 1.0], [2.0, 3.0]], ["helpful", "harmless"])
+    >>> normalizer.normalize([[3.0, 2.0], [4.0, 3.0]]).tolist()
+    [[0.5, 0.5], [1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        payoff: Any,
+        objectives: Sequence[str],
+        decoding: Mapping[str, Any] | None = None,
+        measurement: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.payoff: FloatArray = np.array(payoff, dtype=np.float64)
+        self.decoding = dict(decoding or {})
+        self.measurement = dict(measurement or {})
+        n = len(self.objectives)
+        if self.payoff.shape != (n, n) or not np.isfinite(self.payoff).all():
+            raise RewardError(
+                f"the payoff table is {np.asarray(payoff).tolist()}; it must hold {n} x {n} finite numbers, one row "
+                f"and one column for each of {list(self.objectives)}"
+            )
+        spread = self.ideal - self.nadir
+        for i in np.flatnonzero(spread <= 1e-9 * np.abs(self.payoff).max(axis=0)):
+            raise RewardError(
+                f"objective {self.objectives[i]!r} is constant: every expert's mean reward is {self.ideal[i]:.6g}, so it "
+                "cannot be normalised. Check its reward and the prompts, or leave the objective out"
+            )
+
+    @classmethod
+    def measured(
+        cls,
+        rewards: Any,
+        objectives: Sequence[str],
+        decoding: Mapping[str, Any] | None = None,
+        measurement: Mapping[str, Any] | None = None,
+    ) -> RewardNormalizer:
+        """The table that rewards make, with the standard errors of its spreads in `measurement`.
+
+        Args:
+            rewards: `(N, P, T, N)`: objective that the policy is steered to, prompt, text, objective that is rewarded; NaN
+                where there is no reward.
+            objectives: as for the class.
+            decoding: likewise.
+            measurement: likewise.
+
+        Raises:
+            RewardError: an objective is constant over the experts, or has no reward.
+
+        Warns:
+            HoEWarning: in an objective the best and the worst expert are within three standard errors of each other.
+        """
+        raw = np.asarray(rewards, dtype=np.float64)
+        found = cls(mean_over(raw, (1, 2)), objectives, decoding)
+        errors = found._spread_errors(mean_over(raw, (2,)))
+        found.measurement = {**(measurement or {}), "spread_errors": [None if math.isnan(e) else e for e in errors]}
+        for name, spread, error in zip(found.objectives, (found.ideal - found.nadir).tolist(), errors, strict=True):
+            if spread < _ERRORS * error:
+                warnings.warn(
+                    f"the experts hardly differ in objective {name!r}: their mean rewards spread by {spread:.3g}, which is "
+                    f"{spread / error:.1f} standard errors on these {raw.shape[1]} prompts and may be chance, so normalised "
+                    "rewards may be noise. Measure on more prompts, or check the reward and whether its policy learnt it",
+                    HoEWarning,
+                    stacklevel=3,
+                )
+        return found
+
+    def _spread_errors(self, means: FloatArray) -> list[float]:
+        """Of ideal − nadir, `(N,)`, from means by prompt `(N, P, N)`: both experts answer the same prompts."""
+        places = np.arange(len(self.objectives))
+        pairs = means[self.payoff.argmax(0), :, places] - means[self.payoff.argmin(0), :, places]  # (N, P)
+        known = [row[~np.isnan(row)] for row in pairs]
+        return [float(row.std(ddof=1) / math.sqrt(len(row))) if len(row) > 1 else math.nan for row in known]
+
+    @property
+    def ideal(self) -> FloatArray:
+        """The best mean reward of any expert, `(N,)`."""
+        return np.asarray(self.payoff.max(axis=0))
+
+    @property
+    def nadir(self) -> FloatArray:
+        """The worst mean reward of any expert, `(N,)`."""
+        return np.asarray(self.payoff.min(axis=0))
+
+    def check_objectives(self, objectives: Sequence[str]) -> None:
+        """See that the table is for these objectives, in this order.
+
+        Raises:
+            RewardError: it is for others.
+        """
+        if self.objectives != tuple(objectives):
+            raise RewardError(
+                f"the normalizer is for {list(self.objectives)}, but the objectives are {list(objectives)}"
+            )
+
+    def normalize(self, rewards: Any) -> FloatArray:
+        """(R − nadir) / (ideal − nadir) of `rewards` `(..., N)`, float64; NaN stays NaN, and nothing is clipped."""
+        raw = np.asarray(rewards, dtype=np.float64)
+        if raw.shape[-1:] != (len(self.objectives),):
+            raise RewardError(f"rewards of shape {raw.shape} do not end in the {len(self.objectives)} objectives")
+        return np.asarray((raw - self.nadir) / (self.ideal - self.nadir))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "objectives": list(self.objectives),
+            "payoff": self.payoff.tolist(),
+            "decoding": self.decoding,
+            "measurement": self.measurement,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> RewardNormalizer:
+        """What `state_dict` came from."""
+        return cls(state["payoff"], state["objectives"], state["decoding"], state["measurement"])
+
+
+def mean_over(table: FloatArray, axes: tuple[int, ...]) -> FloatArray:
+    """The mean of what is not NaN, NaN where all is, without a warning."""
+    known = ~np.isnan(table)
+    count = known.sum(axis=axes)
+    total = np.where(known, table, 0.0).sum(axis=axes)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))

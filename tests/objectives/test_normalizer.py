@@ -1,0 +1,110 @@
+"""The scale of rewards: a payoff table, and whether its spread is more than chance."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from peft_hoe import HoEWarning
+from peft_hoe.errors import RewardError
+from peft_hoe.objectives import RewardNormalizer
+
+
+def test_normalising_by_hand():
+    normalizer = RewardNormalizer([[0.8, 2.0], [0.3, 6.0]], ["a", "b"], {"do_sample": False})
+    np.testing.assert_array_equal(normalizer.ideal, [0.8, 6.0])
+    np.testing.assert_array_equal(normalizer.nadir, [0.3, 2.0])
+    np.testing.assert_allclose(normalizer.normalize([0.55, 8.0]), [0.5, 1.5])
+    np.testing.assert_allclose(normalizer.normalize(np.asarray([[[0.3, np.nan]]])), [[[0.0, np.nan]]])
+    with pytest.raises(RewardError, match="do not end in the 2"):
+        normalizer.normalize([1.0, 2.0, 3.0])
+
+
+def test_state_survives_json():
+    normalizer = RewardNormalizer([[0.8, 2.0], [0.3, 6.0]], ["a", "b"], {"do_sample": False})
+    again = RewardNormalizer.from_state_dict(json.loads(json.dumps(normalizer.state_dict())))
+    assert again.state_dict() == normalizer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("payoff", "match"),
+    [
+        ([[0.8, 2.0], [0.3, 2.0]], "'b' is constant: every expert's mean reward is 2,"),
+        ([[0.0, 2.0], [0.0, 3.0]], "'a' is constant"),
+        ([[0.8, 2.0]], "2 x 2"),
+        ([[0.8, np.nan], [0.3, 1.0]], "2 x 2 finite"),
+    ],
+)
+def test_bad_tables(payoff, match):
+    with pytest.raises(RewardError, match=match):
+        RewardNormalizer(payoff, ["a", "b"])
+
+
+def told(rewards) -> list[str]:
+    """What is said about a table that is measured from rewards."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RewardNormalizer.measured(rewards, ["a", "b"])
+    assert all(issubclass(item.category, HoEWarning) for item in caught)
+    return [str(item.message) for item in caught]
+
+
+def test_the_errors_of_the_spreads_by_hand():
+    """Experts answer the same prompts, so that what prompts differ in does not count; texts of a prompt are averaged."""
+    good = np.array([[4.0, 6.0], [8.0, 8.0], [1.0, 5.0]])  # (P, T) of the better expert; means 5, 8, 3
+    poor = np.array([[1.0, 5.0], [6.0, 6.0], [1.0, 1.0]])  # means 3, 6, 1
+    rewards = np.stack([np.stack([good, poor], -1), np.stack([poor, good + np.array([[0.0], [1.0], [-1.0]])], -1)])
+    found = RewardNormalizer.measured(rewards, ["a", "b"], {"do_sample": True}, {"prompts": 3})
+    np.testing.assert_allclose(found.payoff, [[16 / 3, 10 / 3], [10 / 3, 16 / 3]])
+    # Differences by prompt: 2, 2, 2 in a; 2, 3, 1 in b, of deviation 1.
+    np.testing.assert_allclose(found.measurement["spread_errors"], [0.0, 1 / np.sqrt(3)], atol=1e-12)
+    assert found.measurement["prompts"] == 3
+    again = RewardNormalizer.from_state_dict(json.loads(json.dumps(found.state_dict())))
+    assert again.measurement == found.measurement
+
+
+@pytest.mark.filterwarnings("default:the experts hardly differ")
+def test_a_spread_that_may_be_chance_is_told():
+    """A reward that does not depend on the expert would become noise of a standard deviation of many units."""
+    generator = np.random.default_rng(0)
+    noise = generator.random((2, 128, 1, 1))
+    sure = np.array([[1.0], [0.0]])[:, None, None] + generator.normal(0, 0.5, (2, 128, 1, 1))
+    found = told(np.concatenate([noise, sure], axis=3))
+    assert len(found) == 1
+    said = re.search(
+        r"in objective 'a': .* spread by ([\d.]+), which is ([\d.]+) standard errors on these 128", found[0]
+    )
+    assert said is not None
+    assert float(said[1]) == pytest.approx(abs(noise[0].mean() - noise[1].mean()), rel=0.01)
+    assert float(said[2]) < 3
+    few = told(
+        np.concatenate([sure[:, :4] / 10, sure[:, :4]], axis=3)
+    )  # differ by 10 times their noise, on 128 prompts only
+    assert all("on these 4 prompts" in text for text in few)
+
+
+def test_how_often_chance_is_taken_for_a_difference():
+    """Of 1,000 rewards that no expert has learnt, on 64 prompts, at most 1 in 100 passes in silence."""
+    generator = np.random.default_rng(1)
+    silent = 0
+    for _ in range(1000):
+        noise = generator.normal(size=(2, 64, 1, 1))
+        silent += "'a'" not in "".join(told(np.concatenate([noise, noise], axis=3)))
+    assert silent <= 10
+
+
+def test_missing_rewards_are_left_out_of_means_and_errors():
+    rewards = np.zeros((2, 4, 1, 2))
+    rewards[0, :, 0, 0], rewards[1, :, 0, 1] = [1, 2, 3, np.nan], [5, 5, 5, 5]
+    found = RewardNormalizer.measured(rewards, ["a", "b"])
+    np.testing.assert_allclose(found.payoff, [[2, 0], [0, 5]])
+    np.testing.assert_allclose(found.measurement["spread_errors"], [1 / np.sqrt(3), 0])
+    one = RewardNormalizer.measured(rewards[:, :1], ["a", "b"])
+    assert one.measurement["spread_errors"] == [None, None]  # one prompt says nothing about chance
+    rewards[1, :, 0, 1] = np.nan
+    with pytest.raises(RewardError, match="2 x 2 finite"):
+        RewardNormalizer.measured(rewards, ["a", "b"])
