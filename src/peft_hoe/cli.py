@@ -19,6 +19,7 @@ _COMMANDS = {
     "sweep": "Measure an adapter at many preferences: front, metrics, plots and a report.",
     "reproduce": "A whole experiment, resumable: build, train routers, sweep, baselines, report.",
     "export": "A preference as an ordinary LoRA or dense checkpoint, for any engine.",
+    "serve": "An OpenAI server with a preference in every request.",
     "weights": "A preference as the scales of a request to llama.cpp's server.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
