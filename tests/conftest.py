@@ -35,18 +35,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore:transformers .* asks for peft:peft_hoe.HoEWarning")
 
 
-# Each chain is imported in one process of its own, from left to right.
-_CHAINS = (("peft_hoe", "peft_hoe.demo", "peft_hoe.evaluation", "peft_hoe.policies"), ("peft_hoe", "peft_hoe.training"))
+# The names of a chain are asked for in one process, from left to right.
+_CHAINS = (
+    ("peft_hoe", "peft_hoe.demo", "peft_hoe.evaluation", "peft_hoe.policies"),
+    ("peft_hoe", "peft_hoe.training", "peft_hoe.metrics.hypervolume"),
+)
 
 
 @pytest.fixture(scope="session")
 def imported_by() -> Callable[[str], set[str]]:
-    """The names in sys.modules of a fresh process that imported a module, and what stands before it in `_CHAINS`."""
+    """The names in sys.modules of a fresh process that asked for a name, and for what stands before it in `_CHAINS`."""
 
     @functools.cache
     def names(chain: tuple[str, ...]) -> dict[str, set[str]]:
-        code = "import importlib, json, sys\nfor name in sys.argv[1:]:\n"
-        code += "    importlib.import_module(name)\n    print(json.dumps([*sys.modules]))"
+        code = "import json, pkgutil, sys\nfor name in sys.argv[1:]:\n"
+        code += "    pkgutil.resolve_name(name)\n    print(json.dumps([*sys.modules]))"
         found = subprocess.run([sys.executable, "-c", code, *chain], capture_output=True, text=True, check=True)
         return {name: set(json.loads(line)) for name, line in zip(chain, found.stdout.splitlines(), strict=True)}
 

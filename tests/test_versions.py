@@ -81,16 +81,35 @@ def test_installed_versions_pass() -> None:
     assert versions.check() is None
 
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def requirements(*extras: str) -> list[str]:
+    """The lines of pyproject.toml, extras included, that name other packages than this one."""
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return [line for line in lines if not line.startswith("peft-hoe[")]
+
+
+def pins(name: str) -> dict[str, str]:
+    """Version by package; of the last line where Pythons need different ones."""
+    text = (ROOT / "constraints" / f"{name}.txt").read_text()
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.MULTILINE))
+
+
+def canonical(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement).group().lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("name", ["trl-1.12", "newest-trl"])
+def test_every_dependency_is_pinned(name: str) -> None:
+    """`make lock` writes the pins: a dependency that was added without it is found here."""
+    wanted = {canonical(line) for line in requirements("train", "eval", "dev")}
+    assert wanted - pins(name).keys() - pins("torch").keys() == set()
+
+
 def test_lower_bounds_are_the_pins_of_their_run() -> None:
     """`make lock` writes the pins from the bounds: a bound that was changed without it is found here."""
-    tomllib = pytest.importorskip("tomllib")
-    root = Path(__file__).resolve().parents[1]
-    with (root / "pyproject.toml").open("rb") as file:
-        project = tomllib.load(file)["project"]
-    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)$", (root / "constraints/lower-bounds.txt").read_text(), re.MULTILINE))
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["train"], *extras["eval"]]
-    found = (re.match(r"([\w-]+)>=([\w.]+)", line).groups() for line in wanted)
-    bounds = {name.replace("_", "-"): version for name, version in found}
-    assert bounds == {name: pins[name] for name in bounds}
+    bounds = {canonical(line): line.partition(">=")[2] for line in requirements("train", "eval")}
+    assert bounds == {name: pins("lower-bounds")[name] for name in bounds}
     assert bounds["peft"] == versions.PEFT_MINIMUM

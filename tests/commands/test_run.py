@@ -23,14 +23,20 @@ print("default", dict(model.preference))
 """
 
 
-def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "peft_hoe.cli", "run", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+@pytest.fixture
+def run(monkeypatch):
+    """Runs the program that `peft-hoe run` would become; a process of its own for the command would only cost time."""
+    done = []
+
+    def become(program, arguments, environment):
+        done.append(subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False))
+
+    def command(*arguments):
+        main(["run", *map(str, arguments)])
+        return done.pop()
+
+    monkeypatch.setattr(os, "execvpe", become)
+    return command
 
 
 @pytest.fixture
@@ -58,32 +64,40 @@ def test_without_us_peft_does_not_know_hoe(adapter):
     assert "KeyError: 'HOE'" in plain.stderr
 
 
-def test_a_program_loads_hoe_adapters(adapter):
+def test_a_program_loads_hoe_adapters(run, adapter):
     done = run("--", "python", *adapter)
     assert done.returncode == 0, done.stderr
     assert "default {'a': 0.5, 'b': 0.5}" in done.stdout
 
 
-def test_a_preference_for_the_whole_program(adapter):
+def test_a_preference_for_the_whole_program(run, adapter):
     done = run("--preference", "a=0.7,b=0.3", "--", *adapter)
     assert "default {'a': 0.7, 'b': 0.3}" in done.stdout, done.stderr
 
 
-def test_processes_that_the_program_starts_have_it_too(adapter, tmp_path):
+def test_processes_that_the_program_starts_have_it_too(run, adapter, tmp_path):
     parent = tmp_path / "parent.py"
     parent.write_text("import subprocess, sys\nsys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))\n")
     done = run("--preference", "0.2,0.8", "--", "python", parent, *adapter)
     assert "default {'a': 0.2, 'b': 0.8}" in done.stdout, done.stderr
 
 
-def test_a_hidden_sitecustomize_still_runs(tmp_path):
+def test_a_hidden_sitecustomize_still_runs_and_the_programs_status_is_ours(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("print('mine')")
-    done = run("--", "python", "-c", "print('program')", PYTHONPATH=str(tmp_path))
+    command = [
+        sys.executable,
+        "-m",
+        "peft_hoe.cli",
+        "run",
+        "--",
+        "python",
+        "-c",
+        "print('program'); raise SystemExit(7)",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["mine", "mine", "program"]  # once for peft-hoe itself, once for the program
-
-
-def test_the_programs_status_is_ours():
-    assert run("--", "python", "-c", "raise SystemExit(7)").returncode == 7
+    assert done.returncode == 7
 
 
 @pytest.mark.parametrize(

@@ -207,13 +207,18 @@ print(json.dumps(hypervolume.compute(reference_point=0)))
 """
 
 
-def together(code, folder):
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
     """Two processes that share a new, empty cache; what each printed, line by line."""
+    folder = tmp_path_factory.mktemp("cache")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", OFFLINE + code, str(rank)], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", OFFLINE + ALONE + WORKER, str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -222,8 +227,8 @@ def together(code, folder):
     return [[json.loads(line) for line in output.splitlines()] for output in outputs]
 
 
-def test_two_processes_of_one_evaluation(tmp_path):
-    (volume, dominance), other = together(WORKER, tmp_path)
+def test_two_processes_of_one_evaluation(printed):
+    (_, volume, dominance), (_, *other) = printed
     assert other == [None, None]
     assert volume["hypervolume"] == pytest.approx(0.43)
     assert (volume["points"], volume["non_dominated"]) == (3, 2)
@@ -231,8 +236,8 @@ def test_two_processes_of_one_evaluation(tmp_path):
     assert (dominance["points_predictions"], dominance["points_references"]) == (2, 1)
 
 
-def test_two_evaluations_at_the_same_time(tmp_path):
-    (first,), (second,) = together(ALONE, tmp_path)
+def test_two_evaluations_at_the_same_time(printed):
+    (first, *_), (second, *_) = printed
     assert first["hypervolume"] == pytest.approx(0.2 * 0.9)
     assert second["hypervolume"] == pytest.approx(1.2 * 0.9)
     assert first["points"] == second["points"] == 20
