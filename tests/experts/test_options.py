@@ -20,7 +20,7 @@ def options(**changes):
 def test_defaults_are_those_that_were_measured():
     assert options().to_dict() == {
         "r": "auto", "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
-        "svd": {"solver": "randomized", "max_power_steps": 8}, "rescale": "norm", "interpolation": "norm", "seed": 0,
+        "svd": {"solver": "randomized", "tolerance": 1e-4}, "rescale": "norm", "interpolation": "norm", "seed": 0,
         "dtype": None,
     }  # fmt: skip
 
@@ -43,7 +43,7 @@ def test_short_forms_are_the_groups():
         (lambda: Merging("slerp"), "merge method is 'slerp'"),
         (lambda: Merging("ties", {"densty": 0.1}), r"merge 'ties' has no option \['densty'\]"),
         (lambda: TaskSVD("fast"), "svd is 'fast'"),
-        (lambda: TaskSVD(max_power_steps=-1), "max_power_steps is -1; it must be a whole number of at least 0"),
+        (lambda: TaskSVD(tolerance=0), "the tolerance of svd is 0; it must be a number above 0 and below 1"),
         (lambda: options(interpolation="cubic"), "interpolation is 'cubic'"),
         (lambda: options(r=0), "r is 0; allowed are"),
         (lambda: options(dtype="int8"), "dtype is 'int8'; allowed are"),

@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--interpolation", default=DEFAULT_INTERPOLATION, help=f"norm or linear (default {DEFAULT_INTERPOLATION})")
     add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
     add(
-        "--max-power-steps",
-        type=int,
-        default=TaskSVD.max_power_steps,
-        metavar="N",
-        help=f"the most that the randomized SVD takes (default {TaskSVD.max_power_steps})",
+        "--svd-tolerance",
+        type=float,
+        default=TaskSVD.tolerance,
+        metavar="SHARE",
+        help=f"share of the energy that the randomized SVD may leave (default {TaskSVD.tolerance})",
     )
     add("--seed", type=int, default=0, help="seed of the randomized SVD")
     add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         r=read_number(arguments.rank, int),
         pruning=_pruning(arguments),
         merging=Merging(arguments.merge, _merge_options(arguments.merge_option)),
-        svd=TaskSVD(arguments.svd, arguments.max_power_steps),
+        svd=TaskSVD(arguments.svd, arguments.svd_tolerance),
         rescale=read_number(arguments.rescale, float),
         interpolation=arguments.interpolation,
         seed=arguments.seed,

@@ -110,7 +110,7 @@ class ModuleBuilder:
             delta,
             expert.rank,
             solver=self.options.svd.solver,
-            max_power_steps=self.options.svd.max_power_steps,
+            tolerance=self.options.svd.tolerance,
             seed=self.options.seed,
         )
         shares = {name: weight for name, weight in zip(self.inputs.policies, expert.weights, strict=True) if weight > 0}

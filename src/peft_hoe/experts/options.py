@@ -16,7 +16,7 @@ from ..config import INTERPOLATIONS
 from ..errors import ExpertError, check_choice
 from .merging import check_merge
 from .rescale import check_rescale
-from .svd import MAX_POWER_STEPS, SOLVERS
+from .svd import SOLVERS, TOLERANCE
 
 DEFAULT_RANK = 16
 DEFAULT_RESCALE = "norm"
@@ -95,26 +95,29 @@ class TaskSVD:
     """How a task vector is truncated.
 
     >>> TaskSVD("exact")
-    TaskSVD(solver='exact', max_power_steps=8)
+    TaskSVD(solver='exact', tolerance=0.0001)
 
     Args:
-        solver: "randomized" (subspace iteration) or "exact".
-        max_power_steps: the most that the randomised solver takes; it stops where one gains less than 1e-4 of the energy.
+        solver: "randomized" (a block Krylov space) or "exact".
+        tolerance: the share of the energy of the best approximation of its rank that the randomised solver may leave.
 
     Raises:
         ExpertError: names the value and what is allowed.
     """
 
     solver: str = "randomized"
-    max_power_steps: int = MAX_POWER_STEPS
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         check_choice("svd", self.solver, SOLVERS, ExpertError)
-        steps = self.max_power_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        if (
+            isinstance(self.tolerance, bool)
+            or not isinstance(self.tolerance, (int, float))
+            or not 0 < self.tolerance < 1
+        ):
             raise ExpertError(
-                f"max_power_steps is {steps!r}; it must be a whole number of at least 0",
-                argument="max_power_steps", value=steps, allowed="at least 0",
+                f"the tolerance of svd is {self.tolerance!r}; it must be a number above 0 and below 1, such as {TOLERANCE}",
+                argument="svd", value=self.tolerance, allowed="above 0 and below 1",
             )  # fmt: skip
 
     @classmethod

@@ -52,7 +52,7 @@ class ModuleReport:
         tau_norm: norm of the task vector before pruning; of the merged one for a merge.
         norm: norm of B A as written.
         rescale: the factor folded into B.
-        solver: which SVD, with its power steps and any fallback.
+        solver: which SVD, with the size of its space and any fallback.
     """
 
     rank: int

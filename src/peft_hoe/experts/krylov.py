@@ -1,0 +1,108 @@
+"""The leading singular triplets of a matrix from a randomised block Krylov space.
+
+The space is that of (A A^T)^i A X, i = 0, 1, ..., with X a thin block of random vectors (Musco and Musco 2015; for a block of
+one it is that of Golub and Kahan's bidiagonalisation). It grows block by block and keeps every direction that it has paid for.
+Subspace iteration throws all but the last away: at equal cost in products with A this comes far closer to the optimum, on
+flat spectra above all.
+
+Shapes: A (m, n) with m <= n, rank r, block b, K directions so far: basis Q (K, m), one direction a row; image Q A (K, n).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+_OVERLAP = 1e-5  # cosine between directions that count as orthogonal
+_PASSES = 5
+
+
+def leading_triplets(
+    matrix: Tensor, rank: int, norm: float, *, tolerance: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The singular triplets that hold the most energy.
+
+    Args:
+        matrix: A `(d_out, d_in)`, float32 and finite.
+        rank: r, at most the smaller side.
+        norm: Frobenius norm of A.
+        tolerance: the space grows until the energy of the r triplets would gain less than this share of itself.
+        seed: of the random block.
+
+    Returns:
+        U `(d_out, r)` float32, S `(r,)` float64 and descending, V^T `(r, d_in)` float32, and K.
+
+    Raises:
+        LinAlgError: a value is not finite, or the small eigenvalue problem does not converge.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        v, s, uh, directions = leading_triplets(matrix.T, rank, norm, tolerance=tolerance, seed=seed)
+        return uh.T, s, v.T, directions
+    smaller, width = len(matrix), min(max(rank // 4, 16), 64)  # few at once: each block sees all before it
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randn(width, matrix.shape[1], generator=generator).to(matrix)
+    block, basis = random @ matrix.T, matrix.new_empty(0, smaller)
+    image = torch.empty(0, matrix.shape[1], dtype=torch.float64)
+    gram = image @ image.T
+    energies: list[float] = []
+    while True:
+        block = _orthonormal(block[: smaller - len(basis)], basis)
+        product = block @ matrix
+        gram = _bordered(gram, image, product.double())
+        basis, image = torch.cat([basis, block]), torch.cat([image, product.double()])
+        if len(basis) == smaller:
+            break
+        if len(basis) >= rank + width:
+            energies.append(float(torch.linalg.eigvalsh(gram)[-rank:].sum()))
+            if _enough(energies, norm**2 - float(gram.trace()), tolerance):
+                break
+        block = product @ matrix.T
+    u, s, vh = _triplets(gram, basis, image, rank)
+    return u, s, vh, len(basis)
+
+
+def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
+    """Orthonormal rows `(b, m)` in the span of `block` and `basis` `(K, m)`, orthogonal to the latter.
+
+    Projecting leaves rounding of the size of what was taken away. Twice is enough where something else is left; where the
+    basis holds all that the block has, rounding is what is left, and it takes a third time.
+    """
+    block = torch.linalg.qr(block.T)[0].T
+    for _ in range(_PASSES if len(basis) else 0):
+        inside = block @ basis.T
+        if float(inside.abs().max()) < _OVERLAP:
+            break
+        block = torch.linalg.qr((block - inside @ basis).T)[0].T
+    return block
+
+
+def _bordered(gram: Tensor, image: Tensor, product: Tensor) -> Tensor:
+    """The Gram matrix `(K + b, K + b)` of the rows of `image` `(K, n)`, which is known, and `product` `(b, n)`."""
+    cross = image @ product.T
+    return torch.cat([torch.cat([gram, cross], 1), torch.cat([cross.T, product @ product.T], 1)])
+
+
+def _enough(energies: list[float], outside: float, tolerance: float) -> bool:
+    """Whether the energy of the leading triplets would gain less than the tolerance.
+
+    What the space does not hold (`outside`) bounds the gain. Otherwise it is extrapolated: gains shrink at least geometrically.
+    """
+    allowed = tolerance * energies[-1]
+    if outside <= allowed:
+        return True
+    if len(energies) < 3:
+        return False
+    before, last = energies[-2] - energies[-3], energies[-1] - energies[-2]
+    return last < before and last**2 / (before - last) <= allowed
+
+
+def _triplets(gram: Tensor, basis: Tensor, image: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V^T of the best approximation within the space (Rayleigh-Ritz)."""
+    squared, vectors = torch.linalg.eigh(gram)
+    if not bool(torch.isfinite(squared).all()):
+        raise LinAlgError("the randomised solver returned values that are not finite")
+    s = squared[-rank:].flip(0).clamp_min(0).sqrt()
+    vectors = vectors[:, -rank:].flip(1)
+    vh = vectors.T @ image / s.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+    return basis.T @ vectors.to(basis.dtype), s, vh.to(basis.dtype)
