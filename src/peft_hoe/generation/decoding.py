@@ -177,9 +177,16 @@ class Decoding:
             max_new_tokens=self.max_new_tokens,
             do_sample=self.do_sample,
             eos_token_id=list(stops) if stops else None,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=padding_token(model, tokenizer),
             **{**settings, **self.options},
         )
+
+
+def padding_token(model: Any, tokenizer: Any) -> int:
+    """What rows that have ended go on with: the tokenizer's padding token, or 0 where the model has no embedding for it."""
+    token: int = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
+    size = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
+    return token if token < size else 0
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

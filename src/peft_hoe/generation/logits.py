@@ -13,9 +13,13 @@ from accelerate.utils import extract_model_from_parallel
 
 
 def sequence_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a model is called with: positions count from the first token that is no padding."""
+    """What a model is called with: positions count from the first token that is no padding.
+
+    Padding is token 0, whatever it was: tokenizers have padding tokens that the model's embedding has no row for.
+    """
     mask = attention_mask.long()
-    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": input_ids * mask, "attention_mask": mask, "position_ids": positions}
 
 
 def response_logits(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from .decoding import Decoding
 from .prompts import PromptBatch
@@ -23,7 +23,7 @@ class Responses:
     """Generated tokens.
 
     Attributes:
-        ids: `(B, T)`, padding after the end.
+        ids: `(B, T)`, after the end `padding_token`.
         mask: `(B, T)`, True up to and including the stop token, or the token that completes a stop string.
         ended: `(B,)`, whether there is one.
         texts: B responses as text, without special tokens, a stop string and what comes after it.
@@ -72,19 +72,19 @@ def generate_responses(
         for first in range(0, len(prompts.ids), chunk):
             rows = slice(first, first + chunk)
             output = policy.generate(
-                input_ids=prompts.ids[rows],
+                input_ids=prompts.ids[rows] * prompts.mask[rows],  # as in `sequence_inputs`
                 attention_mask=prompts.mask[rows].long(),
                 generation_config=settings,
                 **others,
             )
             missing = width + decoding.max_new_tokens - output.shape[1]
-            parts.append(torch.nn.functional.pad(output[:, width:], (0, missing), value=tokenizer.pad_token_id))
-    return _ended(torch.cat(parts), tokenizer, decoding.stop_strings, settings.eos_token_id)
+            parts.append(torch.nn.functional.pad(output[:, width:], (0, missing), value=settings.pad_token_id))
+    return _ended(torch.cat(parts), tokenizer, decoding.stop_strings, settings)
 
 
-def _ended(ids: torch.Tensor, tokenizer: Any, strings: Sequence[str], stop: Sequence[int] | None) -> Responses:
+def _ended(ids: torch.Tensor, tokenizer: Any, strings: Sequence[str], settings: GenerationConfig) -> Responses:
     """Responses from what was generated `(B, T)`, cut where each of them ends."""
-    mask, ended = response_mask(ids, stop)
+    mask, ended = response_mask(ids, settings.eos_token_id)
     texts = _texts(ids, mask, tokenizer)
     if strings:
         cut = torch.tensor([holds(text, strings) for text in texts], device=ids.device)
@@ -92,7 +92,7 @@ def _ended(ids: torch.Tensor, tokenizer: Any, strings: Sequence[str], stop: Sequ
         mask &= torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
         ended |= cut
         texts = [before_stop_string(text, strings) for text in texts]
-    return Responses(ids.masked_fill(~mask, tokenizer.pad_token_id), mask, ended, texts)
+    return Responses(ids.masked_fill(~mask, settings.pad_token_id), mask, ended, texts)
 
 
 def _texts(ids: torch.Tensor, mask: torch.Tensor, tokenizer: Any) -> list[str]:

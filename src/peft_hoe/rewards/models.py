@@ -126,9 +126,12 @@ class ClassifierReward:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
 
     def _can_pad(self) -> bool:
-        """Decoders find a text's last token by the padding id of their configuration, so it must be the tokenizer's."""
-        padding = self.tokenizer.pad_token_id
-        return padding is not None and padding == self.model.config.pad_token_id
+        """Decoders find a text's last token by the padding id of their configuration, so it must be the tokenizer's.
+
+        The model's embedding must have a row for it, too.
+        """
+        padding, size = self.tokenizer.pad_token_id, _vocabulary(self.model)
+        return padding is not None and padding == self.model.config.pad_token_id and (size is None or padding < size)
 
 
 @dataclass
@@ -221,8 +224,7 @@ class ModuleReward:
 
     def _check_vocabulary(self, input_ids: Tensor) -> None:
         """Of the ids that it reads: those of padding are masked, and may be any."""
-        embedding = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None  # type: ignore[operator]
-        size = getattr(embedding, "num_embeddings", None)
+        size = _vocabulary(self.model)
         if size is not None and input_ids.numel() and int(input_ids.max()) >= size:
             raise RewardError(
                 f"{type(self.model).__name__} knows {size} tokens, but the policy's ids go up to {int(input_ids.max())}: "
@@ -263,6 +265,13 @@ def _truncating(tokenizer: Any, end: str) -> Iterator[None]:
         yield
     finally:
         tokenizer.truncation_side = side
+
+
+def _vocabulary(model: Any) -> int | None:
+    """How many tokens a model has an embedding for, where it tells."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    size: int | None = getattr(embedding, "num_embeddings", None)
+    return size
 
 
 def _device(model: Any) -> torch.device:

@@ -96,6 +96,47 @@ def test_a_run_shows_no_warning_of_others(make: Make, toys: ModuleType) -> None:
     assert [str(warning.message) for warning in shown] == []
 
 
+@pytest.fixture
+def padded(toys: ModuleType) -> Any:
+    """A tokenizer whose padding token was added to it, and not to the model: scripts of TRL do so."""
+    tokenizer = toys.make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 32
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["make_trainer", "make_distillation"])
+def test_padding_that_the_model_does_not_know(
+    kind: str, request: pytest.FixtureRequest, toys: ModuleType, padded: Any
+) -> None:
+    """Prompts and responses of unequal lengths, own completions, payoff table, a module as reward: as with another token."""
+    from transformers import LlamaForSequenceClassification
+
+    make: Make = request.getfixturevalue(kind)
+    routers = []
+    for tokenizer in (toys.make_tokenizer(), padded):
+        torch.manual_seed(1)
+        constructor: dict[str, Any] = {"processing_class": tokenizer}
+        changes: dict[str, Any] = {"lmbda": 1.0, "max_new_tokens": 12}
+        if kind == "make_trainer":
+            config = toys.make_base().config
+            models = [LlamaForSequenceClassification(config) for _ in range(2)]  # two outputs each
+            constructor |= {"reward_model": models[0], "value_model": models[1], "normalizer": None}
+            changes = {"stop_token": "eos", "response_length": 12, "payoff_prompts": 8}
+        trainer = make(constructor=constructor, **changes)
+        torch.manual_seed(2)
+        trainer.train()
+        routers.append([parameter.detach().clone() for parameter in trainer.router.parameters()])
+    assert all(torch.equal(x, y) for x, y in zip(*routers, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["make_grpo", "make_dpo_trainer"])
+def test_padding_that_trl_would_look_up_is_refused(kind: str, request: pytest.FixtureRequest, padded: Any) -> None:
+    make: Make = request.getfixturevalue(kind)
+    with pytest.raises(HoEError, match=r"'\[PAD\]' is token 32, for which the model has no embedding"):
+        make(constructor={"processing_class": padded})
+
+
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     model.add_adapter("second", model.peft_config["default"])

@@ -18,6 +18,7 @@ from ...generation.settings import evaluating
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
+from ..run.steered_policy import check_padding
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEDPOConfig
 from .margins import answer_logprobs, check_experts, other_experts
@@ -114,6 +115,7 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
+        check_padding(policy, self.processing_class, "DPOTrainer")
 
     # -- what TRL's constructor sets ---
 

@@ -30,7 +30,7 @@ from ...rewards.functions import ObjectiveFunction
 from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
-from ..run.steered_policy import reaching_threads
+from ..run.steered_policy import check_padding, reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEGRPOConfig
 from .rewards import fill_missing, known_means, processing_classes, reward_functions
@@ -113,6 +113,7 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
+        check_padding(policy, self.processing_class, "GRPOTrainer")
         for function in functions:  # TRL moves the classifiers that it knows
             if isinstance(function, ObjectiveFunction):
                 function.to(self.accelerator.device)

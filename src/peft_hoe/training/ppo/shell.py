@@ -16,8 +16,10 @@ from ...errors import HoEError
 from ...generation.decoding import Decoding
 from ...generation.prompt_rows import check_prompts, drawn_rows, prompt_rows
 from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch
+from ...generation.settings import evaluating
 from ...objectives.normalizer import RewardNormalizer
 from ...rewards.sources import Rewards
+from ...tuner.functional import use_preference
 from ..run.checkpoints import finish_checkpoint, read_state, rng_state, set_rng_state, write_state
 from ..run.optimizer import critic_group, frozen
 from ..run.router_trainer import RouterTrainer
@@ -172,14 +174,19 @@ class PPOShell(RouterTrainer):
         return self.ppo.measure_payoff(self._prompts(source, drawn))
 
     def generate_completions(self, sampling: bool = False) -> None:
-        """Print greedy responses to the first prompts of the evaluation set, with their rewards."""
+        """Print greedy responses to the first prompts of the evaluation set, with their rewards, at the router's preference.
+
+        Args:
+            sampling: PPOTrainer prints the first batch of the set, or all of it; here it makes no difference.
+        """
         main = self.accelerator.is_main_process
         if self.eval_dataset is None or not (main or self.args.shard_policy):  # shards are gathered by all together
             return
         count = min(len(self.eval_dataset), self.args.per_device_eval_batch_size)
         prompts = self._prompts(self.eval_dataset, range(count))
-        self.model.eval()
-        responses = self.ppo.respond(prompts, self.ppo.greedy)
+        here = use_preference(self.policy, {self.router.adapter: self.router.preference.tolist()})
+        with evaluating(self.policy), here:
+            responses = self.ppo.respond(prompts, self.ppo.greedy)
         if main:
             sample_table(prompts, responses, self.ppo.score_responses(prompts, responses), self.objectives)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...config import HoEConfig
 from ...errors import ExpertError, HoEError
+from ...generation.decoding import padding_token
 from ...generation.settings import modes_kept
 from ...tuner.functional import adapter_of, mark_trained, use_preference
 from ...tuner.steering import Steering
@@ -41,6 +42,23 @@ def steerable(model: Any, peft_config: Any = None) -> Any:
     if getattr(model.config, "is_encoder_decoder", False):
         raise HoEError("model is an encoder-decoder; routers are trained with decoder-only language models")
     return model
+
+
+def check_padding(policy: Any, processing_class: Any, trainer: str) -> None:
+    """See that a trainer of TRL, which looks padding up in the embedding, can do so.
+
+    Raises:
+        HoEError: the embedding has no row for the tokenizer's padding token.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if padding_token(policy, tokenizer) != tokenizer.pad_token_id:
+        raise HoEError(
+            f"the padding token {tokenizer.pad_token!r} is token {tokenizer.pad_token_id}, for which the model has no "
+            f"embedding, and TRL's {trainer} looks it up; set tokenizer.pad_token = tokenizer.eos_token, or take another "
+            "token that the model knows",
+            argument="processing_class",
+            value=tokenizer.pad_token_id,
+        )
 
 
 def hidden_size(policy: Any) -> int:

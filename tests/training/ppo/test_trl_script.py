@@ -1,0 +1,119 @@
+"""TRL's script examples/scripts/ppo/ppo.py, called as its documentation calls it: what it does, in its order, offline.
+
+HoERouterTrainer and HoERouterConfig stand in the places of PPOTrainer and PPOConfig. The policy has a HoE adapter, and there is
+a reward model for each objective.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    LlamaForSequenceClassification,
+)
+
+from peft_hoe.training import HoERouterConfig, HoERouterTrainer
+
+CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n\n' }}{% endfor %}"
+
+
+@pytest.fixture
+def saved(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base, an adapter, a reward model and a dataset on disk."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    toys.make_base().save_pretrained(tmp_path / "base")
+    toys.make_tokenizer().save_pretrained(tmp_path / "base")
+    toys.make_policy().save_pretrained(tmp_path / "adapter")
+    config = toys.make_base().config
+    config.num_labels = 1
+    torch.manual_seed(3)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
+    toys.make_tokenizer().save_pretrained(tmp_path / "reward")
+    (tmp_path / "data").mkdir()
+    rows = [{"prompt": f"w{i % 28} w{7 * i % 28}"[: None if i % 2 else 3], "completion": "w1"} for i in range(132)]
+    (tmp_path / "data" / "descriptiveness.json").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A padding token that is added and not resized for, a fine for the missing end without a stop token, tokenised rows."""
+    trl = pytest.importorskip("trl")
+    from datasets import load_dataset
+
+    parser = HfArgumentParser((trl.ScriptArguments, HoERouterConfig, trl.ModelConfig))
+    script_args, training_args, model_args = parser.parse_args_into_dataclasses(
+        [
+            "--dataset_name", str(saved / "data"), "--dataset_train_split", "descriptiveness", "--learning_rate", "3e-6",
+            "--output_dir", str(saved / "ppo"), "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
+            "--total_episodes", "32", "--model_name_or_path", str(saved / "base"), "--sft_model_path", str(saved / "base"),
+            "--reward_model_path", str(saved / "reward"), "--missing_eos_penalty", "1.0",
+            "--router", "r0", "--response_length", "8", "--use_cpu", "true", "--report_to", "none", "--payoff_prompts", "16",
+        ]
+    )  # fmt: skip
+
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, padding_side="left")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHAT
+
+    def classifier() -> Any:
+        path = training_args.reward_model_path
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+
+    dataset = load_dataset(
+        script_args.dataset_name,
+        name=script_args.dataset_config,
+        split=script_args.dataset_train_split,
+        data_files={"descriptiveness": "descriptiveness.json"},
+    )
+    train, held_out = dataset.select(range(len(dataset) - 100)), dataset.select(range(len(dataset) - 100, len(dataset)))
+
+    def tokenized(rows: Any) -> Any:
+        return rows.map(
+            lambda batch: {"input_ids": tokenizer(batch["prompt"], padding=False)["input_ids"]},
+            batched=True,
+            remove_columns=rows.column_names,
+            num_proc=training_args.dataset_num_proc,
+        )
+
+    reward_model = classifier()
+    torch.manual_seed(5)
+    other = LlamaForSequenceClassification(reward_model.config)
+    policy = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(training_args.sft_model_path), saved / "adapter"
+    )
+    trainer = HoERouterTrainer(
+        args=training_args,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=AutoModelForCausalLM.from_pretrained(training_args.sft_model_path),
+        reward_model={"low": reward_model, "high": other},
+        value_model=classifier(),
+        train_dataset=tokenized(train),
+        eval_dataset=tokenized(held_out),
+        peft_config=None,
+    )
+    trainer.train()
+    trainer.save_model(training_args.output_dir)
+    trainer.generate_completions()
+
+    assert trainer.state.global_step == 4
+    assert trainer.state.episode == 32
+    if importlib.util.find_spec("rich") is not None:
+        assert capsys.readouterr().out.count("model response") >= 2  # in training and at the end
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(training_args.sft_model_path), training_args.output_dir
+    )
+    assert [router.trained for router in loaded.peft_config["default"].routers] == [True, False]
