@@ -12,7 +12,7 @@ import pytest
 import peft_hoe
 
 SOURCE = Path(peft_hoe.__file__).parent
-GROUND = {"errors", "preference", "versions", "tasks", "peft_type", "files", "output_directory"}
+GROUND = {"errors", "preference", "versions", "tasks", "peft_type", "files", "output_directory", "patterns"}
 # Top to bottom: a part imports what stands below it. Parts on one line know nothing of each other.
 FLOORS = [
     {"cli"},
@@ -29,7 +29,7 @@ FLOORS = [
     {"registration"},
     {"tuner"},
     {"config"},
-    {"resolution"},
+    {"resolution", "contents"},
     {"routing", "specs", "model_card"},
     GROUND,
 ]

@@ -99,12 +99,31 @@ def test_an_objective_without_its_own_expert_is_allowed_and_said():
         ({"rank_pattern": {"q": 0}}, ExpertError, "rank_pattern"),
         ({"rank_pattern": {"q": [1, 2]}}, ExpertError, "2 ranks for 3 experts"),
         ({"rank_pattern": {"q": [0, 0, 0]}}, ExpertError, "rank_pattern"),
-        ({"router_temperature": 0}, ExpertError, "above 0"),
+        ({"router_temperature": 0}, ExpertError, "from 1e-6"),
         ({"router_temperature": "1"}, ExpertError, "router_temperature is '1'"),
-        ({"router_temperature": float("inf")}, ExpertError, "above 0"),
+        ({"router_temperature": float("inf")}, ExpertError, "from 1e-6"),
         ({"rank_pattern": {"q": 2.5}}, ExpertError, r"rank_pattern\['q'\] is 2.5"),
         ({"default_preference": [0.5, 0.4]}, PreferenceError, "sums to 0.9"),
         ({"target_modules": "a.*", "layers_to_transform": [0]}, ValueError, "layers_to_transform"),
+        ({"layers_to_transform": [0], "layers_pattern": "(a+)+"}, ExpertError, "layers_pattern is"),
+        ({"routers": [{"preference": [0.5, 0.5], "trained": "false"}]}, ExpertError, "use True or False"),
+        ({"train_experts": "false"}, ExpertError, "train_experts is 'false'; use True or False"),
+        ({"routers": [RouterSpec([0.5, 0.5], votes_for=3)]}, ExpertError, "votes for 3; use 'all' or a list"),
+        ({"routers": [RouterSpec([0.5, 0.5], votes_for=[["a"]])]}, ExpertError, "votes for .*; use 'all' or a list"),
+        ({"routers": [RouterSpec([0.5, 0.5], votes_for=[])]}, ExpertError, "use 'all' or a list"),
+        ({"routers": [RouterSpec([0.5, 0.5], votes_for="a")]}, ExpertError, "use 'all' or a list"),
+        ({"routers": 3}, ExpertError, "routers is 3; give a list"),
+        ({"routers": "r0"}, ExpertError, "give a list"),
+        ({"experts": 3}, ExpertError, "experts is 3; give a list"),
+        ({"objectives": 3}, ExpertError, "objective names are 3"),
+        ({"rank_pattern": ["q"]}, ExpertError, r"rank_pattern is \['q'\]"),
+        ({"rank_pattern": {"q": None}}, ExpertError, r"rank_pattern\['q'\] is None"),
+        ({"rank_pattern": {"q": {"a": 1, "b": 2, "centroid": 3}}}, ExpertError, "a list with one per expert"),
+        ({"rank_pattern": {"q": [1, None, 2]}}, ExpertError, "is None"),
+        ({"rank_pattern": {"q": [1, True, 2]}}, ExpertError, "is True"),
+        ({"router_temperature": 1e-300}, ExpertError, "router_temperature is 1e-300"),
+        ({"objectives": [f"o{i}" for i in range(1025)]}, ExpertError, "there are 1025 objectives; at most 1024"),
+        ({"routers": [[0.5, 0.5]] * 1025}, ExpertError, "there are 1025 routers"),
     ],
 )
 def test_bad_configurations_are_refused_by_name(settings, error, message):
@@ -119,3 +138,24 @@ def test_every_field_has_help_and_the_docstring_says_the_same(kind):
         if item.name in kind.__annotations__:
             said = " ".join(kind.__doc__.split())
             assert f"{item.name}: {item.metadata['help']}" in said
+
+
+def test_hundreds_of_objectives_are_resolved_at_once():
+    # 600 took a minute: every corner was compared with experts that were put together anew each time.
+    config = HoEConfig(objectives=[f"o{i}" for i in range(300)], r=1)
+    assert len(config.expert_names) == 301
+    assert config.preference_router().route(np.full(300, 1 / 300)).experts == pytest.approx({"centroid": 1.0})
+
+
+def test_more_votes_than_fit_are_refused():
+    n = 400
+    routers = [RouterSpec(preference, votes_for="all") for preference in np.eye(n)[:60] * 0.5 + 0.5 / n]
+    with pytest.raises(ExpertError, match="60 routers have 24060 votes for 401 experts, more than fit"):
+        HoEConfig(objectives=[f"o{i}" for i in range(n)], routers=routers)
+
+
+def test_a_pattern_of_ranks_that_backtracks_is_named():
+    config = HoEConfig(objectives=["a", "b"], rank_pattern={r"(a|aa)+b": 3})
+    with pytest.raises(ExpertError, match=r"rank_pattern\['\(a\|aa\)\+b'\].*backtracks"):
+        config.ranks("a" * 60)
+    assert config.ranks("model.layers.0.q_proj") == [16, 16, 16]

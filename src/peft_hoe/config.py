@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from peft.utils.other import get_pattern_key
 
+from .contents import check_contents
 from .errors import ExpertError, HoEWarning, check_choice
-from .files import check_readable
+from .files import read_header
 from .model_card import complete
+from .patterns import matches
 from .peft_type import peft_type
 from .preference import FloatArray, parse_preference
-from .resolution import resolve_experts, resolve_ranks, resolve_routers, stacked
+from .resolution import check_count, resolve_experts, resolve_ranks, resolve_routers, stacked
 from .routing import HULL, PreferenceRouter, coarse_weights
 from .specs import (
     Assigned,
@@ -175,6 +177,7 @@ class HoEConfig(Assigned, PeftConfig):
             raise ExpertError(
                 "objectives is empty; name at least one objective", argument="objectives", value=self.objectives
             )
+        check_count(self.objectives, "objectives")
         experts = resolve_experts(self.experts, self.objectives, self.r)
         routers = resolve_routers(self.routers, self.objectives, experts)
         self.experts, self.routers = experts, routers
@@ -189,14 +192,19 @@ class HoEConfig(Assigned, PeftConfig):
             raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
+        for name in [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []:
+            if not re.fullmatch(r"[\w.-]*", name):
+                raise ExpertError(
+                    f"layers_pattern is {name!r}; give the name of a list of layers, such as 'layers' or 'h'",
+                    argument="layers_pattern",
+                    value=name,
+                )
 
     def _warn_of_corners(self) -> None:
-        objectives = self.objectives or []
-        missing = [
-            name
-            for name, corner in zip(objectives, np.eye(len(objectives)), strict=True)
-            if np.linalg.norm(self.expert_preferences - corner, axis=1).min() > HULL
-        ]
+        if self.objectives is None:
+            return
+        best = self.expert_preferences.max(axis=0)
+        missing = [name for name, weight in zip(self.objectives, best, strict=True) if weight <= 1 - HULL]
         if missing:
             warnings.warn(
                 f"no expert serves {missing} alone; preferences outside the hull of the experts will be projected on it",
@@ -229,9 +237,11 @@ class HoEConfig(Assigned, PeftConfig):
     def ranks(self, module: str) -> list[int]:
         """Rank of each expert, `(L,)`, in the module of that name."""
         pattern = self.rank_pattern or {}
-        key = get_pattern_key(list(pattern), module)
-        ranks: list[int] = pattern[key] if key in pattern else [expert.r for expert in self.experts or []]
-        return ranks
+        for key, ranks in pattern.items():
+            if matches(rf"(.*\.)?({key})", module, f"rank_pattern[{key!r}]"):
+                found: list[int] = ranks
+                return found
+        return [expert.r for expert in self.experts or []]
 
     def votes(self) -> list[list[int]]:
         """For each router the ascending indices of the experts that it votes for."""
@@ -276,12 +286,13 @@ class HoEConfig(Assigned, PeftConfig):
         """Read a configuration; see PEFT.
 
         Raises:
-            CheckpointError: the weights beside it, where they are local, are not a readable safetensors file.
+            CheckpointError: the weights beside it, where they are local, are not a readable safetensors file, or not this
+            configuration's.
         """
         config: HoEConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder=subfolder, **kwargs)
         weights = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
-        if os.path.isfile(weights):
-            check_readable(weights)
+        if os.path.isfile(weights) and config.objectives is not None:
+            check_contents(config, read_header(weights), weights)
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -30,15 +30,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_readable(path: str | os.PathLike[str]) -> None:
-    """Read a safetensors file's header, which says how long the file must be.
+class TensorInfo(NamedTuple):
+    """A tensor as a safetensors file's header describes it: its dtype ("F32") and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file by key, from its header, which also says how long the file must be.
 
     Raises:
         CheckpointError: names the file and the remedy.
     """
     try:
-        with safe_open(path, framework="pt"):
-            pass
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{os.fspath(path)} is truncated or not a safetensors file ({error}); save or download the adapter again",

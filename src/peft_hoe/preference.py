@@ -86,6 +86,8 @@ def _parse_row(item: Any, value: Any, objectives: Sequence[str]) -> FloatArray:
 
 
 def _is_row(item: Any) -> bool:
+    if isinstance(item, (int, float)):  # nearly all are
+        return False
     return (isinstance(item, (Sequence, Mapping)) and not isinstance(item, str)) or getattr(item, "ndim", 0) > 0
 
 
@@ -185,7 +187,9 @@ def uniform(n: int) -> FloatArray:
 
 def one_hot(index: int, n: int) -> FloatArray:
     """The corner of the simplex where objective `index` of `n` is all that matters, `(n,)`."""
-    return np.eye(n)[index]
+    point = np.zeros(n)
+    point[index] = 1.0
+    return point
 
 
 # Appendix E.5 of the paper, its thirds written exactly.

@@ -9,8 +9,28 @@ import numpy as np
 
 from .errors import ExpertError, PreferenceError
 from .preference import FloatArray, one_hot, parse_preference, uniform
-from .routing import HULL, check_apart, in_hull, voting_set
+from .routing import HULL, Subdivision, check_apart, in_hull, voting_set
 from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_flag, checked_rank
+
+# What a configuration may ask for: it may be a stranger's, and everything here costs time before any weight is read.
+MOST = 1024  # objectives, experts or routers
+MOST_VOTES = 2**22  # votes of all routers times experts
+
+
+def check_count(given: Any, what: str) -> None:
+    """See that there are not more objectives, experts or routers than can be handled.
+
+    Raises:
+        ExpertError: there are.
+    """
+    most = MOST + (what == "experts")  # the corners of all objectives, and the centroid
+    if len(given) > most:
+        raise ExpertError(
+            f"there are {len(given)} {what}; at most {most} are supported",
+            argument=what,
+            value=len(given),
+            allowed=most,
+        )
 
 
 def resolve_experts(given: Any, objectives: Sequence[str], r: int) -> list[ExpertSpec]:
@@ -24,6 +44,7 @@ def resolve_experts(given: Any, objectives: Sequence[str], r: int) -> list[Exper
         raise ExpertError(
             "experts is empty; leave it out for the one-hot experts and the centroid", argument="experts", value=given
         )
+    check_count(() if given is None else given, "experts")
     experts = [as_spec(item, ExpertSpec) for item in (_default_experts(len(objectives)) if given is None else given)]
     for index, expert in enumerate(experts):
         expert.preference = _point(expert.preference, objectives, f"expert {index}")
@@ -41,7 +62,9 @@ def resolve_routers(given: Any, objectives: Sequence[str], experts: Sequence[Exp
         ExpertError: two share a name or a preference, or a router votes for experts that do not enclose it.
         PreferenceError: a preference is none.
     """
-    routers = [as_spec(item, RouterSpec) for item in (() if given is None else _listed(given, "routers"))]
+    given = () if given is None else _listed(given, "routers")
+    check_count(given, "routers")
+    routers = [as_spec(item, RouterSpec) for item in given]
     for index, router in enumerate(routers):
         router.preference = _point(router.preference, objectives, f"router {index}")
         router.name = router.name or f"r{index}"
@@ -49,9 +72,10 @@ def resolve_routers(given: Any, objectives: Sequence[str], experts: Sequence[Exp
     names = [str(expert.name) for expert in experts]
     check_names([*names, *(router.name for router in routers)], "expert or router")
     check_apart(stacked(routers, len(objectives)), [str(router.name) for router in routers], "router")
-    points = stacked(experts, len(objectives))
+    _check_votes(routers, names, len(objectives))
+    cells = Subdivision(stacked(experts, len(objectives)))
     for router in routers:
-        router.votes_for = _voting_names(router, names, points)
+        router.votes_for = _voting_names(router, names, cells)
     return routers
 
 
@@ -104,12 +128,12 @@ def _expert_name(preference: Sequence[float], index: int, objectives: Sequence[s
     return f"e{index}"
 
 
-def _voting_names(router: RouterSpec, names: list[str], points: FloatArray) -> list[str]:
-    """The experts that a router votes for, in the order of `names` `(L,)` at `points` `(L, N)`."""
+def _voting_names(router: RouterSpec, names: list[str], cells: Subdivision) -> list[str]:
+    """The experts that a router votes for, in the order of `names` `(L,)`, which lie at the points of `cells`."""
     if router.votes_for is None:
-        return [names[i] for i in voting_set(np.asarray(router.preference), points)]
+        return [names[i] for i in voting_set(np.asarray(router.preference), cells)]
     chosen = _chosen_names(router, names)
-    members = points[[names.index(name) for name in chosen]]
+    members = cells.points[[names.index(name) for name in chosen]]
     if not in_hull(np.asarray(router.preference), members):
         raise ExpertError(
             f"router {router.name!r} at {router.preference} votes for {chosen}, whose preferences {members.tolist()} do not "
@@ -120,11 +144,24 @@ def _voting_names(router: RouterSpec, names: list[str], points: FloatArray) -> l
     return chosen
 
 
+def _check_votes(routers: Sequence[RouterSpec], names: list[str], n: int) -> None:
+    """Refuse more votes of routers for the experts `names` than fit, before any voting set is found."""
+    slots = sum(n if router.votes_for is None else len(_chosen_names(router, names)) for router in routers)
+    if slots * len(names) > MOST_VOTES:
+        raise ExpertError(
+            f"{len(routers)} routers have {slots} votes for {len(names)} experts, more than fit; say votes_for, with few "
+            "experts for each router",
+            argument="routers",
+            value=slots,
+            allowed=f"at most {MOST_VOTES // len(names)} votes",
+        )
+
+
 def _chosen_names(router: RouterSpec, names: list[str]) -> list[str]:
     wanted = router.votes_for
     if isinstance(wanted, str) and wanted == "all":
         return names
-    if isinstance(wanted, (list, tuple, set, frozenset)) and wanted and all(name in names for name in wanted):
+    if isinstance(wanted, (list, tuple, set, frozenset)) and wanted and set(map(_hashable, wanted)) <= set(names):
         return [name for name in names if name in wanted]
     raise ExpertError(
         f"router {router.name!r} votes for {wanted!r}; use 'all' or a list of names among the experts {names}",
@@ -155,3 +192,7 @@ def _ranks(value: Any, what: str, experts: Sequence[ExpertSpec]) -> list[int]:
 
 def _is_zero(rank: Any) -> bool:
     return isinstance(rank, (int, np.integer)) and not isinstance(rank, bool) and rank == 0
+
+
+def _hashable(name: Any) -> Any:
+    return name if isinstance(name, str) else repr(name)

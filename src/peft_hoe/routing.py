@@ -153,18 +153,21 @@ def check_apart(preferences: FloatArray, names: Sequence[str], kind: str) -> Non
     Raises:
         ExpertError: names the two and their distance.
     """
-    for i in range(len(preferences)):
-        for j in range(i):
-            distance = float(np.linalg.norm(preferences[i] - preferences[j]))
-            if distance < MIN_DISTANCE:
-                raise ExpertError(
-                    f"the {kind}s {names[j]!r} and {names[i]!r} have preferences {preferences[j].tolist()} and "
-                    f"{preferences[i].tolist()}, only {distance:.3g} apart; keep one, or move them at least "
-                    f"{MIN_DISTANCE} apart"
-                )
+    for i in range(1, len(preferences)):
+        distances = np.linalg.norm(preferences[:i] - preferences[i], axis=1)
+        j = int(np.argmin(distances))
+        if distances[j] < MIN_DISTANCE:
+            raise ExpertError(
+                f"the {kind}s {names[j]!r} and {names[i]!r} have preferences {preferences[j].tolist()} and "
+                f"{preferences[i].tolist()}, only {distances[j]:.3g} apart; keep one, or move them at least "
+                f"{MIN_DISTANCE} apart",
+                argument=f"{kind}s",
+                value=[names[j], names[i]],
+                allowed=f"at least {MIN_DISTANCE} apart",
+            )
 
 
-def voting_set(preference: FloatArray, experts: FloatArray) -> list[int]:
+def voting_set(preference: FloatArray, experts: FloatArray | Subdivision) -> list[int]:
     """Which LoRA experts a router at `preference` votes for, unless told otherwise.
 
     The Delaunay simplex that holds the preference, completed to N by distance; all experts tied at the last distance are
@@ -172,18 +175,18 @@ def voting_set(preference: FloatArray, experts: FloatArray) -> list[int]:
 
     Args:
         preference: `(N,)`.
-        experts: `(L, N)`.
+        experts: `(L, N)`, or their subdivision.
 
     Returns:
         ascending indices into `experts`.
     """
-    carrier = coarse_weights(preference, experts)
-    chosen = set(np.flatnonzero(carrier).tolist())
-    n = experts.shape[1]
-    distances = np.linalg.norm(experts - preference, axis=1)
-    missing = min(n, len(experts)) - len(chosen)
+    cells = experts if isinstance(experts, Subdivision) else Subdivision(experts)
+    chosen = set(np.flatnonzero(coarse_weights(preference, cells)).tolist())
+    count, n = cells.points.shape
+    distances = np.linalg.norm(cells.points - preference, axis=1)
+    missing = min(n, count) - len(chosen)
     if missing > 0:
-        others = sorted(float(distances[i]) for i in range(len(experts)) if i not in chosen)
+        others = sorted(float(distances[i]) for i in range(count) if i not in chosen)
         chosen |= set(np.flatnonzero(distances <= others[missing - 1] + HULL).tolist())
     return sorted(chosen)
 

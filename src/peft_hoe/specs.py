@@ -215,13 +215,13 @@ def checked_rank(rank: Any, what: str) -> int:
 
 
 def checked_temperature(temperature: Any) -> float:
-    """A finite number above 0 as a plain float, or an ExpertError."""
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < np.inf:
+    """A number between 1e-6 and 1e6 (logits are divided by it in float32) as a plain float, or an ExpertError."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 1e-6 <= temperature <= 1e6:
         raise ExpertError(
-            f"router_temperature is {temperature!r}; it must be a number above 0",
+            f"router_temperature is {temperature!r}; it must be a number from 1e-6 to 1e6",
             argument="router_temperature",
             value=temperature,
-            allowed="above 0",
+            allowed="1e-6 to 1e6",
         )
     return float(temperature)
 

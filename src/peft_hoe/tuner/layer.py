@@ -16,11 +16,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..config import HoEConfig
+from ..errors import ExpertError
 from .base_modules import GuardedWeight
 from .calls import THIS_THREAD, Call, ForwardMemory
 from .lengths import ExpertLengths
 from .plan import Plan
 from .steering import Steering
+
+# What a configuration may ask for in one module: it may be a stranger's.
+MOST_NUMBERS = 2**24
+MOST_TIMES = 64  # times the numbers that the module itself has
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class HoELayer(BaseTunerLayer):
             temperature=config.router_temperature,
             train_experts=config.train_experts,
         )
+        self._check_ranks(layout)
         for part in self.adapter_layer_names:
             if adapter_name in getattr(self, part):  # an earlier adapter of this name
                 del getattr(self, part)[adapter_name]
@@ -99,6 +105,23 @@ class HoELayer(BaseTunerLayer):
         self.measure_lengths(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _check_ranks(self, layout: ExpertLayout) -> None:
+        """Refuse ranks that a module of this size has no use for, before anything of that size is made.
+
+        A delta of d_in x d_out has at most the rank min(d_in, d_out); 32 experts of that rank are still allowed.
+        """
+        asked = sum(layout.ranks) * (self.in_features + self.out_features)
+        most = max(MOST_NUMBERS, MOST_TIMES * self.in_features * self.out_features)
+        if asked > most:
+            raise ExpertError(
+                f"{self.module_name} maps {self.in_features} to {self.out_features} numbers, but its experts have ranks "
+                f"{list(layout.ranks[:8])}{'...' if len(layout.ranks) > 8 else ''}, {sum(layout.ranks)} together, which ask "
+                f"for {asked} numbers; at most {most} are allowed. Lower r, or the ranks in rank_pattern",
+                argument="r",
+                value=list(layout.ranks),
+                allowed=most,
+            )
 
     def reset_parameters(self, adapter_name: str, config: HoEConfig) -> None:
         """A as in LoRA, B = 0; router weights 0 and biases T log max(c, 1e-3)."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import copy
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -18,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from .. import versions
 from ..config import HoEConfig
 from ..errors import ExpertError, HoEWarning, ModuleError
+from ..patterns import matches
 from ..routing import Route
 from . import functional
 from .adapter import Adapter
@@ -74,6 +77,20 @@ class HoEModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_finite)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> Any:
+        """PEFT's, but patterns, which may be a stranger's, are matched with a limit of time (`patterns.py`)."""
+        names: dict[str, Any] = {}
+        for field in ("target_modules", "exclude_modules"):
+            pattern = getattr(peft_config, field)
+            if isinstance(pattern, str):
+                names[field] = {key} if matches(pattern, key, field) else {"-"}
+        saved = [name for name in peft_config.modules_to_save or () if matches(rf"(^|.*\.){name}($|\..*)", key, name)]
+        exact = copy(peft_config)
+        for field, value in {**names, "modules_to_save": [re.escape(key)] if saved else None}.items():
+            setattr(exact, field, value)
+        return BaseTuner._check_target_module_exists(exact, key)
 
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         """PEFT's refusals by type of model, which it has for its own methods alone; they hold for any linear adapter."""
