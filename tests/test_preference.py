@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peft_hoe import PreferenceError, das_dennis, parse_preference, preference_grid
-from peft_hoe.preference import read_preference
+from peft_hoe.preference import read_preference, written
 
 NAMES = ["helpful", "harmless"]
 
@@ -136,3 +136,11 @@ def test_grids_lie_on_the_simplex():
 def test_das_dennis_counts():
     assert len(das_dennis(3, 4)) == 15  # C(6, 2)
     assert das_dennis(2, 1).tolist() == [[1, 0], [0, 1]]
+
+
+def test_preferences_are_written_as_people_write_them():
+    """Never 0.30000000000000004; the grid has no such numbers in the first place."""
+    assert written([0.1 + 0.2, 0.7]) == "0.3, 0.7"
+    assert written([1 / 3, 2 / 3, 0.0]) == "0.333, 0.667, 0"
+    for n in (2, 3):
+        assert all(float(f"{weight:.12g}") == weight for row in preference_grid(n) for weight in row if weight != 1 / 3)

@@ -180,6 +180,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def written(preference: Sequence[float] | FloatArray) -> str:
+    """A preference as a person writes it, to three digits: `0.3, 0.7`."""
+    return ", ".join(f"{float(weight):.3g}" for weight in preference)
+
+
 def uniform(n: int) -> FloatArray:
     """The centroid of the simplex of `n` objectives, `(n,)`."""
     return np.full(n, 1.0 / n)
@@ -248,7 +253,7 @@ def preference_grid(n: int) -> FloatArray:
     [[0.0, 1.0], [0.1, 0.9], [0.2, 0.8]]
     """
     if n == 2:
-        return np.asarray([[i / 10, 1 - i / 10] for i in range(11)])
+        return np.asarray([[i / 10, (10 - i) / 10] for i in range(11)])
     if n == 3:
         return np.asarray(_PAPER_GRID_3)
     chosen = das_dennis(n, 1)

@@ -12,8 +12,7 @@ from peft_hoe import Decoding
 from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.generation.prompt_rows import drawn_rows
 from peft_hoe.reproduce import Plan
-from peft_hoe.reproduce.prompts import load_prompts
-from peft_hoe.reproduce.rewards import load_rewards
+from peft_hoe.reproduce.inputs import load_prompts, load_rewards
 
 HHH = {"humor": "c", "helpful": "a", "harmless": "b"}
 

@@ -28,11 +28,10 @@ from ..demo.steering import (
 )
 from ..errors import HoEError
 from ..evaluation import Sweep
-from ..evaluation.reporting.tables import written
 from ..experts import build_adapter
 from ..generation import Decoding
 from ..inputs import load_tokenizer, read_prompts
-from ..preference import FloatArray, parse_preference, read_preference
+from ..preference import FloatArray, parse_preference, read_preference, written
 from .arguments import read_number, read_pairs
 
 

@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _publish(arguments: argparse.Namespace, found: Any, others: list[Any], output: Path) -> None:
     """Tables on the screen, everything else into the output directory."""
-    from ..evaluation.reporting.json_record import record
+    from ..evaluation.reporting.as_json import as_json
 
     say = (lambda text: None) if arguments.quiet else print
     say(found.table() + "\n")
@@ -143,7 +143,7 @@ def _publish(arguments: argparse.Namespace, found: Any, others: list[Any], outpu
     for rates in judged:
         say(rates.table() + "\n")
     written = ["sweep.json", "rewards.npy", "generations.jsonl", "metrics.json", "front.png"]
-    numbers = record(measured, compared, judged)
+    numbers = as_json(measured, compared, judged)
     (output / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     found.plot(output / "front.png", others=others)
     if arguments.payoff_prompts is not None:

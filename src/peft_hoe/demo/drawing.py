@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from ..evaluation import Sweep
-from ..evaluation.reporting.tables import written
+from ..preference import written
 
 _WIDTH, _HEIGHT = 60, 16
 

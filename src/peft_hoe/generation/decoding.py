@@ -208,6 +208,8 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     """
     whole = all("stop_tokens" in record and "max_new_tokens" in record for record in (first, second))
     names = [name for name in {**first, **second} if whole or (name in first and name in second)]
+    if first.get("do_sample") != second.get("do_sample"):  # the other one has none
+        names = [name for name in names if name not in ("temperature", "top_k", "top_p")]
     return [
         f"{name}: {first.get(name)!r} there, {second.get(name)!r} here"
         for name in names

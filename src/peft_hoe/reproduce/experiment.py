@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HoEError
+from ..evaluation.reporting.tables import rounded
 from ..evaluation.sweeps.sweep import Sweep
 from .plan import Plan
-from .record import Record
-from .stages import SUMMARY, Stage, Work, stages, sweeps
+from .progress import Progress
+from .stages import SUMMARY, Experiment, Stage, stages, sweeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,25 +60,25 @@ def reproduce(
     >>> found.report.name
     'report.html'
     """
-    record = Record(plan, restart=restart)
+    so_far = Progress(plan, restart=restart)
     say = say or (lambda text: None)
-    work = Work(plan, progress)
+    experiment = Experiment(plan, progress)
     planned = stages(plan)
-    if not all(stage.is_finished(plan.folder, record.finished) for stage in planned):
+    if not all(stage.is_finished(plan.folder, so_far.finished) for stage in planned):
         try:
-            work.check()
+            experiment.check()
         except ImportError as error:
             raise HoEError(str(error)) from None
-        record.forget([])  # from here on the folder is an experiment's
+        so_far.forget([])  # from here on the folder is an experiment's
     for number, stage in enumerate(planned):
-        if stage.is_finished(plan.folder, record.finished):
+        if stage.is_finished(plan.folder, so_far.finished):
             say(f"{stage.name}: done")
             continue
         say(f"{stage.name}: {stage.summary}")
         if stage.remakes:
-            record.forget([later.name for later in planned[number:]])
-        stage.run(work)
-        record.finish(stage.name, stage.note)
+            so_far.forget([later.name for later in planned[number:]])
+        stage.run(experiment)
+        so_far.finish(stage.name, stage.note)
     loaded = {name: Sweep.load(plan.folder / "sweeps" / name) for name in sweeps(plan)}
     return Reproduction(loaded, plan.folder / "report.html", (plan.folder / SUMMARY).read_text(encoding="utf-8"))
 
@@ -97,8 +98,8 @@ def describe(plan: Plan) -> str:
     >>> describe(plan).splitlines()[-1].split()[:2]
     ['to', 'do']
     """
-    finished = Record(plan).finished
-    lines = [f"{name:16}  {json.dumps(value)}" for name, value in plan.settings().items() if value is not None]
+    finished = Progress(plan).finished
+    lines = [f"{name:16}  {json.dumps(rounded(value))}" for name, value in plan.settings().items() if value is not None]
     return "\n".join([*lines, "", *(_line(plan, stage, finished) for stage in stages(plan))])
 
 

@@ -21,17 +21,16 @@ from typing import Any
 import torch
 
 from ..evaluation.baselines import BASELINES
-from ..evaluation.reporting.json_record import record
+from ..evaluation.reporting.as_json import as_json
 from ..evaluation.reporting.page import write_report
 from ..evaluation.reporting.tables import aligned, overview
 from ..evaluation.sweeps.run import sweep
 from ..evaluation.sweeps.sweep import Sweep
 from ..experts import build_adapter
 from ..inputs import load_adapter
-from .methods import make_baseline
+from .baselines import make_baseline
+from .inputs import Prompts, load_prompts, load_rewards
 from .plan import Plan
-from .prompts import Prompts, load_prompts
-from .rewards import load_rewards
 from .training import check_trainer, train
 
 HOE, DROPPED = "hoe", "hoe_dropped"
@@ -40,31 +39,36 @@ SUMMARY = "summary.txt"
 
 @dataclass(frozen=True)
 class Stage:
-    """One of them.
+    """A step of an experiment, which is done once.
 
     Attributes:
         name: in `reproduce.json`.
         summary: what it does, for people.
         output: what it writes, in the experiment's folder.
         run: does it.
-        note: what the record keeps; a finished stage whose note has changed is done again.
+        note: what `reproduce.json` keeps of it; a finished stage whose note has changed is done again.
         remakes: whether all stages after it build on what it writes.
     """
 
     name: str
     summary: str
     output: str
-    run: Callable[[Work], None]
+    run: Callable[[Experiment], None]
     note: Any = None
     remakes: bool = False
 
     def is_finished(self, folder: Path, finished: dict[str, Any]) -> bool:
-        """Whether the record says so, and its output is there."""
+        """Whether it is among the finished ones with this note, and its output is there."""
         return self.name in finished and finished[self.name] == self.note and (folder / self.output).exists()
 
 
-class Work:
-    """What stages share, loaded when it is first needed."""
+class Experiment:
+    """A plan with what its stages share: prompts and rewards, loaded when they are first needed, and the device.
+
+    Args:
+        plan: the settings.
+        progress: whether to show bars and tables.
+    """
 
     def __init__(self, plan: Plan, progress: bool) -> None:
         self.plan, self.progress = plan, progress
@@ -79,17 +83,17 @@ class Work:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """Of all splits."""
+        """Of training, of the payoff table and of the sweeps."""
         return load_prompts(self.plan)
 
     @cached_property
     def rewards(self) -> Any:
-        """On the device."""
+        """The recipe's and the user's, on the device."""
         return load_rewards(self.plan, self.device)
 
     @property
     def adapter(self) -> Path:
-        """With trained routers, where routers train."""
+        """The folder of the adapter that is swept: with trained routers where routers train, else as it was built."""
         return self.plan.folder / ("trained" if self.plan.trains else "adapter")
 
     def sweep(self, where: str, model: Any = None, tokenizer: Any = None, **options: Any) -> None:
@@ -102,7 +106,7 @@ class Work:
 
 
 def stages(plan: Plan) -> list[Stage]:
-    """In their order."""
+    """What the plan asks for, in the order in which it is done."""
     routers = f"train {len(plan.routers)} routers with {plan.trainer}, {plan.updates} updates each"
     found = [Stage("build", f"experts from {len(plan.policies)} policies", "adapter", _build, remakes=True)]
     if plan.trains:
@@ -120,38 +124,39 @@ def sweeps(plan: Plan) -> list[str]:
     return [HOE, *([DROPPED] if plan.trains else []), *plan.baselines]
 
 
-def _build(work: Work) -> None:
-    plan = work.plan
+def _build(experiment: Experiment) -> None:
+    plan = experiment.plan
     build_adapter(
         plan.base, plan.policies, plan.folder / "adapter", experts=plan.experts, routers=plan.routers, r=plan.rank,
-        seed=plan.seed, overwrite=True, progress=work.progress,
+        seed=plan.seed, overwrite=True, progress=experiment.progress,
     )  # fmt: skip
 
 
-def _train(work: Work) -> None:
-    model, tokenizer = load_adapter(str(work.plan.folder / "adapter"), work.plan.base)
-    train(work.plan, model, tokenizer, work.prompts, work.rewards, progress=work.progress)
+def _train(experiment: Experiment) -> None:
+    model, tokenizer = load_adapter(str(experiment.plan.folder / "adapter"), experiment.plan.base)
+    train(experiment.plan, model, tokenizer, experiment.prompts, experiment.rewards, progress=experiment.progress)
 
 
-def _sweep_hoe(name: str) -> Callable[[Work], None]:
+def _sweep_hoe(name: str) -> Callable[[Experiment], None]:
     """HoE itself measures the payoff table; without routers it is measured on the same scale."""
 
-    def run(work: Work) -> None:
-        model, tokenizer = load_adapter(str(work.adapter), work.plan.base)
-        options: dict[str, Any] = {"decoding": work.plan.decoding}
+    def run(experiment: Experiment) -> None:
+        model, tokenizer = load_adapter(str(experiment.adapter), experiment.plan.base)
+        options: dict[str, Any] = {"decoding": experiment.plan.decoding}
         if name == DROPPED:
-            options |= {"routers": "drop", "name": "HoE, routers dropped", "payoff": _scale(work.plan)}
-        elif work.prompts.validation:
-            options["payoff"] = work.prompts.validation
-        work.sweep(name, model.eval().to(work.device), tokenizer, **options)
+            options |= {"routers": "drop", "name": "HoE, routers dropped", "payoff": _scale(experiment.plan)}
+        elif experiment.prompts.validation:
+            options["payoff"] = experiment.prompts.validation
+        experiment.sweep(name, model.eval().to(experiment.device), tokenizer, **options)
 
     return run
 
 
-def _sweep_baseline(name: str) -> Callable[[Work], None]:
-    def run(work: Work) -> None:
-        method = make_baseline(name, work.plan, work.prompts, work.rewards, work.device, progress=work.progress)
-        work.sweep(name, generate=method, payoff=_scale(work.plan))
+def _sweep_baseline(name: str) -> Callable[[Experiment], None]:
+    def run(experiment: Experiment) -> None:
+        plan, given = experiment.plan, (experiment.prompts, experiment.rewards, experiment.device)
+        method = make_baseline(name, plan, *given, progress=experiment.progress)
+        experiment.sweep(name, generate=method, payoff=_scale(plan))
 
     return run
 
@@ -160,12 +165,12 @@ def _scale(plan: Plan) -> Any:
     return Sweep.load(plan.folder / "sweeps" / HOE).normalizer
 
 
-def _report(work: Work) -> None:
-    folder, settings = work.plan.folder, work.plan.settings()
-    first, *others = (Sweep.load(folder / "sweeps" / name) for name in sweeps(work.plan))
+def _report(experiment: Experiment) -> None:
+    folder, settings = experiment.plan.folder, experiment.plan.settings()
+    first, *others = (Sweep.load(folder / "sweeps" / name) for name in sweeps(experiment.plan))
     measured = first.metrics() if first.has_scale else None
     compared = [first.compare(other) for other in others] if first.has_scale else []
-    numbers = record(measured, compared) | {"settings": settings}
+    numbers = as_json(measured, compared) | {"settings": settings}
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     summary = [first.table()] + ([] if measured is None else [measured.table()])
     if compared:

@@ -9,8 +9,8 @@ from ..training.every_router import RUN_FILE, TRAINERS, finished_routers, train_
 from ..training.run.steered_policy import hidden_size
 from ..training.trl_versions import missing
 from ..tuner.functional import adapter_of
+from .inputs import Prompts
 from .plan import Plan
-from .prompts import Prompts
 
 _SAMPLES = 8  # completions of a prompt with GRPO, as TRL's default
 

@@ -26,8 +26,8 @@ def test_metrics_by_hand(make_sweep):
     assert float(found.values["Spearman a"].estimate) == pytest.approx(1)
     assert float(found.values["order violations b"].estimate) == 0
     assert float(found.values["spread"].estimate) == pytest.approx(np.sqrt(2))
-    assert found.record.reference_point == [-0.1, -0.1]
-    assert (found.record.non_dominated, found.record.clipped) == (3, 0)
+    assert found.front.reference_point == [-0.1, -0.1]
+    assert (found.front.non_dominated, found.front.clipped) == (3, 0)
     # Without noise all replicates are the same.
     assert float(found.values["hypervolume"].low) == pytest.approx(float(found.values["hypervolume"].high))
     assert "reference point -0.1, normalised by the payoff table (given); 3 points, 3 not dominated" in found.table()
@@ -35,7 +35,7 @@ def test_metrics_by_hand(make_sweep):
 
 def test_points_below_the_reference_point_are_counted(make_sweep):
     found = make_sweep([[1.0, 1.0], [2.0, -0.2]]).metrics(replicates=10)
-    assert found.record.clipped == 1
+    assert found.front.clipped == 1
     assert float(found.values["hypervolume"].estimate) == pytest.approx(1.1**2)
 
 

@@ -37,6 +37,28 @@ def test_two_objectives_are_a_plane_with_intervals(make_sweep):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["A", "soup"]
 
 
+def test_eight_methods_look_different(make_sweep):
+    """Each has a colour and a marker of its own, none close to another or to the white that it stands on."""
+    sweeps = [make_sweep([[0.1 * i, 0.3], [0.4, 0.1 * i]], name=f"method {i}") for i in range(8)]
+    axes = sweeps[0].plot(others=sweeps[1:]).axes[0]
+    dots = [collection for collection in axes.collections if collection.get_label()[0] != "_"]
+    colours = np.array([[*_lab(dot.get_edgecolor()[0][:3])] for dot in dots] + [[100.0, 0.0, 0.0]])
+    assert len(colours) == 9
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1000 * np.eye(9)
+    assert distances.min() > 25  # in CIELAB, where 2.3 is just noticeable
+    assert len({dot.get_paths()[0].vertices.tobytes() for dot in dots}) == 8
+
+
+def _lab(colour):
+    """sRGB to CIELAB, D65."""
+    linear = np.where(
+        np.asarray(colour) > 0.04045, ((np.asarray(colour) + 0.055) / 1.055) ** 2.4, np.asarray(colour) / 12.92
+    )
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
 def test_three_objectives_are_triangles_and_planes(make_sweep):
     sweep = swept(make_sweep, 3)
     figure = sweep.plot()

@@ -46,18 +46,18 @@ def built_adapter(
         "base": source_digest(base), "policies": {name: source_digest(source) for name, source in policies.items()},
         "experts": [list(point) for point in experts], "options": {name: str(options[name]) for name in sorted(options)},
     }  # fmt: skip
-    record = path.with_name(f"{path.name}.json")  # written first: an adapter appears when it is complete
-    if path.exists() or record.exists():
-        found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    made_with = path.with_name(f"{path.name}.json")  # written first: an adapter appears when it is complete
+    if path.exists() or made_with.exists():
+        found = json.loads(made_with.read_text(encoding="utf-8")) if made_with.exists() else {}
         different = [name for name in request if found.get(name) != request[name]]
         if different:
             raise HoEError(
-                f"{path} was made with another {', '.join(different)} (as {record.name} beside it says); give another "
+                f"{path} was made with another {', '.join(different)} (as {made_with.name} beside it says); give another "
                 "folder=, or remove both yourself"
             )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(request) + "\n", encoding="utf-8")
+        made_with.write_text(json.dumps(request) + "\n", encoding="utf-8")
         build_adapter(os.fspath(base), policies, path, experts=list(experts), progress=False, **options)
     return path
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import HoEError
 from ...generation.completer import Completer
-from ...preference import FloatArray
+from ...preference import FloatArray, written
 from ..methods.fingerprints import Source
 from .adapters import load_base
 from .per_preference import PerPreference, sources_identity
@@ -81,6 +81,6 @@ class TrainedPolicies(PerPreference):
             if len(point) == len(preference) and np.abs(np.asarray(point) - preference).max() < _CLOSE:
                 return point
         raise HoEError(
-            f"there is no policy for the preference {preference.tolist()}; there are policies for "
-            f"{[list(point) for point in self.policies]}: sweep with preferences= these, or train one (policy_training)"
+            f"there is no policy for the preference [{written(preference)}]; there are policies for "
+            f"[{'], ['.join(map(written, self.policies))}]: sweep with preferences= these, or train one (policies.train_policy)"
         )

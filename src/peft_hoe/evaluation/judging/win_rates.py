@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import HoEError
-from ...preference import FloatArray
-from ..reporting.tables import aligned, written
+from ...preference import FloatArray, written
+from ..reporting.tables import aligned
 from ..sweeps.generations import preference_key
 from ..sweeps.result import SweepResult
 

@@ -32,7 +32,7 @@ class SweepMetrics:
     Attributes:
         name: the method's.
         values: each metric with its interval.
-        record: the hypervolume with its reference point, and how many points there are, non-dominated and clipped.
+        front: the hypervolume with its reference point, and how many points there are, non-dominated and clipped.
         payoff_source: what the scale is; None for raw rewards.
         level: of the intervals.
         replicates: number of bootstrap replicates.
@@ -41,7 +41,7 @@ class SweepMetrics:
 
     name: str
     values: dict[str, Interval]
-    record: HypervolumeRecord
+    front: HypervolumeRecord
     payoff_source: str | None
     level: float
     replicates: int
@@ -58,8 +58,8 @@ class SweepMetrics:
             "raw rewards" if self.payoff_source is None else f"normalised by the payoff table ({self.payoff_source})"
         )
         return (
-            f"reference point {compact(self.record.reference_point)}, {scale}; {self.record.points} points, "
-            f"{self.record.non_dominated} not dominated, {self.record.clipped} below the reference point (clipped); "
+            f"reference point {compact(self.front.reference_point)}, {scale}; {self.front.points} points, "
+            f"{self.front.non_dominated} not dominated, {self.front.clipped} below the reference point (clipped); "
             f"{self.level:.0%} intervals, {self.replicates} replicates, {self.runs} run{'s' * (self.runs > 1)}"
         )
 
@@ -132,9 +132,9 @@ def _measure(sweep: SweepResult, level: float, replicates: int, seed: int) -> Sw
         values |= {label: _part(parts, i) for i, label in enumerate(labels)}
     values["spread"] = drawn.interval(metrics.spread, level=level)
     values["sparsity"] = drawn.interval(metrics.sparsity, level=level)
-    record = metrics.hypervolume_record(drawn.estimates[sweep.name], reference_point=reference)
+    front = metrics.hypervolume_record(drawn.estimates[sweep.name], reference_point=reference)
     source = None if sweep.normalizer is None else sweep.payoff_source
-    return SweepMetrics(sweep.name, values, record, source, level, replicates, len(sweep.rewards))
+    return SweepMetrics(sweep.name, values, front, source, level, replicates, len(sweep.rewards))
 
 
 def compare(

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from ...metrics import Interval
+from ...preference import written
 from ..judging.win_rates import WinRates
 from ..sweeps.result import SweepResult
 from .measures import SweepComparison, compare, measure, shown
 from .plots import plot
-from .tables import header, overview, rows, written
+from .tables import header, overview, rounded, rows
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
@@ -190,9 +191,11 @@ def _setup(sweep: SweepResult) -> list[str]:
             f"<p>Payoff table ({escape(sweep.payoff_source)}): mean rewards of each single-objective expert.</p>"
         )
         parts.append(html_table(["steered to", *names], body))
-        decoding = json.dumps({"decoding": sweep.normalizer.decoding, **sweep.normalizer.measurement}, indent=1)
+        decoding = json.dumps(
+            rounded({"decoding": sweep.normalizer.decoding, **sweep.normalizer.measurement}), indent=1
+        )
         parts.append(f"<details><summary>its decoding</summary><pre>{escape(decoding)}</pre></details>")
-    runs = json.dumps(sweep.runs, indent=1)
+    runs = json.dumps(rounded(sweep.runs), indent=1)
     parts.append(f"<details><summary>decoding, seeds and versions</summary><pre>{escape(runs)}</pre></details>")
     return parts
 
@@ -200,7 +203,7 @@ def _setup(sweep: SweepResult) -> list[str]:
 def _settings(settings: Mapping[str, Any] | None) -> list[str]:
     if settings is None:
         return []
-    text = json.dumps(settings, indent=1)
+    text = json.dumps(rounded(dict(settings)), indent=1)
     return [f"<details><summary>settings of the experiment</summary><pre>{escape(text)}</pre></details>"]
 
 

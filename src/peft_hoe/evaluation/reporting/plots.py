@@ -18,9 +18,10 @@ from ...errors import HoEError
 from ...preference import FloatArray
 from ..sweeps.result import SweepResult
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the first sweep's points have the colours of a map.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: 42 sweeps look different
+# Okabe and Ito's palette, which colour-blind readers can tell apart, with Tol's wine in place of its yellow, which white hides.
+# The first sweep's points have the colours of a map.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # one more than colours: 72 sweeps look different
 _MAP = "viridis"
 _EDGE = "#444444"
 
@@ -108,7 +109,7 @@ def _plane(axes: Any, sweeps: Sequence[SweepResult], means: Sequence[Any], pair:
             points[:, y],
             s=55,
             linewidth=1.2,
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             label=sweep.name,
             **style,
         )

@@ -6,7 +6,9 @@ Shapes: K preferences, N objectives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ...preference import written
 
 if TYPE_CHECKING:
     from ...metrics import Interval
@@ -68,9 +70,13 @@ def _interval(interval: Interval) -> str:
     return f"{float(interval.estimate):.3f} [{float(interval.low):.3f}, {float(interval.high):.3f}]"
 
 
-def written(preference: Sequence[float]) -> str:
-    """A preference as a person writes it."""
-    return ", ".join(f"{weight:.3g}" for weight in preference)
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Plain JSON with its fractions rounded to so many digits, for people to read."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {name: rounded(item, digits) for name, item in value.items()}
+    return [rounded(item, digits) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def aligned(cells: list[list[str]]) -> list[list[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import HoEError
-from ...preference import FloatArray, parse_preference
+from ...preference import FloatArray, parse_preference, written
 
 FORMAT = "peft-hoe generations"
 Row = dict[str, Any]
@@ -83,8 +83,8 @@ def number_texts(rows: Iterable[Row], objectives: Sequence[str]) -> list[Row]:
         full = {**row, "preference": point, "text": text, "run": run}
         if row_key(full) in parsed:
             raise HoEError(
-                f"the generations hold text {text} of prompt {row['prompt_id']!r} at preference {point} twice; number texts "
-                "from 0 with `text`, or leave it out"
+                f"the generations hold text {text} of prompt {row['prompt_id']!r} at preference [{written(point)}] twice; "
+                "number texts from 0 with `text`, or leave it out"
             )
         parsed[row_key(full)] = full
     return list(parsed.values())

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import HoEError, PreferenceError
 from ...generation.prompt_rows import check_prompts, split_rows
 from ...objectives.normalizer import RewardNormalizer
-from ...preference import FloatArray, parse_preference, preference_grid
+from ...preference import FloatArray, parse_preference, preference_grid, written
 from ..methods.hoe import HoEMethod
 from .batches import BatchedMethod
 from .result import REFERENCE_POINT, installed_versions
@@ -150,7 +150,7 @@ def _preferences(value: Any, objectives: Sequence[str]) -> FloatArray:
     _, first = np.unique(points.round(9), axis=0, return_index=True)
     twice = sorted(set(range(len(points))) - set(first.tolist()))
     if twice:
-        raise PreferenceError(f"the preference {points[twice[0]].tolist()} is given twice; give each once")
+        raise PreferenceError(f"the preference [{written(points[twice[0]])}] is given twice; give each once")
     return points
 
 

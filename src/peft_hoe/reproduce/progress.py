@@ -1,4 +1,4 @@
-"""`reproduce.json`: the settings of an experiment and which of its stages are finished."""
+"""`reproduce.json`: how far an experiment is, and with which settings."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _WRITTEN = (
 )
 
 
-class Record:
-    """The file; `Record(plan)` reads it and compares the settings, and writes nothing.
+class Progress:
+    """The file; `Progress(plan)` reads it and compares the settings, and writes nothing.
 
     Args:
         plan: the settings.
@@ -105,7 +105,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _clear(folder: Path) -> None:
-    for name in _WRITTEN:  # the record last, so that an interruption leaves an experiment
+    for name in _WRITTEN:  # this file last, so that an interruption leaves an experiment
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

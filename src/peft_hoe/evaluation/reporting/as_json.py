@@ -1,4 +1,4 @@
-"""What was measured, as plain JSON."""
+"""Metrics, comparisons and win rates as plain JSON: the contents of `metrics.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..judging.win_rates import WinRates
 from .measures import SweepComparison, SweepMetrics
 
 
-def record(
+def as_json(
     metrics: SweepMetrics | None, comparisons: Sequence[SweepComparison] = (), judged: Sequence[WinRates] = ()
 ) -> dict[str, Any]:
     """Metrics, comparisons and win rates with their intervals; NaN becomes null."""
@@ -20,7 +20,7 @@ def record(
     if metrics is not None:
         settings = {"payoff_source": metrics.payoff_source, "level": metrics.level, "replicates": metrics.replicates}
         found["metrics"] = {
-            "name": metrics.name, "runs": metrics.runs, **settings, "front": asdict(metrics.record),
+            "name": metrics.name, "runs": metrics.runs, **settings, "front": asdict(metrics.front),
             "values": _intervals(metrics.values),
         }  # fmt: skip
     found["comparisons"] = [

@@ -1,4 +1,4 @@
-"""The prompts of an experiment: to train on, to scale rewards on, and to measure on."""
+"""What an experiment is given: its prompts, to train on, to scale rewards on and to measure on, and its rewards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ..errors import HoEError
 from ..generation.prompt_rows import drawn_rows
 from ..inputs import read_prompts
 from ..recipes import Recipe
+from ..rewards.command_line import parse_rewards
+from ..rewards.sources import Rewards
 from .plan import Plan
 
 SPLITS = ("train", "validation", "test")
@@ -108,3 +110,18 @@ def _published(plan: Plan, recipe: Recipe, given: Mapping[str, Sequence[Any]]) -
         used = plan.updates * plan.batch_size * plan.trains + 5 * HELD_OUT
         found["train"] = recipe.load_prompts("train", plan.data, limit=used, seed=plan.seed).to_list()
     return found
+
+
+def load_rewards(plan: Plan, device: str) -> Rewards:
+    """The recipe's rewards, but for those that the user gives.
+
+    Raises:
+        RewardError: one cannot be imported or loaded.
+    """
+    texts = [f"{name}={source}" for name, source in plan.rewards.items() if isinstance(source, str)]
+    sources: dict[Any, Any] = parse_rewards(texts)
+    sources |= {name: source for name, source in plan.rewards.items() if not isinstance(source, str)}
+    others = [name for name in plan.objectives if name not in plan.rewards]
+    if plan.recipe is not None and others:
+        sources |= plan.recipe.rewards(others, device=device)
+    return Rewards(sources, plan.objectives).to(device)

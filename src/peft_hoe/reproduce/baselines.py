@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from ..errors import HoEError
 from ..evaluation.baselines import BASELINES
 from ..inputs import load_tokenizer
+from .inputs import Prompts
 from .plan import Plan
-from .prompts import Prompts
 from .training import ppo_settings
 
 FOLDER = "baselines"  # of the adapters that baselines build
