@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, pipeline
 
+import peft_hoe
 from peft_hoe import PreferenceError
 
 ROWS = [[1.0, 0.0], [0.1, 0.9], [0.6, 0.4]]
@@ -151,3 +156,79 @@ def test_one_row_of_preferences_in_a_batch_of_one(steerable, tokens):
             model.generate(tokens[:1], preference=[ROWS[1]], **kwargs),
             model.generate(tokens[:1], preference=ROWS[1], **kwargs),
         )
+
+
+# -- generate of any root ---
+
+
+def test_a_plain_model_with_an_adapter_takes_rows_beams_and_settings(hoe_llama, llama, tokens, tmp_path):
+    known = hoe_llama(trained=True)
+    known.save_pretrained(tmp_path)
+    plain = llama()
+    plain.load_adapter(str(tmp_path))
+    for settings in ({"do_sample": False}, {"num_beams": 3, "num_return_sequences": 2}):
+        settings |= {"max_new_tokens": 5, "min_new_tokens": 5, "preference": ROWS}
+        assert torch.equal(plain.generate(tokens, **settings), known.generate(input_ids=tokens, **settings))
+    with pytest.raises(PreferenceError, match="2 rows"):
+        plain.generate(tokens, preference=ROWS[:2])
+
+
+def test_a_generation_config_brings_its_preference(hoe_llama, llama, tokens, tmp_path):
+    model = hoe_llama(trained=True)
+    model.save_pretrained(tmp_path)
+    plain = llama()
+    plain.load_adapter(str(tmp_path))
+    how = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    wanted = [model.generate(input_ids=tokens, preference=p, **how) for p in ([1, 0], [0, 1])]
+    assert not torch.equal(*wanted)
+    # As a server reads it from JSON.
+    config = GenerationConfig(**json.loads(json.dumps({**how, "preference": [1, 0]})))
+    for each in (model, plain):
+        assert torch.equal(each.generate(input_ids=tokens, generation_config=config), wanted[0])
+        assert torch.equal(each.generate(input_ids=tokens, generation_config=config, preference=[0, 1]), wanted[1])
+        with peft_hoe.use_preference(each, [0, 1]):
+            assert torch.equal(each.generate(input_ids=tokens, generation_config=config), wanted[0])
+    rows = GenerationConfig(**how, preference=ROWS)
+    assert torch.equal(
+        plain.generate(tokens, generation_config=rows), model.generate(input_ids=tokens, preference=ROWS, **how)
+    )
+
+
+def test_a_preference_in_the_models_own_settings_is_not_silently_ignored(hoe_llama, tokens):
+    model = hoe_llama()
+    model.generation_config.preference = [1, 0]
+    with pytest.raises(PreferenceError, match="set_preference makes a default"):
+        model.generate(input_ids=tokens, max_new_tokens=2)
+
+
+def test_a_pipeline_passes_the_preference_on(toys):
+    model, tokenizer = toys.make_policy(), toys.make_tokenizer()
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    texts = []
+    for preference in ([1, 0], [0, 1]):
+        how = {"max_new_tokens": 8, "do_sample": False, "preference": preference}
+        texts.append(pipe("w1 w2", return_full_text=False, **how)[0]["generated_text"])
+        batch = tokenizer("w1 w2", return_tensors="pt")
+        output = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **how)
+        assert texts[-1].strip() == tokenizer.decode(output[0, 2:], skip_special_tokens=True)
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_generates_by_itself(hoe_llama, tokens, copied):
+    model = hoe_llama()
+    before = model.generate(input_ids=tokens, max_new_tokens=5, preference=[1, 0])
+    other = copied(model)
+    assert torch.equal(other.generate(input_ids=tokens, max_new_tokens=5, preference=[1, 0]), before)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    assert torch.equal(model.generate(input_ids=tokens, max_new_tokens=5, preference=[1, 0]), before)
+    assert not torch.equal(other.generate(input_ids=tokens, max_new_tokens=5, preference=[1, 0]), before)
+
+
+def test_an_unloaded_model_has_its_own_generate_again(hoe_llama, llama, tokens):
+    base = hoe_llama().unload()
+    assert "generate" not in vars(base)
+    assert torch.equal(base.generate(tokens, max_new_tokens=5), llama().generate(tokens, max_new_tokens=5))
+    with pytest.raises((TypeError, ValueError), match="preference"):
+        base.generate(tokens, preference=[1, 0])

@@ -156,12 +156,15 @@ def test_models_without_a_tuner_object(llama, config, randomise, tokens, tmp_pat
     assert peft_hoe.route(model, [1, 0]).experts == {"a": 1.0}
 
 
-def test_without_a_task_type_forwards_are_steered_and_generate_is_warned_about(hoe_llama, tokens):
-    with pytest.warns(HoEWarning, match="no task_type"):
-        model = hoe_llama(task_type=None)
+def test_without_a_task_type_calls_are_steered_too(hoe_llama, tokens):
+    model = hoe_llama(task_type=None)
     assert type(model) is PeftModel
     a, b = (logits(model, tokens, preference=p) for p in ([1, 0], [0, 1]))
     assert not torch.equal(a, b)
+    known = hoe_llama()
+    for preference in ([1, 0], [0, 1]):
+        settings = {"max_new_tokens": 5, "preference": preference}
+        assert torch.equal(model.generate(input_ids=tokens, **settings), known.generate(input_ids=tokens, **settings))
 
 
 def test_models_without_hoe_say_so(llama):

@@ -15,7 +15,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import versions
 from ..config import HoEConfig
@@ -70,7 +70,7 @@ class HoEModel(BaseTuner):
         """
         config: Any = self.peft_config[adapter_name]
         config.renew()
-        _check_injectable(config, adapter_name, model)
+        _check_injectable(adapter_name, model)
         self.steering = Steering.find(model) or Steering()
         configs: Any = self.peft_config
         adapter = Adapter(adapter_name, configs, model)
@@ -138,23 +138,12 @@ class HoEModel(BaseTuner):
     def generate(self, *args: Any, preference: Any = None, routers: str | None = None, **kwargs: Any) -> Any:
         """Generate as transformers does, with a preference, or one per row of the batch, for the whole call.
 
-        `routers` is as in `use_preference`.
+        `routers` is as in `use_preference`. A `preference` of the `generation_config` that is passed counts where the call
+        brings none.
 
         A KV cache belongs to the preference that filled it: do not hand it to a call with another one.
         """
-        configs = [item for item in (*args, kwargs.get("generation_config")) if isinstance(item, GenerationConfig)]
-        # Which of them counts is transformers' affair, and differs between its versions.
-        sources = [kwargs, *(vars(item) for item in (*configs, getattr(self.model, "generation_config", None)) if item)]
-        beams, returned = (
-            {source.get(name) or 1 for source in sources} for name in ("num_beams", "num_return_sequences")
-        )
-        # Most models repeat rows by the greater of the two; Whisper by one, then by the other.
-        counts = beams | returned | {beam * copies for beam in beams for copies in returned}
-        steered = self.steering.hooks.generating(
-            self.model, args, kwargs, preference=preference, routers=routers, expansions=counts
-        )
-        with steered:
-            return self.model.generate(*args, **kwargs)
+        return self.model.generate(*args, preference=preference, routers=routers, **kwargs)
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -276,7 +265,7 @@ class HoEModel(BaseTuner):
         return model
 
     def _leave_no_trace(self) -> None:
-        self.steering.hooks.detach()
+        self.steering.hooks.detach(self.model)
         for name in list(self.steering.adapters):
             self.steering.remove(name)
 
@@ -307,20 +296,13 @@ class HoEModel(BaseTuner):
         )
 
 
-def _check_injectable(config: HoEConfig, adapter_name: str, model: nn.Module) -> None:
+def _check_injectable(adapter_name: str, model: nn.Module) -> None:
     check_root(model)
     if "." in adapter_name:
         raise ExpertError(
             f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another",
             argument="adapter_name",
             value=adapter_name,
-        )
-    if config.task_type is None and hasattr(model, "generate"):
-        warnings.warn(
-            "the configuration has no task_type: model.generate(..., preference=) will not be understood. Set task_type, such "
-            'as "CAUSAL_LM", or generate inside a model.use_preference(...) block',
-            HoEWarning,
-            stacklevel=2,
         )
 
 

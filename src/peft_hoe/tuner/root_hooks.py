@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import PreferenceError
 from .calls import THIS_THREAD, Call, Media, tensors_with_graph
+from .generate import SteeredGenerate
 from .plan import Plan
 from .rows import extent, media_of
 
@@ -40,7 +41,7 @@ class RootHooks:
         self._check: Callable[[nn.Module], None] | None = None
 
     def attach(self, root: nn.Module, check_loading: Callable[..., None], check: Callable[[nn.Module], None]) -> None:
-        """Watch a root model's forward and loading.
+        """Watch a root model's forward and loading, and give it a `generate` that takes a preference, if it has one.
 
         Args:
             root: the model that is called.
@@ -54,12 +55,18 @@ class RootHooks:
                 root.register_forward_hook(self._after, always_call=True),
                 root.register_load_state_dict_pre_hook(check_loading),
             ]
+            if hasattr(type(root), "generate"):
+                generate: Any = SteeredGenerate(root, self)
+                root.generate = generate
 
-    def detach(self) -> None:
+    def detach(self, root: nn.Module) -> None:
         """Leave the root model as it was."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        generate = vars(root).get("generate")
+        if isinstance(generate, SteeredGenerate):
+            generate.restore()
 
     @contextlib.contextmanager
     def generating(
