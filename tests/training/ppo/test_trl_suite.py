@@ -28,7 +28,8 @@ PPOTrainer, on tiny random models and in our own words.
 | TestPeftModel.test_save_pretrained_peft, test_load_pretrained_peft | test_save_and_load |
 | TestPeftModel.test_continue_training_peft_model | test_continue_training |
 
-Arguments of PPOConfig that TRL's suite leaves out: test_epochs_count_updates, test_missing_eos_penalty.
+Arguments of PPOConfig that TRL's suite leaves out: test_epochs_count_updates, test_missing_eos_penalty,
+test_missing_eos_penalty_without_a_stop_token.
 """
 
 from __future__ import annotations
@@ -162,12 +163,29 @@ def test_missing_eos_penalty(make_trainer: Make) -> None:
         trainer = make_trainer(missing_eos_penalty=penalty, stop_token="eos", lam=1.0)
         rollout = trainer.ppo.rollout(trainer.next_prompts())
         rollout.responses.ended = torch.arange(8) < 3
+        rollout.responses.ids[rollout.responses.ids == 2] = 3  # whatever was sampled
         rewards = np.linspace(0, 1, 16).reshape(8, 2)
         targets = trainer.ppo.advantages(rollout, rewards, np.array([0.5, 0.5]))
         returns.append(targets.returns[:, 0])
     lost = returns[0] - returns[1]
     torch.testing.assert_close(lost[:3], torch.zeros(3, 2))
     torch.testing.assert_close(lost[3:], torch.full((5, 2), 0.5))
+
+
+def test_missing_eos_penalty_without_a_stop_token(make_trainer: Make) -> None:
+    """As TRL's script passes it: responses run on, and those that hold no end of text are fined, not all."""
+    returns = []
+    for penalty in (None, 0.5):
+        trainer = make_trainer(missing_eos_penalty=penalty, response_length=16, lam=1.0)
+        torch.manual_seed(0)
+        rollout = trainer.ppo.rollout(trainer.next_prompts())
+        targets = trainer.ppo.advantages(rollout, np.zeros((8, 2)), np.array([0.5, 0.5]))
+        returns.append(targets.returns[:, 0])
+    has_end = (rollout.responses.ids == 2).any(1)
+    assert 0 < has_end.sum() < 8
+    assert not rollout.responses.ended.any()
+    expected = torch.where(has_end, 0.0, 0.5).unsqueeze(1).expand(8, 2)
+    torch.testing.assert_close(returns[0] - returns[1], expected)
 
 
 # -- statistics over micro-batches ---

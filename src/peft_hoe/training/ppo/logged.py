@@ -17,7 +17,7 @@ from ...generation.responses import Responses
 from ...preference import FloatArray
 from ..run.processes import over_processes
 from ..run.votes import vote_metrics
-from .rollouts import Rollout
+from .rollouts import Rollout, have_end
 
 
 def rollout_metrics(
@@ -32,7 +32,7 @@ def rollout_metrics(
         "policy/entropy_avg": (rollout.entropy * mask).sum() / mask.sum().clamp(min=1),
         "val/num_eos_tokens": ((rollout.responses.ids == eos) & mask).sum() * accelerator.num_processes,
         "completion/length": mask.sum(1).float().mean(),
-        "completion/ended": rollout.responses.ended.float().mean(),
+        "completion/ended": have_end(rollout.responses, eos).float().mean(),
     }
     means = over_processes(accelerator, [float(item) for item in sums.values()]) / accelerator.num_processes
     votes = vote_metrics(rollout.votes, experts, voting, accelerator)

@@ -50,6 +50,16 @@ class Rollout:
         return ids, mask
 
 
+def have_end(responses: Responses, eos: int | None) -> torch.Tensor:
+    """Which responses `(B,)` ended where the decoding ends one, or hold the tokenizer's end of text.
+
+    Without a stop token responses run on, and the second is how PPOTrainer tells those that have an end.
+    """
+    if eos is None:
+        return responses.ended
+    return responses.ended | ((responses.ids == eos) & responses.mask).any(1)
+
+
 def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of `ids` `(B, T)` at a temperature, and the entropy `(B, T)`, from logits `(B, T, V)`."""
     logs = (logits.float() / temperature).log_softmax(-1)

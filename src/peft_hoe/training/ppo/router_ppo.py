@@ -30,7 +30,7 @@ from ..run.training_state import RouterTrainingState
 from .actor_critic import ActorCritic
 from .advantages import estimate_advantages, mix_advantages, place_rewards
 from .logged import rollout_metrics, scalar_metrics
-from .rollouts import Rollout, evaluate_rollout
+from .rollouts import Rollout, evaluate_rollout, have_end
 from .updates import LossSettings, Targets, update
 
 # Logits `(B, T, V)` of the KL reference, from ids, mask and T.
@@ -43,7 +43,8 @@ class PPOSettings:
 
     Attributes:
         decoding: how responses are sampled, and the payoff table's.
-        missing_eos_penalty: what a response without an end loses, in normalised rewards; None for nothing.
+        missing_eos_penalty: what a response loses, in normalised rewards, that neither ended nor holds an end of text; None
+            for nothing.
         gamma: discount of GAE.
         lam: its trace decay.
         advantage_scaling: see `mix_advantages`.
@@ -170,7 +171,8 @@ class RouterPPO:
         scores = torch.as_tensor(rewards, dtype=torch.float32, device=mask.device)
         known = ~scores.isnan()
         if settings.missing_eos_penalty is not None:
-            scores = scores - settings.missing_eos_penalty * (~rollout.responses.ended).float().unsqueeze(1)
+            endless = ~have_end(rollout.responses, self.tokenizer.eos_token_id)
+            scores = scores - settings.missing_eos_penalty * endless.float().unsqueeze(1)
         each, returns = estimate_advantages(
             place_rewards(scores, mask), rollout.values, mask, gamma=settings.gamma, lam=settings.lam
         )
