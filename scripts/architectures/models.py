@@ -6,7 +6,7 @@ Nothing is loaded: configurations are made here, small enough that all checks of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -198,6 +198,9 @@ _GPT2: dict[str, Any] = {
     "vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "resid_pdrop": 0.0,
     "embd_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+_MAMBA = _causal("Mamba", state_size=4, time_step_rank=4)
+_MAMBA2 = _causal("Mamba2", state_size=4, expand=2, num_heads=8, head_dim=8, n_groups=1, chunk_size=4)
+_ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 ARCHITECTURES: dict[str, Architecture] = {
     "Llama": _causal("Llama"),
@@ -245,9 +248,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Qwen3Next", **_EXPERTS, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
         linear_value_head_dim=8, layer_types=["linear_attention", "full_attention"],
     ),
-    "Mamba": _causal("Mamba", state_size=4, time_step_rank=4),
-    "Mamba2": _causal("Mamba2", state_size=4, expand=2, num_heads=8, head_dim=8, n_groups=1, chunk_size=4),
-    "Jamba": _jamba(),
+    "Mamba": replace(_MAMBA, targets=["in_proj"]),
+    "Mamba, all-linear": _MAMBA,
+    "Mamba2": replace(_MAMBA2, targets=["in_proj"]),
+    "Jamba": replace(_jamba(), targets=_ATTENTION_AND_MLP),
+    "Jamba, all-linear": _jamba(),
     "Llava": Architecture(_llava, _llava_inputs),
     "Qwen2-VL": Architecture(_qwen2_vl, _qwen2_vl_inputs),
     "Whisper": Architecture(_whisper, _whisper_inputs, None),

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "architectures"
-# Conv1D; flattened rows; a flat shared expert beside dispatched ones; two encoders; pictures one a row, and in patches.
-SOME = ("GPT-2", "OPT", "Qwen2-MoE", "T5, gated", "Llava", "Qwen2-VL")
+# Conv1D; flattened rows; a flat shared expert beside dispatched ones; an encoder; no attention; pictures, whole and in patches.
+SOME = ("GPT-2", "OPT", "Qwen2-MoE", "T5, gated", "Mamba", "Llava", "Qwen2-VL")
 
 
 @pytest.fixture(scope="module")
