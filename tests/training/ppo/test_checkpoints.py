@@ -129,3 +129,30 @@ def test_what_is_saved_during_a_run_is_trained(make_trainer: Make, toys: ModuleT
     for key, value in loaded.state_dict().items():
         if "hoe_router" in key:
             assert torch.equal(value, trainer.policy_model.state_dict()[key])
+
+
+def test_epochs_save_log_and_evaluate(make_trainer: Make, toys: ModuleType, tmp_path: Path) -> None:
+    """8 prompts, 4 an update, two epochs: twice, not never."""
+    trainer = make_trainer(
+        constructor={"train_dataset": toys.PROMPTS[:8], "eval_dataset": toys.PROMPTS[8:14]}, max_steps=-1, num_train_epochs=2,
+        per_device_train_batch_size=4, save_strategy="epoch", logging_strategy="epoch", eval_strategy="epoch",
+    )  # fmt: skip
+    trainer.train()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    history = trainer.state.log_history
+    assert [entry["epoch"] for entry in history if "loss/policy_avg" in entry] == [1.0, 2.0]
+    assert [entry["step"] for entry in history if "eval_reward/low" in entry] == [2, 4]
+
+
+def test_the_best_router_is_kept_and_loaded(make_trainer: Make, toys: ModuleType, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        constructor={"eval_dataset": toys.PROMPTS[:6]}, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1,
+        eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="reward/high",
+    )  # fmt: skip
+    trainer.train()
+    rewards = [entry["eval_reward/high"] for entry in trainer.state.log_history if "eval_reward/high" in entry]
+    best = 1 + max(range(4), key=lambda step: rewards[step])
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / f"checkpoint-{best}")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {f"checkpoint-{best}", "checkpoint-4"}
+    saved = torch.load(tmp_path / "run" / f"checkpoint-{best}" / "router_training.pt", weights_only=True)["router"]
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.router.state_dict().items())

@@ -263,6 +263,29 @@ def test_payoff_is_measured_on_the_runs_own_decoding(make_trainer: Make, toys: M
     assert table.measurement.get("bf16", False) is bf16
 
 
+# -- evaluation ---
+
+
+def test_evaluation_measures_and_changes_nothing(make_trainer: Make, toys: ModuleType) -> None:
+    """Before training at the static votes; the same numbers twice; random numbers, weights and preference are untouched."""
+    model = toys.make_policy()
+    trainer = make_trainer(model=model, constructor={"eval_dataset": {"a": toys.PROMPTS[:5], "b": toys.PROMPTS[5:9]}})
+    torch.manual_seed(3)
+    before, weights, preference = torch.get_rng_state(), trainer.weights.log_w.tolist(), dict(model.preference)
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert first == second
+    assert torch.equal(before, torch.get_rng_state())
+    assert trainer.weights.log_w.tolist() == weights
+    assert dict(model.preference) == preference
+    assert {"eval_a_reward/low", "eval_b_reward_normalized/high", "eval_a_completion/ended"} <= first.keys()
+    one = trainer.evaluate(toys.PROMPTS[:5], metric_key_prefix="test")
+    assert one["test_reward/low"] == pytest.approx(first["eval_a_reward/low"])
+    expected = trainer.weights.u @ [one["test_reward_normalized/low"], one["test_reward_normalized/high"]]
+    assert one["test_objective/scores"] == pytest.approx(expected)
+    with pytest.raises(HoEError, match="nothing to evaluate on"):
+        make_trainer().evaluate()
+
+
 # -- what a PPO script passes ---
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .actor_critic import ActorCritic
 from .batches import count_batches
 from .config import HoERouterConfig
 from .critics import HEADS_LEARNING_RATE, ValueHeads, make_critic
+from .evaluation import evaluation_metrics, process_share
 from .logged import sample_table
 from .rollouts import make_reference
 from .router_ppo import PPOSettings, RouterPPO
@@ -170,6 +171,7 @@ class PPOShell(RouterTrainer):
     def measure_payoff(self) -> RewardNormalizer:
         """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
         source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
+        source = next(iter(source.values())) if isinstance(source, Mapping) else source
         drawn = drawn_rows(len(source), self.args.payoff_prompts, self.args.seed)
         return self.ppo.measure_payoff(self._prompts(source, drawn))
 
@@ -182,8 +184,8 @@ class PPOShell(RouterTrainer):
         main = self.accelerator.is_main_process
         if self.eval_dataset is None or not (main or self.args.shard_policy):  # shards are gathered by all together
             return
-        count = min(len(self.eval_dataset), self.args.per_device_eval_batch_size)
-        prompts = self._prompts(self.eval_dataset, range(count))
+        rows = next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, Mapping) else self.eval_dataset
+        prompts = self._prompts(rows, range(min(len(rows), self.args.per_device_eval_batch_size)))
         here = use_preference(self.policy, {self.router.adapter: self.router.preference.tolist()})
         with evaluating(self.policy), here:
             responses = self.ppo.respond(prompts, self.ppo.greedy)
@@ -195,12 +197,16 @@ class PPOShell(RouterTrainer):
     def _train(self, folder: Path | None, **others: Any) -> None:
         self._begin(folder)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
             started = time.monotonic()
             metrics = self.ppo.step(self.next_prompts())
             metrics["eps"] = self.args.batch_size / (time.monotonic() - started)
             self._finish_step(metrics)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            best = read_state(Path(self.state.best_model_checkpoint))
+            self.training_state.load_router(best, self.accelerator.device)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def _begin(self, folder: Path | None) -> None:
@@ -220,18 +226,27 @@ class PPOShell(RouterTrainer):
             self.normalizer.check_objectives(self.objectives)
 
     def _finish_step(self, metrics: dict[str, float]) -> None:
-        """Count, log, save, and stop where someone asked for it."""
-        args, state = self.args, self.state
+        """Count, log, evaluate, save, and stop where someone asked for it."""
+        args, state, size = self.args, self.state, len(self.train_dataset)
+        epochs = state.episode // size
         self._count(state.global_step + 1)
         metrics |= {"lr": self.lr_scheduler.get_last_lr()[0], "episode": state.episode}
         self.lr_scheduler.step()
         self.control = self.callback_handler.on_step_end(args, state, self.control)
         self.update_ended()
+        epoch_ended = state.episode // size > epochs or self.control.should_training_stop
+        if epoch_ended:
+            self.control = self.callback_handler.on_epoch_end(args, state, self.control)
         if self.control.should_log:
             self.log(metrics)
+        if self.control.should_evaluate:
+            best = self._determine_best_metric(metrics=self.evaluate(), trial=None)
+            self.control.should_save = best if args.save_strategy == "best" else self.control.should_save
         if self.control.should_save:
             self._save_checkpoint(self.model, trial=None)
             self.control = self.callback_handler.on_save(args, state, self.control)
+        if epoch_ended and not self.control.should_training_stop:
+            self.control = self.callback_handler.on_epoch_begin(args, state, self.control)
         every = max(1, args.num_total_batches // max(1, args.num_sample_generations))
         if args.num_sample_generations > 0 and (state.global_step - 1) % every == 0:
             self.generate_completions(sampling=True)
@@ -241,6 +256,36 @@ class PPOShell(RouterTrainer):
         self.state.global_step = updates
         self.state.episode = updates * self.args.batch_size
         self.state.epoch = self.state.episode / len(self.train_dataset)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """What responses to evaluation prompts earn, see `evaluation_metrics`; logged, and given to callbacks.
+
+        Args:
+            eval_dataset: rows with `prompt` or `input_ids`, or several of them by name; None for the constructor's.
+            ignore_keys: of a model's output; there is none here.
+            metric_key_prefix: before each name.
+
+        Raises:
+            HoEError: there is no evaluation dataset.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise HoEError("there is nothing to evaluate on; give eval_dataset to the trainer or to evaluate()")
+        named = dataset if isinstance(dataset, Mapping) else {"": dataset}
+        found: dict[str, float] = {}
+        with self.model_settings.applied():
+            if self.normalizer is None:
+                self.normalizer = self.measure_payoff()
+            for name, rows in named.items():
+                mine, counted = process_share(len(rows), self.accelerator.process_index, self.accelerator.num_processes)
+                metrics = evaluation_metrics(self.ppo, self._prompts(rows, mine), counted)
+                prefix = f"{metric_key_prefix}_{name}_" if name else f"{metric_key_prefix}_"
+                found |= {f"{prefix}{key}": value for key, value in metrics.items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     # -- saving and resuming ---
 
@@ -260,10 +305,12 @@ class PPOShell(RouterTrainer):
         unfinished = folder.with_name(f"unfinished-{folder.name}")
         state = self._run_state()
         self.save_model(str(unfinished), _internal_call=True)
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(folder)
         if self.accelerator.is_main_process:
             write_state(unfinished, state)
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
-            finish_checkpoint(unfinished, folder, self.args.save_total_limit)
+            finish_checkpoint(unfinished, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _run_state(self) -> dict[str, Any]:

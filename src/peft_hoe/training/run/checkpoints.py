@@ -57,16 +57,17 @@ def _update(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
-def finish_checkpoint(unfinished: Path, folder: Path, limit: int | None) -> None:
+def finish_checkpoint(unfinished: Path, folder: Path, limit: int | None, best: str | None = None) -> None:
     """Give a folder that is whole its name, in place of one that may have it, and delete the oldest ones over the limit.
 
-    The folder itself is never deleted: a longer run before this one may have left checkpoints of higher numbers.
+    Never deleted are the folder itself, as a longer run before may have left checkpoints of higher numbers, and the best one.
     """
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
     if limit is not None and limit > 0:
-        others = [path for path in checkpoints(folder.parent) if path != folder]
-        for path in others[: max(0, len(others) + 1 - limit)]:
+        kept = {folder, Path(best)} if best is not None else {folder}
+        others = [path for path in checkpoints(folder.parent) if path not in kept]
+        for path in others[: max(0, len(others) + len(kept) - limit)]:
             shutil.rmtree(path)
 
 
