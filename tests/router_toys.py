@@ -426,6 +426,15 @@ def two_updates_and_rewards(output: str, rows: int) -> dict[str, Any]:
     return two_updates(output, rows) | rewards_that_differ(output)
 
 
+def two_updates_and_payoff(output: str, rows: int, **changes: Any) -> dict[str, Any]:
+    """As `two_updates`, and the payoff table of a trainer that has none."""
+    made = two_updates(output, rows, **changes)
+    trainer = make_trainer(
+        None, f"{output}-payoff", {"normalizer": None}, payoff_prompts=12, response_length=16, **changes
+    )
+    return made | {"payoff": torch.from_numpy(trainer.measure_payoff().payoff)}
+
+
 # -- several processes ---
 
 _WORKER = """

@@ -63,6 +63,15 @@ def test_every_page_of_docs_is_reached_from_readme() -> None:
     assert [page for page in ROOT.glob("docs/**/*.md") if page not in reached] == []
 
 
+def test_files_of_the_repository_that_are_named_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        pytest.skip("it names what there was")
+    named = re.findall(
+        r"`((?:tests|benchmarks|scripts|examples|constraints|src)/[\w./-]+)", page.read_text(encoding="utf-8")
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 # -- Python ------------------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def together(folder: Path, toys: ModuleType) -> Runs:
         "distilled": ("distillation_updates", 2, {"gradient_accumulation_steps": 2}),
     }
     if SHARDS:
-        runs["sharded"] = ("two_updates", 4, {"shard_policy": True})
+        runs["sharded"] = ("two_updates_and_payoff", 4, {"shard_policy": True})
     if find_spec("trl"):
         runs |= {"grpo": ("two_grpo_updates", 4, {}), "dpo": ("dpo_updates", 2, {})}
     found: Runs = toys.launch(folder, runs)
@@ -86,6 +86,10 @@ def test_a_sharded_policy_makes_the_same_update(
     assert first["held"] == second["held"] == alone["held"] / 2
     assert first["wrapped"] == first["trains"]  # on GPUs accelerate refuses to wrap shards
     assert (first["written"], second["written"]) == (2, 5)  # the first went on calling its layers for the second
+    payoffs = [run["payoff"] for run in (first, second, together["replicated"][0])]
+    assert all(
+        torch.equal(payoff, payoffs[0]) for payoff in payoffs
+    )  # one that only one process measured waited for ever
     loaded = PeftModel.from_pretrained(toys.make_base(), folder / "sharded" / "adapter")
     own = TrainedRouter(loaded, "r0").parameters()
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], own, strict=True))

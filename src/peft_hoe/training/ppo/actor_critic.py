@@ -37,7 +37,7 @@ class ActorCritic(nn.Module):
         sharded: bool = False,
     ) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.bf16, self.sharded = bf16, sharded
         if sharded:
             self.__dict__["policy"] = policy
         else:

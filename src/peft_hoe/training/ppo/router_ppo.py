@@ -241,6 +241,7 @@ class RouterPPO:
                 seed=self.settings.seed,
                 bf16=self.actor_critic.bf16,
             ),
+            together=self.actor_critic.sharded,
         )
 
     def _metrics(self, rollout: Rollout, raw: FloatArray, rewards: FloatArray, weights: FloatArray) -> dict[str, float]:

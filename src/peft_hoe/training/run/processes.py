@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,8 +16,13 @@ from ...preference import FloatArray
 T = TypeVar("T")
 
 
-def on_first_process(accelerator: Any, compute: Callable[[], T]) -> T:
+def on_first_process(accelerator: Any, compute: Callable[[], T], *, together: bool = False) -> T:
     """What `compute` returns on the first process, on all of them.
+
+    Args:
+        accelerator: of this process.
+        compute: what there is to do.
+        together: the others do it too, and only what the first has counts: it calls a model whose shards all processes gather.
 
     Raises:
         HoEError: it raised there, so that the others do not wait for ever; the first process raises what it was.
@@ -30,6 +36,9 @@ def on_first_process(accelerator: Any, compute: Callable[[], T]) -> T:
             found[0] = compute()
         except Exception as error:
             raised, found[1] = error, f"{type(error).__name__}: {error}"
+    elif together:
+        with contextlib.suppress(Exception):
+            compute()
     broadcast_object_list(found)
     if raised is not None:
         raise raised
