@@ -111,3 +111,12 @@ def test_a_hidden_sitecustomize_still_runs_and_the_programs_status_is_ours(tmp_p
 def test_mistakes_are_one_line(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_looking_for_peft_without_importing_it_does_not_end_the_watch(run):
+    """transformers' command line asks whether peft is there long before it is imported."""
+    program = (
+        "import importlib.util, sys; importlib.util.find_spec('peft'); importlib.util.find_spec('peft'); import peft; "
+        "print('peft_hoe' in sys.modules)"
+    )
+    assert run("--", "python", "-c", program).stdout.strip() == "True"

@@ -34,11 +34,17 @@ class _RegistersHoE(importlib.abc.Loader):
 
 
 class _WatchesForPeft(importlib.abc.MetaPathFinder):
+    _looking = False
+
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname != "peft":
+        # Programs also look for peft without importing it, so looking once does not end the watch.
+        if fullname != "peft" or self._looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("peft")
+        self._looking = True
+        try:
+            spec = importlib.util.find_spec("peft")
+        finally:
+            self._looking = False
         if spec is not None and spec.loader is not None:
             spec.loader = _RegistersHoE(spec.loader)
         return spec
