@@ -79,6 +79,11 @@ def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> 
     [
         ("grpo", REWARDS, "--trainer grpo needs --prompts"),
         ("grpo", ("--prompts", "prompts.json"), "--trainer grpo needs --reward"),
+        (
+            "grpo",
+            ("--prompts", "prompts.json", *REWARDS, "--group-size", "3"),
+            "--group-size is 3, but the 8 responses",
+        ),
         ("dpo", (), "--trainer dpo needs --pairs"),
         ("dpo", ("--pairs", "low"), "--pairs is 'low'; write NAME=FILE"),
         ("dpo", ("--pairs", "low=prompts.json"), "must hold a list of pairs: objects with `chosen`"),

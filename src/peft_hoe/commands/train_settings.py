@@ -40,6 +40,12 @@ def check_options(arguments: argparse.Namespace) -> None:
     micro = arguments.micro_batch_size or arguments.batch_size
     if arguments.batch_size % micro:
         raise HoEError(f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}")
+    group = arguments.group_size or 8  # TRL's default
+    if trainer == "grpo" and (group < 2 or arguments.batch_size % group):
+        raise HoEError(
+            f"--group-size is {group}, but the {arguments.batch_size} responses of an update (--batch-size) are divided into "
+            "groups of as many, at least 2; choose a divisor"
+        )
 
 
 def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:

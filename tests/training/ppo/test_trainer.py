@@ -501,6 +501,13 @@ def test_a_failing_reward_leaves_the_last_checkpoint(make_trainer: Make, toys: M
     assert found == ["checkpoint-1", "checkpoint-2"]
 
 
+def test_streams_are_refused(make_trainer: Make, toys: ModuleType) -> None:
+    with pytest.raises(HoEError, match=r"a generator, a stream.*Load it first"):
+        make_trainer(constructor={"train_dataset": (row for row in toys.PROMPTS)})
+    with pytest.raises(HoEError, match="a stream"):
+        make_trainer(constructor={"eval_dataset": {"a": iter(toys.PROMPTS)}})
+
+
 # -- precision ---
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from peft_hoe import CheckpointError, ExpertError, HoEError
+from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError
 
 Make = Callable[..., Any]
 TRAINERS = ["make_trainer", "make_grpo", "make_dpo_trainer", "make_distillation"]
@@ -94,6 +94,37 @@ def test_a_run_shows_no_warning_of_others(make: Make, toys: ModuleType) -> None:
         warnings.simplefilter("always")
         make(model=model, save_strategy="steps", save_steps=1).train()
     assert [str(warning.message) for warning in shown] == []
+
+
+def test_an_adapter_is_put_on_a_plain_model(make: Make, toys: ModuleType, tmp_path: Path) -> None:
+    """As a script of TRL passes `peft_config`; a new adapter's experts are zero, and the remedy is said."""
+    toys.make_policy().save_pretrained(tmp_path / "adapter")
+    trainer = make(model=toys.make_base(), constructor={"peft_config": tmp_path / "adapter"})
+    trainer.train()
+    assert toys.is_trained(trainer.policy)
+    config = HoEConfig(
+        objectives=["low", "high"], routers=[[0.5, 0.5]], target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with pytest.raises(HoEError, match=r"experts are all zero.*build_adapter.*peft_config=directory"):
+        make(model=toys.make_base(), constructor={"peft_config": config})
+    with pytest.raises(HoEError, match="model is a PeftModel and peft_config is given too"):
+        make(model=toys.make_policy(), constructor={"peft_config": tmp_path / "adapter"})
+
+
+def test_a_longer_schedule_goes_on_at_its_own_rate(make: Make, tmp_path: Path) -> None:
+    """After a schedule that has come down to 0, the first update of the longer one moves the router."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "output_dir": tmp_path / "run", "average_routers": False}
+    make(max_steps=2, **settings).train()
+    longer = make(max_steps=4, **settings)
+    seen: list[float] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(longer.optimizer.param_groups[0]["lr"])
+
+    longer.add_callback(Look())
+    longer.train(resume_from_checkpoint=True)
+    assert seen == pytest.approx([0.025, 0.0125])  # linear from 0.05 over 4 updates
 
 
 @pytest.fixture

@@ -27,6 +27,11 @@ def check_texts(dataset: Any) -> None:
     Raises:
         HoEError: it is not, or the dataset is empty.
     """
+    if not hasattr(dataset, "__len__"):
+        raise HoEError(
+            f"the dataset is a {type(dataset).__name__}, a stream, whose first row cannot be looked at; load it first: "
+            "datasets.Dataset.from_list(list(dataset))"
+        )
     if len(dataset) == 0:
         raise HoEError("the dataset is empty; give it at least one text or prompt")
     row = dataset[0]

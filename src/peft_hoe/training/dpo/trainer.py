@@ -56,7 +56,7 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
         compute_metrics: as in TRL.
         callbacks: as in transformers.
         optimizers: optimizer and scheduler; the optimizer's settings are used, what it held is replaced.
-        peft_config: a HoEConfig, to make the adapter here.
+        peft_config: directory or Hub id of a built HoE adapter, to put on a plain `model`.
 
     Raises:
         HoEError: router, dataset or model do not fit together.

@@ -49,7 +49,7 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         reward_processing_classes: tokenizers of classifiers, as TRL takes them, or by objective.
         callbacks: as in transformers.
         optimizers: optimizer and scheduler; the optimizer's settings are used, what it held is replaced.
-        peft_config: a HoEConfig, to make the adapter here.
+        peft_config: directory or Hub id of a built HoE adapter, to put on a plain `model`.
         normalizer: the scale of the rewards; None to measure it before the first update.
 
     Raises:

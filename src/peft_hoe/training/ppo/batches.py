@@ -10,6 +10,20 @@ from accelerate import PartialState
 from ...errors import HoEError
 
 
+def check_countable(dataset: Any) -> None:
+    """See that the rows of a dataset, or of several by name, can be counted and taken by their number.
+
+    Raises:
+        HoEError: it is a stream.
+    """
+    for rows in dataset.values() if isinstance(dataset, dict) else (dataset,):
+        if rows is not None and not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise HoEError(
+                f"the dataset is a {type(rows).__name__}, a stream; an update takes its prompts by number, so that it can "
+                "be resumed. Load it first: list(dataset), or datasets.Dataset.from_list(list(dataset))"
+            )
+
+
 def count_batches(args: Any, rows: int) -> None:
     """Fill in the fields of a HoERouterConfig that follow from others, as PPOTrainer does.
 

@@ -21,11 +21,11 @@ from ...objectives.normalizer import RewardNormalizer
 from ...rewards.sources import Rewards
 from ...tuner.functional import use_preference
 from ..run.checkpoints import finish_checkpoint, read_state, rng_state, set_rng_state, write_state
-from ..run.optimizer import critic_group, frozen
+from ..run.optimizer import critic_group, follow_schedule, frozen
 from ..run.router_trainer import RouterTrainer
 from ..run.steered_policy import steerable, stop_dropout
 from .actor_critic import ActorCritic
-from .batches import count_batches
+from .batches import check_countable, count_batches
 from .config import HoERouterConfig
 from .critics import HEADS_LEARNING_RATE, ValueHeads, make_critic
 from .evaluation import evaluation_metrics, process_share
@@ -92,6 +92,8 @@ class PPOShell(RouterTrainer):
         # Before a trainer writes into the policy's settings.
         decoding = args.decoding().resolved(policy, processing_class)
         rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
+        for dataset in (train_dataset, eval_dataset):
+            check_countable(dataset)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
             data_collator = PromptCollator(processing_class)
@@ -323,6 +325,7 @@ class PPOShell(RouterTrainer):
         self._check_settings(saved, folder)
         self.ppo.load_state_dict(saved)
         self.lr_scheduler.load_state_dict(saved["scheduler"])
+        follow_schedule(self.lr_scheduler)
         progress = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         self._count(progress["global_step"])
         self.state.log_history = progress["log_history"]

@@ -31,7 +31,7 @@ class HoERouterTrainer(Shell):
         eval_dataset: prompts of the sample table and, where there is no `normalizer`, of the payoff table.
         optimizers: optimizer and scheduler; the optimizer's settings are used, what it held is replaced.
         callbacks: as in transformers.
-        peft_config: a HoEConfig, to make the adapter here.
+        peft_config: directory or Hub id of a built HoE adapter, to put on a plain `model`.
         normalizer: the scale of the rewards; None to measure it before the first update.
 
     Raises:

@@ -40,6 +40,21 @@ def take_over(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) 
     optimizer.param_groups[0]["params"] = list(parameters)
 
 
+def follow_schedule(scheduler: Any) -> None:
+    """Set the rates to what a schedule says now, after it and its optimizer were loaded from a checkpoint.
+
+    Theirs are of the schedule that wrote the checkpoint: at the end of a finished one they are 0, and a longer one that goes on
+    from there would begin with an update that moves nothing.
+    """
+    factors = getattr(scheduler, "lr_lambdas", None)
+    if factors is None:
+        return
+    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
+
+
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter of the model trains inside; what trained before does afterwards."""

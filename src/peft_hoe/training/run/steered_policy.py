@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,18 +21,18 @@ from .trained_router import TrainedRouter
 
 
 def steerable(model: Any, peft_config: Any = None) -> Any:
-    """A PeftModel with a HoE adapter: `model`, or what `peft_config` makes of it.
+    """A PeftModel with a HoE adapter: `model`, or `model` with the adapter that `peft_config` says.
+
+    Args:
+        model: a PeftModel; with `peft_config` the plain model.
+        peft_config: directory or Hub id of a built adapter; or a HoEConfig with `init_weights=False`, whose experts are random.
 
     Raises:
         PreferenceError: there is no HoE adapter.
-        HoEError: `peft_config` is no HoEConfig, or the model is none that this trainer can train.
+        HoEError: `peft_config` is neither, or the model is none that this trainer can train.
     """
     if peft_config is not None:
-        if not isinstance(peft_config, HoEConfig):
-            raise HoEError(
-                f"peft_config is a {type(peft_config).__name__}; give a HoEConfig, or a model that has a HoE adapter"
-            )
-        model = get_peft_model(model, peft_config)
+        model = _with_adapter(model, peft_config)
     if isinstance(model, str):
         raise HoEError(f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained")
     Steering.of(model)
@@ -42,6 +43,27 @@ def steerable(model: Any, peft_config: Any = None) -> Any:
     if getattr(model.config, "is_encoder_decoder", False):
         raise HoEError("model is an encoder-decoder; routers are trained with decoder-only language models")
     return model
+
+
+def _with_adapter(model: Any, peft_config: Any) -> Any:
+    if isinstance(model, PeftModel):
+        raise HoEError(
+            "model is a PeftModel and peft_config is given too; give the plain model with it, or leave it out"
+        )
+    if isinstance(peft_config, (str, os.PathLike)):
+        return PeftModel.from_pretrained(model, os.fspath(peft_config))
+    if not isinstance(peft_config, HoEConfig):
+        raise HoEError(
+            f"peft_config is a {type(peft_config).__name__}; give the directory of a HoE adapter, or a model that has one",
+            argument="peft_config",
+        )
+    if peft_config.init_weights:
+        raise HoEError(
+            "peft_config is a HoEConfig, whose new experts are all zero, so a router has nothing to choose between. Build them "
+            "from policies with peft_hoe.build_adapter(base, policies, directory, routers=...), and give peft_config=directory",
+            argument="peft_config",
+        )
+    return get_peft_model(model, peft_config)
 
 
 def check_padding(policy: Any, processing_class: Any, trainer: str) -> None:

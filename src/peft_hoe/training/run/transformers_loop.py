@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ...generation.settings import modes_kept
 from ...tuner.functional import record_votes, use_preference
 from .checkpoints import read_state, write_state
+from .optimizer import follow_schedule
 from .router_trainer import RouterTrainer
 from .votes import vote_metrics, vote_statistics
 
@@ -94,6 +95,12 @@ class TransformersLoop(RouterTrainer):
             HoEError: it belongs to other settings of the objectives' weights.
         """
         self.training_state.load_state_dict(saved, self.accelerator.device)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """And the rates of this run's schedule."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            follow_schedule(self.lr_scheduler)
 
     def _load_best_model(self) -> None:
         """Only the router of the best checkpoint is read; the end of the run writes it into the model."""
