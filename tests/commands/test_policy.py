@@ -89,6 +89,7 @@ def test_an_interrupted_run_goes_on_with_the_policies_that_are_missing(
         (["--learning-rate", "0"], "--learning-rate is 0.0; it must be above 0"),
         (["--temperature", "-1"], "--temperature is -1.0; it must be above 0"),
         (["--reward", "vivid=math:pi"], "names 'vivid' twice"),
+        (["--report-to", "nowhere"], "metrics cannot be reported to 'nowhere'"),
         (["--reward", "warm=math:pi"], "has no function 'pi'"),
         (["--reward", "a/b=math:sqrt"], "the objective 'a/b' cannot name a folder"),
         (["--reward", "warm"], "--reward is 'warm'; write NAME=SOURCE"),

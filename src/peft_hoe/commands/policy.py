@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import read_prompts
-from .arguments import read_pairs
+from .arguments import add_reports, read_pairs, read_reports
 
 # Of Adam, times the hidden size: an entry of a wide model's update adds to more others. A LoRA factor takes larger steps.
 _LORA_RATE, _FULL_RATE = 0.2, 0.02
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="keep the policies that are in --output and train the others")
     add("--bf16", action="store_true", help="train in bfloat16 autocast")
     add("--cpu", action="store_true", help="use no accelerator")
+    add_reports(parser)
     add("--quiet", action="store_true", help="print the results only")
 
 
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..rewards.sources import Rewards
 
     _check(arguments)
+    reports = read_reports(arguments)
     texts = {
         name: f"{name}={source}" for name, source in read_pairs(arguments.reward, "--reward", "NAME=SOURCE").items()
     }
@@ -85,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         log = train_policy(
             arguments.base,
-            _configuration(arguments, folder, rate),
+            _configuration(arguments, folder, rate, reports),
             rewards=Rewards(parse_rewards([texts[name]]), [name], timeout=arguments.reward_timeout),
             preference=[1.0],
             train_dataset=prompts,
@@ -153,7 +155,7 @@ def _hidden_size(base: str) -> int:
     return size
 
 
-def _configuration(arguments: argparse.Namespace, folder: Path, rate: float) -> Any:
+def _configuration(arguments: argparse.Namespace, folder: Path, rate: float, reports: list[str]) -> Any:
     from ..policies import policy_gradient_config
 
     micro = arguments.micro_batch_size or arguments.batch_size
@@ -172,6 +174,8 @@ def _configuration(arguments: argparse.Namespace, folder: Path, rate: float) -> 
         seed=arguments.seed,
         bf16=arguments.bf16,
         use_cpu=arguments.cpu,
+        report_to=reports,
+        run_name=folder.name,  # what reports call it
         logging_steps=_logging_steps(arguments),
     )
 
