@@ -429,6 +429,50 @@ def test_peft_config_makes_the_adapter(make_grpo: Make, toys: ModuleType) -> Non
     assert toys.is_trained(trainer.policy)
 
 
+@pytest.mark.parametrize("name", ["tools", "rollout_func", "environment_factory", "quantization_config"])
+def test_arguments_of_trl_that_cannot_work_are_named(make_grpo: Make, make_dpo_trainer: Make, name: str) -> None:
+    make_grpo(constructor={name: None})
+    with pytest.raises(HoEError, match=f"{name} is not supported: the"):
+        make_grpo(constructor={name: [print]})
+    with pytest.raises(TypeError, match="no argument 'nothing'"):
+        make_grpo(constructor={"nothing": 1})
+    if name == "quantization_config":
+        with pytest.raises(HoEError, match=f"{name} is not supported"):
+            make_dpo_trainer(constructor={name: object()})
+
+
+def test_the_payoff_table_renders_prompts_as_training_does(make_grpo: Make, toys: ModuleType) -> None:
+    """With the template's arguments of the configuration; a table of other prompts would be another scale."""
+    tokenizer = toys.make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ 'w9' if mark else 'w1' }} {{ m['content'] }} {% endfor %}"
+    trainer = make_grpo(
+        constructor={
+            "processing_class": tokenizer,
+            "train_dataset": [{"prompt": [{"role": "user", "content": f"w{i}"}]} for i in range(8)],
+            "reward_funcs": {
+                name: lambda completions, reward=reward, **columns: reward(
+                    [], [each[0]["content"] for each in completions]
+                )
+                for name, reward in toys.REWARDS.items()
+            },
+        },
+        chat_template_kwargs={"mark": True},
+    )
+    row = trainer._rendered(trainer.train_dataset[3])
+    assert tokenizer.decode(row["input_ids"]) == "w9 w3"
+    seen: list[str] = []
+    generate = trainer.policy.generate
+
+    def noting(*args: Any, input_ids: Any, **others: Any) -> Any:
+        seen.extend(tokenizer.batch_decode(input_ids, skip_special_tokens=True))
+        return generate(*args, input_ids=input_ids, **others)
+
+    trainer.policy.generate = noting
+    trainer.measure_payoff()
+    assert seen
+    assert all(text.startswith("w9 ") for text in seen)
+
+
 # -- precision, memory, interruption ---
 
 

@@ -16,6 +16,7 @@ from trl.trainer.utils import selective_log_softmax
 from ...errors import HoEError
 from ...generation.settings import evaluating
 from ...tuner.functional import use_preference
+from ..run.arguments import refuse_arguments
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
 from ..run.steered_policy import check_padding
@@ -24,6 +25,8 @@ from .config import HoEDPOConfig
 from .margins import answer_logprobs, check_experts, other_experts
 from .pairs import MARGIN, OBJECTIVE, PairCollator, mixed, read_pairs
 
+# Arguments of DPOTrainer that cannot work here.
+_NOT_TAKEN = {"quantization_config": "the model is loaded already; load its base quantised, then put the adapter on it"}
 _BASE = object()  # in the place of a reference model: the policy with its adapters off
 
 
@@ -91,13 +94,15 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        **others: Any,
     ) -> None:
+        refuse_arguments(others, _NOT_TAKEN)
         if not isinstance(args, HoEDPOConfig):
             raise HoEError(f"args is a {type(args).__name__}; use HoEDPOConfig, which extends DPOConfig")
         if train_dataset is None:
             raise HoEError("train_dataset is required: {objective: rows with prompt, chosen and rejected}")
-        others = () if ref_model is None else (ref_model,)
-        policy = self._choose_router(model, args, peft_config, *others)
+        used = () if ref_model is None else (ref_model,)
+        policy = self._choose_router(model, args, peft_config, *used)
         self._margin = args.margin
         if args.margin == "experts":
             check_experts(self.router, self.objectives)

@@ -20,20 +20,30 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ...errors import HoEError, RewardError
+from ...generation.completer import Completer
 from ...generation.prompt_datasets import as_dataset, with_prompts
 from ...generation.prompt_rows import drawn_rows
 from ...objectives.normalizer import RewardNormalizer
-from ...objectives.payoff import payoff_table
+from ...objectives.payoff import measure_payoff
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 from ...rewards.functions import ObjectiveFunction
 from ...rewards.sources import Rewards
+from ..run.arguments import refuse_arguments
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
 from ..run.steered_policy import check_padding, reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEGRPOConfig
 from .rewards import fill_missing, known_means, processing_classes, reward_functions
+
+# Arguments of GRPOTrainer that cannot work here.
+_NOT_TAKEN = {
+    "quantization_config": "the model is loaded already; load its base quantised, then put the adapter on it",
+    "tools": "the payoff table, which rewards are scaled by, is measured on single answers; train without tools",
+    "rollout_func": "the payoff table, which rewards are scaled by, is measured on answers of the model's own generate",
+    "environment_factory": "the payoff table, which rewards are scaled by, is measured on single answers",
+}
 
 
 class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
@@ -51,6 +61,7 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         optimizers: optimizer and scheduler; the optimizer's settings are used, what it held is replaced.
         peft_config: directory or Hub id of a built HoE adapter, to put on a plain `model`.
         normalizer: the scale of the rewards; None to measure it before the first update.
+        others: GRPOTrainer's other arguments are refused by name.
 
     Raises:
         HoEError: rewards, router, dataset or model do not fit together.
@@ -90,7 +101,9 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         *,
         peft_config: Any = None,
         normalizer: RewardNormalizer | None = None,
+        **others: Any,
     ) -> None:
+        refuse_arguments(others, _NOT_TAKEN)
         if not isinstance(args, HoEGRPOConfig):
             raise HoEError(f"args is a {type(args).__name__}; use HoEGRPOConfig, which extends GRPOConfig")
         if train_dataset is None or reward_funcs is None:
@@ -172,15 +185,27 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
             rows = [source[row] for row in drawn_rows(len(source), args.payoff_prompts, args.seed)]
         else:  # a stream
             rows = list(itertools.islice(source, args.payoff_prompts))
-        return payoff_table(
+        completer = Completer(self.policy, self.processing_class, self.generation_config)
+        return measure_payoff(
             self.policy,
-            rows,
+            self.router.adapter,
+            completer.batch(self.policy, [self._rendered(row) for row in rows]),
             Rewards(self._raw_rewards, self.objectives),
             processing_class=self.processing_class,
-            decoding=self.generation_config,
+            decoding=completer.decoding,
             batch_size=args.per_device_train_batch_size * args.steps_per_generation,
             seed=args.seed,
+            bf16=bool(args.bf16),
         )
+
+    def _rendered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row whose chat messages are tokens as in training, with the arguments that the template is given there."""
+        given: Any = self.args.chat_template_kwargs
+        if not given or isinstance(row["prompt"], str):
+            return row
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True, **given)
+        return {**row, "input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
 
     def _raw_rewards(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> Any:
         """Rewards `(B, N)` of texts that all processes have, as TRL calls for them in training: those of the first process."""

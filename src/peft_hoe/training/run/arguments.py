@@ -6,6 +6,7 @@ Mixins before a configuration of TRL or transformers: their defaults win over th
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,20 @@ class ObjectiveArguments:
             raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
         if self.reward_timeout is not None and not self.reward_timeout > 0:
             raise HoEError(f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever")
+
+
+def refuse_arguments(given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Refuse arguments of a trainer of TRL that ours does not take; None is no argument.
+
+    Raises:
+        HoEError: one is given; says why it cannot work.
+        TypeError: there is no such argument.
+    """
+    for name, value in given.items():
+        if name not in reasons:
+            raise TypeError(f"there is no argument {name!r}")
+        if value is not None:
+            raise HoEError(f"{name} is not supported: {reasons[name]}", argument=name, value=value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
