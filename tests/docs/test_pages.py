@@ -193,7 +193,9 @@ def commands(page: Path) -> Iterator[list[str]]:
     lines = [line for language, code in FENCE.findall(text) if language == "bash" for line in code.splitlines()]
     lines += re.findall(r"^    (.+)$", text, re.M) + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
     for line in lines:
-        match = re.match(r"(?:\w+=\S+ )*((?:peft-hoe|make|python3? (?:benchmarks|examples|scripts)/).*)", line.strip())
+        match = re.match(
+            r"(?:\w+=\S+ )*((?:(?:peft-hoe|make)(?= |$)|python3? (?:benchmarks|examples|scripts)/).*)", line.strip()
+        )
         if match:
             yield shlex.split(re.sub(r"[\[\]]", " ", match[1]), comments=True)
 
