@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
@@ -21,7 +22,7 @@ from .patterns import matches
 from .peft_type import peft_type
 from .preference import FloatArray, parse_preference
 from .resolution import check_count, resolve_experts, resolve_ranks, resolve_routers, stacked
-from .routing import HULL, PreferenceRouter, coarse_weights
+from .routing import HULL, PreferenceRouter, coarse_weights, point_code
 from .specs import (
     Assigned,
     FixedList,
@@ -247,6 +248,20 @@ class HoEConfig(Assigned, PeftConfig):
         """For each router the ascending indices of the experts that it votes for."""
         names = self.expert_names
         return [[names.index(name) for name in router.votes_for] for router in self.routers or []]
+
+    def identity(self, module: str) -> NDArray[np.int64]:
+        """What a module's tensors hold, in their order: `(L + R, 2)`, saved with them, since shapes do not tell.
+
+        For an expert its rank and its preference's `point_code`; for a router its number of votes, and the code of its
+        preference with the sum of its experts' codes.
+        """
+        codes = np.asarray([point_code(point) for point in self.expert_preferences], dtype=np.int64)
+        experts = list(zip(self.ranks(module), codes.tolist(), strict=True))
+        routers = [
+            (len(members), (point_code(point) + int(codes[members].sum())) % 2**62)
+            for point, members in zip(self.router_preferences, self.votes(), strict=True)
+        ]
+        return np.asarray([*experts, *routers], dtype=np.int64)
 
     def static_votes(self) -> FloatArray:
         """`(R, L)`: what each router votes until it is trained, the interpolation that gives its own preference."""

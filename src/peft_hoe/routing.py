@@ -65,8 +65,13 @@ def lift(points: FloatArray) -> FloatArray:
 
 
 def _hash_unit(point: FloatArray) -> float:
+    return point_code(point) / 2**56
+
+
+def point_code(point: FloatArray) -> int:
+    """A number of 56 bits that tells a preference `(N,)` from others: a hash of its weights to 1e-9, without trailing zeros."""
     digits = np.rint(np.trim_zeros(np.asarray(point), "b") * 1e9).astype("<i8")
-    return int.from_bytes(hashlib.sha256(digits.tobytes()).digest()[:7], "big") / 2**56
+    return int.from_bytes(hashlib.sha256(digits.tobytes()).digest()[:7], "big")
 
 
 class Subdivision:

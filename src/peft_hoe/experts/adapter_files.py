@@ -18,6 +18,7 @@ from .architecture import LinearModule
 from .checkpoints import PEFT_PREFIX
 from .report import REPORT_FILE
 
+_EXPERTS = ".hoe_A.weight"
 # What a build writes
 WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
 
@@ -62,5 +63,11 @@ def module_tensors(
 
 def write_adapter(directory: Path, config: HoEConfig, tensors: Mapping[str, Tensor]) -> None:
     """adapter_config.json, the model card and adapter_model.safetensors."""
-    save_file(dict(tensors), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    tensors = dict(tensors)
+    for key in list(tensors):
+        if key.endswith(_EXPERTS):
+            stem = key.removesuffix(_EXPERTS)
+            code = config.identity(stem.removeprefix(PEFT_PREFIX))
+            tensors[f"{stem}.hoe_identity.code"] = torch.from_numpy(code)
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(directory))  # second: it writes a model card where there are weights

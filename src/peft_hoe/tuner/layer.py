@@ -45,6 +45,29 @@ class ExpertLayout:
     train_experts: bool
 
 
+class Identity(nn.Module):
+    """Which experts and routers a module's tensors hold (`HoEConfig.identity`), saved with them.
+
+    A configuration whose experts stand in another order has tensors of the same shapes, but is another adapter.
+
+    Attributes:
+        code: `(L + R, 2)`, as loaded.
+        expected: the same as the configuration has it.
+    """
+
+    code: torch.Tensor
+
+    def __init__(self, code: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("code", code)
+        self.expected = code.tolist()
+
+    def materialise(self) -> None:
+        """Come back from the meta device: the values are known before any file is read."""
+        if self.code.is_meta:
+            self.code = torch.tensor(self.expected, dtype=torch.int64)
+
+
 class HoELayer(BaseTunerLayer):
     """What makes a module a HoE layer: adapter tensors, trainability, votes and the plan in effect.
 
@@ -54,7 +77,7 @@ class HoELayer(BaseTunerLayer):
     'model.layers.0.self_attn.q_proj'
     """
 
-    adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length")
+    adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length", "hoe_identity")
     other_param_names: tuple[str, ...] = ()
 
     base_layer: nn.Module
@@ -68,6 +91,7 @@ class HoELayer(BaseTunerLayer):
         self.hoe_B = nn.ModuleDict()
         self.hoe_router = nn.ModuleDict()
         self.hoe_length = nn.ModuleDict()
+        self.hoe_identity = nn.ModuleDict()
         self.hoe_steering = steering
         self.hoe_layouts: dict[str, ExpertLayout] = {}
         self.module_name = name
@@ -103,6 +127,7 @@ class HoELayer(BaseTunerLayer):
         if config.init_weights:
             self.reset_parameters(adapter_name, config)
         self.measure_lengths(adapter_name)
+        self.hoe_identity[adapter_name] = Identity(torch.from_numpy(config.identity(self.module_name)))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -150,8 +175,14 @@ class HoELayer(BaseTunerLayer):
         """(adapter, key below this layer, shape) of every adapter tensor."""
         for part in self.adapter_layer_names:
             for adapter, linear in getattr(self, part).items():
-                for name, parameter in linear.named_parameters():
-                    yield adapter, f"{part}.{adapter}.{name}", parameter.shape
+                for name, tensor in (*linear.named_parameters(), *linear.named_buffers()):
+                    yield adapter, f"{part}.{adapter}.{name}", tensor.shape
+
+    def identity(self, adapter: str) -> Identity:
+        """Which experts and routers this module has of an adapter."""
+        identity: Any = self.hoe_identity[adapter]
+        known: Identity = identity
+        return known
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer."""

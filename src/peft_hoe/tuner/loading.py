@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import CheckpointError
-from .layer import HoELayer
+from ..errors import CheckpointError, HoEWarning
+from .layer import HoELayer, Identity
+
+# PEFT puts the adapter's name only into keys that it finds a place for.
+_OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_\w+?)(\.(?P<adapter>[^.]+))?\.\w+")
 
 
-def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str, *unused: Any) -> None:
-    """A load_state_dict pre-hook: an adapter is loaded whole, in its own shapes and finite, or not at all.
+def check_state_dict(root: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *unused: Any) -> None:
+    """A load_state_dict pre-hook: an adapter is loaded whole, as its configuration describes it and finite, or not at all.
 
-    A state dict with any expert tensor of an adapter must hold them all. One with router tensors alone is a router
-    checkpoint and is let through.
+    A state dict with any expert tensor of an adapter must hold them all. One with router tensors alone is a router checkpoint
+    and is let through. A file of before identities were saved is taken at its word.
 
     Raises:
         CheckpointError: names the tensor, what is wrong with it and the remedy.
     """
-    layers = [(name, module) for name, module in root.named_modules() if isinstance(module, HoELayer)]
+    layers = {f"{prefix}{name}": module for name, module in root.named_modules() if isinstance(module, HoELayer)}
     expected = {
-        f"{prefix}{name}.{key}": (adapter, shape) for name, layer in layers for adapter, key, shape in layer.tensors()
+        f"{name}.{key}": (adapter, shape) for name, layer in layers.items() for adapter, key, shape in layer.tensors()
     }
-    present = {expected[key][0] for key in expected if key in state_dict and ".hoe_router." not in key}
+    whole = {adapter for key, (adapter, _) in expected.items() if key in state_dict and ".hoe_router." not in key}
+    if not any(key in state_dict for key in expected):
+        return
+    _check_places(state_dict, layers, expected)
+    _check_base(root, state_dict, prefix)
     for key, (adapter, shape) in expected.items():
         if key in state_dict:
             _check_tensor(key, state_dict[key], shape)
-        elif adapter in present and ".hoe_length." in key:
-            raise CheckpointError(
-                f"adapter {adapter!r}: the file lacks the tensor {key!r}, which interpolation='norm' needs; it is incomplete, "
-                "or was saved with interpolation='linear': load it with that, or build it again"
-            )
-        elif adapter in present:
-            raise CheckpointError(
-                f"adapter {adapter!r}: the file lacks the tensor {key!r} of shape {tuple(shape)}; it is incomplete, or its "
-                "adapter_config.json belongs to another adapter. Save or download it again"
-            )
+        elif adapter in whole and ".hoe_identity." not in key:
+            _refuse_missing(key, adapter, shape)
+    for name, layer in layers.items():
+        for adapter in layer.hoe_identity:
+            identity, key = layer.identity(adapter), f"{name}.hoe_identity.{adapter}.code"
+            if key in state_dict:
+                _check_identity(key, state_dict[key], identity)
+            elif adapter in whole:
+                state_dict[key] = torch.tensor(identity.expected, dtype=torch.int64)
 
 
-def check_finite(root: nn.Module) -> None:
+def check_loaded(root: nn.Module) -> None:
     """Check all adapter tensors of a model once, however they were loaded.
 
-    transformers' own loader does not go through load_state_dict. It reports missing and mismatched tensors itself, but not
-    NaN.
+    transformers' own loader does not go through load_state_dict. It reports missing and mismatched tensors itself, but not NaN,
+    and not experts in another order.
 
     Raises:
         CheckpointError: names the tensor and the remedy.
@@ -55,6 +63,107 @@ def check_finite(root: nn.Module) -> None:
             for part in layer.adapter_layer_names:
                 for key, parameter in getattr(layer, part).named_parameters():
                     _check_tensor(f"{name}.{part}.{key}", parameter, parameter.shape)
+            for adapter in layer.hoe_identity:
+                identity = layer.identity(adapter)
+                _check_identity(f"{name}.hoe_identity.{adapter}.code", identity.code, identity)
+
+
+def _refuse_missing(key: str, adapter: str, shape: torch.Size) -> None:
+    if ".hoe_length." in key:
+        raise CheckpointError(
+            f"adapter {adapter!r}: the file lacks the tensor {key!r}, which interpolation='norm' needs; it is incomplete, "
+            "or was saved with interpolation='linear': load it with that, or build it again",
+            tensor=key,
+        )
+    raise CheckpointError(
+        f"adapter {adapter!r}: the file lacks the tensor {key!r} of shape {tuple(shape)}; it is incomplete, or its "
+        "adapter_config.json belongs to another adapter. Save or download it again",
+        tensor=key,
+    )
+
+
+def _check_places(
+    state_dict: Mapping[str, Any], layers: Mapping[str, HoELayer], expected: Mapping[str, tuple[str, torch.Size]]
+) -> None:
+    """Refuse tensors of an adapter that its configuration has no place for: the model would be another without them."""
+    adapters = {adapter for adapter, _ in expected.values()}
+    for key in state_dict:
+        match = _OURS.fullmatch(key)
+        if match is None or key in expected or match["part"] not in HoELayer.adapter_layer_names:
+            continue
+        if match["adapter"] not in {None, *adapters}:
+            continue  # of an adapter that this model does not have
+        if match["module"] in layers and match["part"] == "hoe_length":
+            continue  # saved with interpolation="norm", loaded with "linear"
+        raise CheckpointError(
+            f"the file holds the tensor {key!r}, but the configuration has no place for it; its "
+            "target_modules or routers are not those that the adapter was saved with, or the base model is another one",
+            tensor=key,
+        )
+
+
+def _check_base(root: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Refuse weights of the base model in an adapter's file, but those of resized embeddings. A whole model has them all."""
+    base = {f"{prefix}{name}": tensor for name, tensor in root.named_parameters() if not _is_adapters(name)}
+    given = [key for key in base if key in state_dict]
+    if not given or len(given) == len(base):
+        return
+    embeddings = {id(parameter) for module in _embeddings(root) for parameter in module.parameters()}
+    others = [key for key in given if id(base[key]) not in embeddings]
+    if others:
+        raise CheckpointError(
+            f"the adapter's file holds {others[0]!r}, a weight of the base model, which it would overwrite; take it out of the "
+            "file, or name its module in modules_to_save",
+            tensor=others[0],
+        )
+    changed = [key for key in given if not _same(base[key], state_dict[key])]
+    if changed:
+        warnings.warn(
+            f"the adapter's file replaces the base model's embeddings {changed}, as PEFT saves them for a resized vocabulary",
+            HoEWarning,
+            stacklevel=2,
+        )
+
+
+def _is_adapters(name: str) -> bool:
+    return ".modules_to_save." in name or any(part.startswith("hoe_") for part in name.split("."))
+
+
+def _embeddings(root: Any) -> list[nn.Module]:
+    try:
+        found = [root.get_input_embeddings(), root.get_output_embeddings()]
+    except (AttributeError, NotImplementedError):
+        return []
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+def _same(mine: torch.Tensor, other: Any) -> bool:
+    if mine.is_meta or not isinstance(other, torch.Tensor):
+        return True
+    return mine.shape == other.shape and bool(torch.equal(mine.detach(), other.to(mine)))
+
+
+def _check_identity(key: str, code: Any, identity: Identity) -> None:
+    if not isinstance(code, torch.Tensor) or code.is_meta or code.tolist() == identity.expected:
+        return
+    held, asked = code.tolist(), identity.expected
+    place = next((i for i, pair in enumerate(zip(held, asked, strict=False)) if pair[0] != pair[1]), 0)
+    raise CheckpointError(
+        f"{key!r} says that the tensors hold other experts or routers than the configuration: number {place} has rank or votes "
+        f"{[row[0] for row in held][place:][:1]} there and {[row[0] for row in asked][place:][:1]} here, or stands at another "
+        "preference. Experts and routers must be listed as they were when the adapter was saved; take the adapter_config.json "
+        "that was saved with it",
+        tensor=key,
+        value=held,
+        allowed=asked,
+    )
+
+
+def _largest(key: str, dtype: torch.dtype) -> float:
+    """How large a finite number may be: its square overflows beyond, and then the model's numbers are NaN."""
+    if ".hoe_length." in key:
+        return 1.01  # inner products in units of the greatest
+    return 1.8e19 if torch.finfo(dtype).max > 1e30 else 4096.0
 
 
 def _check_tensor(key: str, tensor: Any, shape: torch.Size) -> None:
@@ -63,7 +172,25 @@ def _check_tensor(key: str, tensor: Any, shape: torch.Size) -> None:
     if tensor.shape != shape:
         raise CheckpointError(
             f"the tensor {key!r} has shape {tuple(tensor.shape)}, but the configuration asks for {tuple(shape)}; the "
-            "weights and adapter_config.json do not belong together, or the base model is another one"
+            "weights and adapter_config.json do not belong together, or the base model is another one",
+            tensor=key,
+            value=tuple(tensor.shape),
+            allowed=tuple(shape),
         )
-    if tensor.device.type != "meta" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"the tensor {key!r} holds NaN or infinity; the file is damaged or training diverged")
+    if ".hoe_identity." in key:
+        return
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"the tensor {key!r} holds {tensor.dtype}, not floating-point numbers; the file is damaged",
+            tensor=key,
+            value=tensor.dtype,
+        )
+    if tensor.device.type == "meta" or not tensor.numel():
+        return
+    low, high = (tensor.detach() if tensor.dtype.itemsize > 1 else tensor.detach().float()).aminmax()
+    largest = max(-float(low), float(high))  # NaN if any is
+    if not largest <= _largest(key, tensor.dtype):
+        problem = f"numbers as large as {largest:.3g}" if largest < float("inf") else "NaN or infinity"
+        raise CheckpointError(
+            f"the tensor {key!r} holds {problem}; the file is damaged or training diverged", tensor=key, value=largest
+        )

@@ -28,7 +28,7 @@ from .base_modules import check_root
 from .calls import THIS_THREAD
 from .layer import HoELayer
 from .linear import HoELinear
-from .loading import check_finite, check_state_dict
+from .loading import check_loaded, check_state_dict
 from .steering import Steering
 
 
@@ -75,8 +75,11 @@ class HoEModel(BaseTuner):
         configs: Any = self.peft_config
         adapter = Adapter(adapter_name, configs, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for layer in _layers(model):
+            if adapter_name in layer.hoe_identity:
+                layer.identity(adapter_name).materialise()
         self.steering.add(adapter)
-        self.steering.hooks.attach(model, check_state_dict, check_finite)
+        self.steering.hooks.attach(model, check_state_dict, check_loaded)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> Any:
