@@ -9,8 +9,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from peft import get_peft_model
 
-from peft_hoe import cli
+from peft_hoe import HoEConfig, cli
 from peft_hoe.evaluation import Sweep, sweep
 from peft_hoe.objectives import RewardNormalizer
 
@@ -166,3 +167,22 @@ def test_a_missing_package_is_told_before_the_work(saved, tmp_path, monkeypatch,
     assert cli.main([*command(saved, tmp_path), *REWARDS]) == 2
     assert "pip install 'peft-hoe[eval]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_objectives_may_hold_commas_and_blanks(saved, toys, tmp_path):
+    """As whoever trained the adapter called them; in rewards, preferences, files and the page."""
+    names = ["short, sweet", "very long"]
+    config = HoEConfig(objectives=names, r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_weights=False)
+    get_peft_model(toys.make_base(), config).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "preferences.txt").write_text("short, sweet=0.3,very long=0.7\n0,1\n1,0\n")
+    out = tmp_path / "out"
+    arguments = [
+        "sweep", tmp_path / "adapter", "--base", saved / "base", "--prompts", saved / "prompts.json", "--output", out,
+        "--reward", "short, sweet=router_toys:low", "--reward", " very long = router_toys:high", "--preferences",
+        tmp_path / "preferences.txt", "--cpu", "--max-new-tokens", 5, "--report", "--quiet",
+    ]  # fmt: skip
+    assert cli.main([str(item) for item in arguments]) == 0
+    found = Sweep.load(out)
+    assert list(found.objectives) == names
+    np.testing.assert_allclose(found.preferences, [[0.3, 0.7], [0, 1], [1, 0]])
+    assert "short, sweet" in (out / "report.html").read_text()

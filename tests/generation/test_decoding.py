@@ -11,6 +11,7 @@ import pytest
 from transformers import GenerationConfig
 
 from peft_hoe import Decoding, HoEError
+from peft_hoe.generation.completer import Completer
 from peft_hoe.generation.decoding import differences, stop_tokens
 
 
@@ -21,6 +22,7 @@ from peft_hoe.generation.decoding import differences, stop_tokens
         Decoding(8, do_sample=True, temperature=0.7, top_k=5, top_p=0.9, stop_tokens=(7, 2)),
         Decoding(8, stop_strings=["\n\n", "Human:"], stop_tokens=(), options={"repetition_penalty": 1.2}),
         Decoding(8, do_sample=True, options={"suppress_tokens": (1, 2), "min_p": 0.1}),
+        Decoding(8, chat_template_kwargs={"enable_thinking": False, "languages": ["en"]}),
     ],
 )
 def test_the_record_is_json_and_is_read_back(decoding: Decoding) -> None:
@@ -41,9 +43,10 @@ def test_any_difference_counts() -> None:
         Decoding(8, do_sample=True, stop_strings="x"),
         Decoding(8, do_sample=True, stop_tokens=()),
         Decoding(8, do_sample=True, options={"min_new_tokens": 2}),
+        Decoding(8, do_sample=True, chat_template_kwargs={"enable_thinking": False}),
     ]
     assert all(plain != other and differences(plain.record, other.record) for other in others)
-    assert len({plain, *others, Decoding.of({"max_new_tokens": 8, "do_sample": True})}) == 9
+    assert len({plain, *others, Decoding.of({"max_new_tokens": 8, "do_sample": True})}) == 10
     assert differences(plain.record, plain.record) == []
     assert differences(plain.record, Decoding(8, do_sample=True, top_k=3).record) == ["top_k: 0 there, 3 here"]
 
@@ -84,7 +87,9 @@ def test_a_generation_config_means_what_it_means_to_generate() -> None:
         ({"eos_token_id": 2}, "eos_token_id is 2, which is no option of a decoding: say stop_tokens="),
         ({"max_length": 9}, "max_length is 9.*say max_new_tokens="),
         ({"num_return_sequences": 2}, "num_return_sequences is 2.*each row has one text"),
-        ({"temprature": 1.0}, "temprature is no option of a decoding; it has do_sample, max_new_tokens"),
+        ({"temprature": 1.0}, "temprature is no option of a decoding; it has chat_template_kwargs, do_sample"),
+        ({"chat_template_kwargs": ["a"]}, r"chat_template_kwargs is \['a'\] \(it is a list\); give a mapping"),
+        ({"chat_template_kwargs": "{"}, "chat_template_kwargs is '{'"),
         ({"sequence_bias": {(1, 2): 0.5}}, "cannot be used"),
         (64, "the decoding is 64, a int; give a Decoding, a GenerationConfig or a mapping"),
         (GenerationConfig(do_sample=True), "generation_config has no max_new_tokens"),
@@ -121,3 +126,15 @@ def test_nothing_else_is_filled_in_from_the_models_own_settings(toys: ModuleType
 
 def test_numbers_of_numpy_are_numbers() -> None:
     assert Decoding(np.int64(8), stop_tokens=np.array([3, 2])) == Decoding(8, stop_tokens=(2, 3))
+
+
+def test_the_chat_template_gets_its_arguments(toys: ModuleType) -> None:
+    """In a sweep as in a payoff table: without them a model that can think aloud would be measured thinking."""
+    model, tokenizer = toys.make_base(), toys.make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if brief %}w5{% else %}w6 w7{% endif %}"
+    )
+    chat = [[{"role": "user", "content": "w3"}]]
+    for given, expected in ((None, "w3 w6 w7"), ('{"brief": true}', "w3 w5")):
+        batch = Completer(model, tokenizer, {"chat_template_kwargs": given}).batch(model, chat)
+        assert tokenizer.decode(batch.ids[0]) == expected

@@ -52,3 +52,22 @@ def test_samples_have_the_fusions_frequencies(toys: ModuleType) -> None:
     wanted = (logs / 0.7).softmax(-1)
     shares = torch.bincount(found, minlength=len(wanted)) / count
     assert ((shares - wanted).abs() <= 5 * (wanted * (1 - wanted) / count).sqrt() + 1e-9).all()
+
+
+def test_top_k_and_top_p_are_those_of_the_fusion(toys: ModuleType) -> None:
+    """Only the most likely tokens of the fused distribution are drawn, whatever single experts like."""
+    model = toys.make_policy()
+    count = 400
+    torch.manual_seed(0)
+    ids, mask = IDS[1:2].repeat(count, 1), MASK[1:2].repeat(count, 1)
+    preferences = np.tile([[0.3, 0.7]], (count, 1))
+    grown = torch.cat([IDS[1:2], torch.zeros(1, 1, dtype=torch.long)], dim=1)
+    chances = fusion_logprobs(model, "default", np.array([0.3, 0.7]), grown, torch.ones_like(grown), 1)[0, 0].exp()
+    order = chances.argsort(descending=True)
+    for how, wanted in (
+        ({"top_k": 3}, order[:3]),
+        ({"top_p": 0.5}, order[: int((chances[order].cumsum(0) < 0.5).sum()) + 1]),
+    ):
+        one = Decoding(1, do_sample=True, stop_tokens=(2,), **how)  # type: ignore[arg-type]
+        found = generate_fused(model, "default", preferences, batch(ids, mask), toys.make_tokenizer(), one).ids[:, -1]
+        assert set(found.tolist()) == set(wanted.tolist())

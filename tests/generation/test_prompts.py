@@ -117,3 +117,14 @@ def test_rows_to_measure_on_are_drawn_not_the_first():
     assert drawn == drawn_rows(100, 20, seed=3) != drawn_rows(100, 20, seed=4)
     assert sum(row < 50 for row in drawn) == pytest.approx(10, abs=5)
     assert drawn_rows(5, 20, seed=3) == [0, 1, 2, 3, 4]
+
+
+def test_a_stream_of_training_rows_is_named():
+    import datasets
+
+    rows = [{"prompt": "w3"}]
+    for stream in (datasets.Dataset.from_list(rows).to_iterable_dataset(), iter(rows), {"train": rows}):
+        with pytest.raises(
+            HoEError, match=r"the training dataset is a \w+, whose rows cannot be read by number; give a list"
+        ):
+            check_prompts(stream, None)

@@ -19,6 +19,7 @@ from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.evaluation import Sweep, sweep
 from peft_hoe.inputs import load_adapter
 from peft_hoe.reproduce import Plan, describe, reproduce
+from peft_hoe.reproduce.training import check_trainer, ppo_settings
 
 # With four prompts some replicates lie below the reference point.
 pytestmark = [
@@ -78,6 +79,33 @@ def tensors(folder: Path, toys: ModuleType) -> dict[str, torch.Tensor]:
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def test_the_decoding_on_the_command_line(saved, tmp_path, capsys):
+    """Temperature, top-k and top-p sample; training and sweeps end at the same places."""
+    more = ("--stop", "w9", "--stop", r"\n", "--temperature", "0.7", "--top-p", "0.9")
+    assert cli.main([*command(saved, tmp_path, *more), "--dry-run"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("decoding"))
+    assert json.loads(line.removeprefix("decoding")) == {
+        "max_new_tokens": 5, "do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 0.9, "stop_strings": ["w9", "\n"],
+        "stop_tokens": None,
+    }  # fmt: skip
+    plan = Plan.of(
+        **settings(saved, tmp_path, decoding={"max_new_tokens": 5, "stop_strings": ["w9"], "do_sample": True})
+    )
+    assert ppo_settings(plan, progress=False) | {"stop_strings": ["w9"], "temperature": 1.0, "response_length": 5} == (
+        ppo_settings(plan, progress=False)
+    )
+    for changes, told in (
+        (
+            {"trainer": "grpo", "decoding": {"stop_strings": ["w9"]}},
+            "TRL's GRPO ends them at the tokenizer's end of text",
+        ),
+        ({"trainer": "grpo", "batch_size": 11}, "the batch of 11 cannot be divided into groups"),
+        ({"decoding": {"repetition_penalty": 1.2}}, "routers train with the stop tokens of tokenizer and model"),
+    ):
+        with pytest.raises(HoEError, match=told):
+            check_trainer(Plan.of(**settings(saved, tmp_path, **changes)))
 
 
 def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, capsys):

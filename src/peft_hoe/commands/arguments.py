@@ -17,7 +17,7 @@ def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str,
     """
     pairs: dict[str, str] = {}
     for item in items or []:
-        name, equals, value = item.partition("=")
+        name, equals, value = (part.strip() for part in item.partition("="))
         name = name.strip()
         if not (name and equals and value):
             raise HoEError(f"{option} is {item!r}; write {form}")
@@ -72,6 +72,11 @@ def add_decoding(parser: argparse.ArgumentParser, length: str = "default 64") ->
         metavar="TEXT",
         help="a completion ends before it; may be given several times. \\n is the end of a line",
     )
+    add(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help='arguments of the chat template, such as {"enable_thinking": false}',
+    )
 
 
 def read_decoding(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -82,4 +87,6 @@ def read_decoding(arguments: argparse.Namespace) -> dict[str, Any]:
         found["do_sample"] = True
     if arguments.stop:
         found["stop_strings"] = [text.replace("\\n", "\n") for text in arguments.stop]
+    if arguments.chat_template_kwargs:
+        found["chat_template_kwargs"] = arguments.chat_template_kwargs
     return found

@@ -29,9 +29,10 @@ class Completer:
     """
 
     def __init__(self, model: Any, tokenizer: Any, decoding: Any = None) -> None:
-        self.collate = PromptCollator(tokenizer)
+        decoding = Decoding.of(decoding)
+        self.collate = PromptCollator(tokenizer, decoding.chat_template_kwargs)
         self.tokenizer = self.collate.tokenizer
-        self.decoding = Decoding.of(decoding).resolved(model, self.tokenizer)
+        self.decoding = decoding.resolved(model, self.tokenizer)
 
     def batch(self, model: Any, prompts: Sequence[Any]) -> PromptBatch:
         """K prompts, or rows with `prompt` and columns, padded on the left, on the model's device."""

@@ -52,6 +52,8 @@ class Decoding:
         stop_strings: a text ends before the first of them.
         stop_tokens: a text ends at any of them. None for those of the tokenizer and of the model's `generation_config`
             together, such as the end of text and the end of a turn; `()` for none.
+        chat_template_kwargs: arguments of the tokenizer's chat template, for prompts that are chats, such as
+            `{"enable_thinking": False}`.
         options: more fields of transformers' GenerationConfig, such as `{"repetition_penalty": 1.2}`.
 
     Nothing else comes from the model's own generation settings.
@@ -74,6 +76,7 @@ class Decoding:
     top_p: float = 1.0
     stop_strings: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,6 +88,7 @@ class Decoding:
             "top_p": _number("top_p", self.top_p, 1.0),
             "stop_strings": _strings(self.stop_strings),
             "stop_tokens": _tokens(self.stop_tokens),
+            "chat_template_kwargs": _template_arguments(self.chat_template_kwargs),
             "options": _options(self.options),
         }
         for name, value in checked.items():
@@ -148,6 +152,7 @@ class Decoding:
             **(drawn if self.do_sample else {}),
             **({"stop_strings": list(self.stop_strings)} if self.stop_strings else {}),
             "stop_tokens": None if self.stop_tokens is None else list(self.stop_tokens),
+            **({"chat_template_kwargs": dict(self.chat_template_kwargs)} if self.chat_template_kwargs else {}),
             **self.options,
         }
 
@@ -293,6 +298,22 @@ def _tokens(value: Any) -> tuple[int, ...] | None:
             value=value,
         )
     return tuple(sorted(set(tokens)))
+
+
+def _template_arguments(given: Any) -> dict[str, Any]:
+    try:
+        arguments = json.loads(given) if isinstance(given, str) else {} if given is None else given
+        if not isinstance(arguments, Mapping):
+            raise TypeError(f"it is a {type(given).__name__}")
+        found: dict[str, Any] = json.loads(json.dumps(dict(arguments), sort_keys=True))
+    except (TypeError, ValueError) as error:
+        raise HoEError(
+            f"chat_template_kwargs is {given!r} ({error}); give a mapping of plain values, or its JSON, such as "
+            '{"enable_thinking": false}',
+            argument="chat_template_kwargs",
+            value=given,
+        ) from None
+    return found
 
 
 def _options(given: Any) -> dict[str, Any]:

@@ -102,14 +102,30 @@ def _shown(value: Any) -> str:
     return f"{text if len(text) <= 100 else text[:100] + '...'} ({type(value).__name__})"
 
 
+def check_rows(dataset: Any, what: str = "training dataset") -> None:
+    """See that a dataset has rows that can be read by number.
+
+    Raises:
+        HoEError: it is a stream, or empty.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__") or isinstance(dataset, Mapping):
+        raise HoEError(
+            f"the {what} is a {type(dataset).__name__}, whose rows cannot be read by number; give a list of rows, or a "
+            "datasets.Dataset (of a stream: Dataset.from_list(list(stream.take(1000))))",
+            argument=what.replace("training ", "train_").replace(" ", "_"),
+            value=dataset,
+        )
+    if len(dataset) == 0:
+        raise HoEError(f"the {what} is empty; give it at least one row")
+
+
 def check_prompts(dataset: Any, processing_class: Any) -> None:
     """See that the rows of a dataset hold prompts: all of them where that needs no tokens and no user's code, else the first.
 
     Raises:
         HoEError: a row holds none, or the dataset is empty.
     """
-    if len(dataset) == 0:
-        raise HoEError("the training dataset is empty; give it at least one prompt")
+    check_rows(dataset)
     for number in _doubtful_rows(dataset):
         check_prompt(dataset[number], f"row {number} of the training dataset")
     row = dataset[0]

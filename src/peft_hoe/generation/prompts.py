@@ -44,9 +44,14 @@ class PromptCollator:
     """The default collator: pads `input_ids` on the left, and passes other columns on as lists.
 
     Rows without `input_ids` have a `prompt`: text, or chat messages, which go through the tokenizer's chat template.
+
+    Args:
+        processing_class: the tokenizer, with a padding token, or a processor that holds it.
+        chat_template_kwargs: arguments of the chat template.
     """
 
-    def __init__(self, processing_class: Any) -> None:
+    def __init__(self, processing_class: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if self.tokenizer.pad_token_id is None:
             raise HoEError("the tokenizer has no padding token; set tokenizer.pad_token, for example to its eos_token")
@@ -90,7 +95,9 @@ class PromptCollator:
         if isinstance(prompt, str):
             encoded: Sequence[int] = self.tokenizer(prompt)["input_ids"]
             return encoded
-        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+        )
         rendered: Sequence[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return rendered
 

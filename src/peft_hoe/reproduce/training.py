@@ -32,6 +32,8 @@ def check_trainer(plan: Plan) -> None:
             f"the completions end at {list(decoding.stop_strings)}, but TRL's GRPO ends them at the tokenizer's end of text "
             "alone; take another trainer, or leave the stop strings out"
         )
+    if plan.trainer == "grpo":
+        _group(plan.batch_size)
     if decoding.stop_tokens is not None or decoding.options:
         raise HoEError(
             f"the decoding is {decoding.record}; routers train with the stop tokens of tokenizer and model and without further "
@@ -84,6 +86,7 @@ def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
         return HoEGRPOConfig(
             max_completion_length=plan.decoding.max_new_tokens,
             temperature=plan.decoding.temperature,
+            chat_template_kwargs=dict(plan.decoding.chat_template_kwargs) or None,
             num_generations=_group(plan.batch_size),
             **shared,
         )
@@ -93,6 +96,7 @@ def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
         max_new_tokens=plan.decoding.max_new_tokens,
         temperature=plan.decoding.temperature,
         stop_strings=list(plan.decoding.stop_strings) or None,
+        chat_template_kwargs=dict(plan.decoding.chat_template_kwargs) or None,
         **shared,
     )
 
@@ -103,6 +107,7 @@ def ppo_settings(plan: Plan, progress: bool) -> dict[str, Any]:
         "response_length": plan.decoding.max_new_tokens,
         "temperature": plan.decoding.temperature,
         "stop_strings": list(plan.decoding.stop_strings) or None,
+        "chat_template_kwargs": dict(plan.decoding.chat_template_kwargs) or None,
         "local_rollout_forward_batch_size": min(64, plan.micro_batch_size or plan.batch_size),
         "stop_token": "eos",
         "num_sample_generations": 0,

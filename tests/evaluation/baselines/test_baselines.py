@@ -152,6 +152,25 @@ def test_a_baseline_that_is_a_merge_takes_options_of_its_own_method_only(make):
         make("ta", merge_options={"density": 0.3})
 
 
+@pytest.mark.parametrize("name", ["rs", "rs_dense", "ta", "mod", "prompting"])
+def test_a_stop_string_ends_the_texts_of_every_baseline(make, prompts, name):
+    free = make(name)(prompts, np.tile(MIDDLE, (len(prompts), 1)))
+    string = free[0].split()[2]
+    found = make(name, decoding={"max_new_tokens": 6, "stop_strings": [string]})
+    assert found(prompts, np.tile(MIDDLE, (len(prompts), 1))) == [text.partition(string)[0] for text in free]
+    assert found.decoding["stop_strings"] == [string]
+
+
+def test_logit_fusion_refuses_what_it_cannot_do(make):
+    with pytest.raises(
+        HoEError, match="the decoding has num_beams 2, but logit fusion chooses tokens greedily or draws"
+    ):
+        make("mod", decoding={"max_new_tokens": 6, "num_beams": 2})
+    assert (
+        make("mod", decoding={"max_new_tokens": 6, "do_sample": True, "top_k": 3, "top_p": 0.9}).decoding["top_k"] == 3
+    )
+
+
 def test_adapters_are_found_again_and_never_mixed_up(make, base, policies, tokenizer, tmp_path):
     path = make("ties", r=4).adapter(MIDDLE)
     file = path / "adapter_model.safetensors"

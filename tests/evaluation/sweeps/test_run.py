@@ -71,6 +71,34 @@ def test_held_out_prompts_give_the_scale(policy, tokenizer, prompts, toys):
     assert half.payoff_source == "payoff prompts"
 
 
+def test_a_stop_string_ends_texts_everywhere_alike(swept, policy, tokenizer, prompts, toys):
+    """In a sweep and in a payoff table, in batches of any size; rewards get the text before it."""
+    string = swept.completions[0][0][0][0].split()[2]
+    decoding = Decoding(6, stop_strings=[string])
+    found = run(policy, tokenizer, prompts, toys, decoding=decoding, payoff=_unit())
+    cut = [[[text.partition(string)[0] for text in texts] for texts in by_prompt] for by_prompt in swept.completions[0]]
+    assert found.completions[0] == cut != swept.completions[0]
+    assert run(policy, tokenizer, prompts, toys, decoding=decoding, payoff=_unit(), batch_size=5).completions[0] == cut
+    assert found.rewards[0, 0, 0, 0, 0] == toys.low([], cut[0][0])[0]
+    table = payoff_table(policy, prompts, toys.REWARDS, processing_class=tokenizer, decoding=decoding)
+    np.testing.assert_allclose(table.payoff, [found.points[0], found.points[3]])
+    assert table.decoding == found.runs[0]["decoding"]
+
+
+def test_a_table_and_a_sweep_end_at_the_same_tokens(policy, tokenizer, prompts, toys, monkeypatch):
+    """The table once ended at the tokenizer's stop token only, the sweep at the model's too: twins of one decoding."""
+    base = policy.get_base_model()
+    first = tokenizer(run(policy, tokenizer, prompts, toys).completions[0][0][0][0].split()[1])["input_ids"][0]
+    monkeypatch.setattr(base, "generation_config", GenerationConfig(eos_token_id=[2, first]))
+    table = payoff_table(policy, prompts, toys.REWARDS, processing_class=tokenizer, decoding=SHORT)
+    assert table.decoding["stop_tokens"] == [2, first]
+    found = run(policy, tokenizer, prompts, toys, payoff=table)
+    np.testing.assert_allclose(found.points[[0, 3]], table.payoff)
+    best = table.normalize(found.points[[0, 3]])
+    np.testing.assert_allclose(best.max(0), 1)
+    np.testing.assert_allclose(best.min(0), 0, atol=1e-12)
+
+
 def test_a_given_normaliser_is_kept(policy, tokenizer, prompts, toys):
     scale = RewardNormalizer([[1.0, 0.0], [0.0, 1.0]], ["low", "high"])
     assert run(policy, tokenizer, prompts[:2], toys, payoff=scale).normalizer is scale

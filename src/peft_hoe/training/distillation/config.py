@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -23,6 +24,7 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
         max_new_tokens: length of a sampled completion.
         stop_strings: texts that end one, besides the stop tokens of the tokenizer and of the policy's `generation_config`.
         max_length: tokens of the dataset's text that are used; None for all.
+        chat_template_kwargs: arguments of the tokenizer's chat template, as in GRPOConfig; also as JSON.
 
     The rest of what is new is in `RouterArguments`.
 
@@ -37,6 +39,9 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
     max_new_tokens: int = field(default=64, metadata={"help": "Length of a sampled completion."})
     stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a sampled completion."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of the dataset's text; default all."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template."}
+    )
 
     def __post_init__(self) -> None:
         self.remove_unused_columns = False  # rows are text, not a model's arguments
@@ -60,4 +65,5 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
             do_sample=True,
             temperature=self.temperature,
             stop_strings=self.stop_strings or (),  # type: ignore[arg-type]
+            chat_template_kwargs=self.chat_template_kwargs,  # type: ignore[arg-type]
         )

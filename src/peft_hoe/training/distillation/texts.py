@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import HoEError
+from ...generation.prompt_rows import check_rows
 from ...generation.prompts import PromptCollator
 
 _WHOLE = ("text", "messages", "input_ids")
@@ -27,13 +28,7 @@ def check_texts(dataset: Any) -> None:
     Raises:
         HoEError: it is not, or the dataset is empty.
     """
-    if not hasattr(dataset, "__len__"):
-        raise HoEError(
-            f"the dataset is a {type(dataset).__name__}, a stream, whose first row cannot be looked at; load it first: "
-            "datasets.Dataset.from_list(list(dataset))"
-        )
-    if len(dataset) == 0:
-        raise HoEError("the dataset is empty; give it at least one text or prompt")
+    check_rows(dataset, "dataset")
     row = dataset[0]
     if row.get("prompt") is None and not has_completions(row):
         raise HoEError(
@@ -51,10 +46,16 @@ class TextCollator:
     Args:
         processing_class: the tokenizer.
         max_length: tokens of a row that are used, from its start; None for all.
+        chat_template_kwargs: arguments of the tokenizer's chat template.
     """
 
-    def __init__(self, processing_class: Any, max_length: int | None = None) -> None:
-        self.prompts = PromptCollator(processing_class)
+    def __init__(
+        self,
+        processing_class: Any,
+        max_length: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.prompts = PromptCollator(processing_class, chat_template_kwargs)
         self.tokenizer = self.prompts.tokenizer
         self.max_length = max_length
 
@@ -91,20 +92,25 @@ class TextCollator:
         if row.get("input_ids") is not None:
             return list(row["input_ids"])
         if row.get("messages") is not None:
-            return self._plain(self.tokenizer.apply_chat_template(row["messages"], tokenize=False))
+            return self._plain(self._rendered(row["messages"]))
         return list(self.tokenizer(row["text"])["input_ids"])
 
     def _completion(self, row: Mapping[str, Any]) -> list[int]:
         if isinstance(row["completion"], str):
             end = self.tokenizer.eos_token_id
             return [*self._plain(row["completion"]), *([] if end is None else [end])]
-        whole = self.tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False)
-        prompt = self.tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        whole = self._rendered([*row["prompt"], *row["completion"]])
+        prompt = self._rendered(row["prompt"], add_generation_prompt=True)
         if not whole.startswith(prompt):
             raise HoEError(
                 "the chat template does not put a completion after the prompt as it is; give `messages` or `input_ids` rows"
             )
         return self._plain(whole[len(prompt) :])
+
+    def _rendered(self, messages: Any, **others: Any) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, **others, **self.prompts.chat_template_kwargs)
+        )
 
     def _plain(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -62,6 +62,7 @@ class HoEDistillationTrainer(TransformersLoop):
         "temperature",
         "max_new_tokens",
         "stop_strings",
+        "chat_template_kwargs",
         "max_length",
     )
 
@@ -98,7 +99,8 @@ class HoEDistillationTrainer(TransformersLoop):
             super().__init__(
                 model=policy,
                 args=args,
-                data_collator=data_collator or TextCollator(processing_class, args.max_length),
+                data_collator=data_collator
+                or TextCollator(processing_class, args.max_length, self.decoding.chat_template_kwargs),
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ...errors import HoEError, RewardError
 from ...generation.completer import Completer
+from ...generation.decoding import Decoding
 from ...generation.prompt_datasets import as_dataset, with_prompts
 from ...generation.prompt_rows import drawn_rows
 from ...objectives.normalizer import RewardNormalizer
@@ -185,11 +187,12 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
             rows = [source[row] for row in drawn_rows(len(source), args.payoff_prompts, args.seed)]
         else:  # a stream
             rows = list(itertools.islice(source, args.payoff_prompts))
-        completer = Completer(self.policy, self.processing_class, self.generation_config)
+        decoding = replace(Decoding.of(self.generation_config), chat_template_kwargs=args.chat_template_kwargs)
+        completer = Completer(self.policy, self.processing_class, decoding)
         return measure_payoff(
             self.policy,
             self.router.adapter,
-            completer.batch(self.policy, [self._rendered(row) for row in rows]),
+            completer.batch(self.policy, rows),
             Rewards(self._raw_rewards, self.objectives),
             processing_class=self.processing_class,
             decoding=completer.decoding,
@@ -197,15 +200,6 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
             seed=args.seed,
             bf16=bool(args.bf16),
         )
-
-    def _rendered(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A row whose chat messages are tokens as in training, with the arguments that the template is given there."""
-        given: Any = self.args.chat_template_kwargs
-        if not given or isinstance(row["prompt"], str):
-            return row
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True, **given)
-        return {**row, "input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
 
     def _raw_rewards(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> Any:
         """Rewards `(B, N)` of texts that all processes have, as TRL calls for them in training: those of the first process."""

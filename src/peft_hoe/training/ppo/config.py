@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import HoEError
 from ...generation.decoding import Decoding
@@ -32,6 +32,7 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         stop_strings: texts that end a response, which is counted up to and including the token that completes one, and scored
             without it, see `Decoding`. With `stop_token="eos"` a response also ends at the tokenizer's end of text and at what
             the policy's `generation_config` stops at; with neither that nor `stop_token_id` at no token.
+        chat_template_kwargs: arguments of the tokenizer's chat template, as in GRPOConfig; also as JSON.
         shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
 
     The rest of what is new is in `RouterArguments` and `ObjectiveArguments`. `kl_estimator` is "k3", because the KL divergence
@@ -53,6 +54,9 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
     )
     stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a response."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template."}
+    )
     shard_policy: bool = field(default=False, metadata={"help": "Shard the frozen policy over the processes."})
 
     def __post_init__(self) -> None:
@@ -84,4 +88,5 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
             temperature=self.temperature,
             stop_strings=self.stop_strings or (),  # type: ignore[arg-type]
             stop_tokens=None if self.stop_token == "eos" else tokens,
+            chat_template_kwargs=self.chat_template_kwargs,  # type: ignore[arg-type]
         )

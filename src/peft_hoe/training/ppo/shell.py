@@ -60,6 +60,7 @@ class PPOShell(RouterTrainer):
         "stop_token",
         "stop_token_id",
         "stop_strings",
+        "chat_template_kwargs",
         "batch_size",
     )
     ppo: RouterPPO
@@ -96,7 +97,12 @@ class PPOShell(RouterTrainer):
             check_countable(dataset)
         if data_collator is None:
             check_prompts(train_dataset, processing_class)
-            data_collator = PromptCollator(processing_class)
+            data_collator = PromptCollator(processing_class, decoding.chat_template_kwargs)
+        elif decoding.chat_template_kwargs:
+            raise HoEError(
+                f"chat_template_kwargs is {args.chat_template_kwargs!r}, but the data_collator makes tokens of chats itself; "
+                "give them to it, or leave it out"
+            )
         count_batches(args, len(train_dataset))
         critic = make_critic(policy, value_model, len(self.objectives))
         self.actor_critic = ActorCritic(policy, self.router, critic, bf16=bool(args.bf16), sharded=args.shard_policy)
