@@ -458,8 +458,6 @@ def test_the_payoff_table_renders_prompts_as_training_does(make_grpo: Make, toys
         },
         chat_template_kwargs={"mark": True},
     )
-    row = trainer._rendered(trainer.train_dataset[3])
-    assert tokenizer.decode(row["input_ids"]) == "w9 w3"
     seen: list[str] = []
     generate = trainer.policy.generate
 
