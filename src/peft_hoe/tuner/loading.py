@@ -160,10 +160,10 @@ def _check_identity(key: str, code: Any, identity: Identity) -> None:
 
 
 def _largest(key: str, dtype: torch.dtype) -> float:
-    """How large a finite number may be: its square overflows beyond, and then the model's numbers are NaN."""
+    """How large a finite number may be: what it is multiplied with overflows beyond, and then the model's numbers are NaN."""
     if ".hoe_length." in key:
         return 1.01  # inner products in units of the greatest
-    return 1.8e19 if torch.finfo(dtype).max > 1e30 else 4096.0
+    return 1e30 if torch.finfo(dtype).max > 1e30 else 4096.0
 
 
 def _check_tensor(key: str, tensor: Any, shape: torch.Size) -> None:

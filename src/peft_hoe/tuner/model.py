@@ -148,6 +148,15 @@ class HoEModel(BaseTuner):
         """
         return self.model.generate(*args, preference=preference, routers=routers, **kwargs)
 
+    def generate_batch(self, *args: Any, preference: Any = None, routers: str | None = None, **kwargs: Any) -> Any:
+        """Transformers' continuous batching, with one preference for all requests: the call's, the block's or the default.
+
+        Raises:
+            PreferenceError: one preference per request.
+        """
+        with self.steering.hooks.batching(preference, routers):
+            return self.model.generate_batch(*args, **kwargs)
+
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """PEFT's entry for adapters that differ between rows, which it would otherwise drop without a word."""

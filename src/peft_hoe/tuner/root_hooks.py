@@ -8,6 +8,7 @@ forward skips them on any error. So a forward that enters ignores what an earlie
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -39,6 +40,17 @@ class RootHooks:
         self.steering = steering
         self._handles: list[Any] = []
         self._check: Callable[[nn.Module], None] | None = None
+        self._batching: Plan | None = None
+        self._one_batch = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what cannot be copied."""
+        return {name: item for name, item in self.__dict__.items() if name != "_one_batch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has a lock of its own."""
+        self.__dict__.update(state)
+        self._one_batch = threading.RLock()
 
     def attach(self, root: nn.Module, check_loading: Callable[..., None], check: Callable[[nn.Module], None]) -> None:
         """Watch a root model's forward and loading, and give it a `generate` that takes a preference, if it has one.
@@ -91,6 +103,38 @@ class RootHooks:
         finally:
             THIS_THREAD.generating = outer
 
+    @contextlib.contextmanager
+    def batching(self, preference: Any, routers: str | None) -> Iterator[None]:
+        """One plan for transformers' continuous batching, which runs forwards in a thread of its own; one batch at a time.
+
+        Raises:
+            PreferenceError: rows have different preferences; there, requests share forwards, and prompts share caches.
+        """
+        plan = self.steering.plan_for(preference, routers)
+        if plan.rows is not None:
+            raise PreferenceError(
+                "generate_batch runs several requests in one row, so they cannot have a preference each; call it once for each "
+                "preference, or use generate",
+                argument="preference",
+                value=preference,
+                allowed="one preference",
+            )
+        with self._one_batch:
+            outer, self._batching = self._batching, plan
+            try:
+                yield
+            finally:
+                self._batching = outer
+
+    def _plan_of_batch(self) -> Plan:
+        """The plan of a forward of continuous batching, whichever thread it runs in."""
+        if self._batching is None and self.steering.blocks_open:
+            raise PreferenceError(
+                "continuous batching runs in a thread of its own, which does not see use_preference blocks; call "
+                "generate_batch of the PeftModel, or set_preference before"
+            )
+        return self.steering.plan_for() if self._batching is None else self._batching
+
     def _before(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if (
             torch.compiler.is_compiling()
@@ -117,6 +161,8 @@ class RootHooks:
         generating = THIS_THREAD.generating
         if preference is None and routers is None and generating is not None and generating.steering is self.steering:
             call.plan, call.expansions, call.heights = generating.plan, generating.expansions, generating.heights
+        elif preference is None and routers is None and type(kwargs.get("cache")).__name__ == "PagedAttentionCache":
+            call.plan = self._plan_of_batch()
         else:
             call.plan = self.steering.plan_for(preference, routers)
             _check_height(call, batch)
