@@ -57,6 +57,21 @@ def imported_by() -> Callable[[str], set[str]]:
 
 
 @pytest.fixture(scope="session")
+def agree() -> Callable[..., None]:
+    """Asserts equality up to rounding, which differs between processors, numbers of threads and places in memory.
+
+    The tolerance is ε of the dtype, times the numbers that are added up on the way, times the largest of what is expected. The
+    default is for the output of a small model with two layers: 14 products of some 50 terms, twice. In float32 that is 2e-4.
+    """
+
+    def assert_agree(found: torch.Tensor, expected: torch.Tensor, terms: int = 1400) -> None:
+        bound = terms * torch.finfo(expected.dtype).eps * max(1.0, float(expected.detach().abs().max()))
+        torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+
+    return assert_agree
+
+
+@pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder `shared` with models and data: PEFT_HOE_SHARED, or beside the repository."""
     folder = Path(os.environ.get("PEFT_HOE_SHARED") or Path(__file__).resolve().parents[2] / "shared")

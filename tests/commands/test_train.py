@@ -126,7 +126,7 @@ def test_a_run_that_ended_goes_on(toys: ModuleType, tmp_path: Path) -> None:
         run(tmp_path / "ended", callbacks=[stop_in_second(3)])
     resumed = run(tmp_path / "ended", resume=True)
     for x, y in zip(whole.parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert [router.trained for router in resumed.peft_config["default"].routers] == [True, True]
 
 

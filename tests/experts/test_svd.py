@@ -29,8 +29,8 @@ def test_exact_keeps_the_leading_singular_values(shape):
     assert factors.energy == pytest.approx((s[:5].norm() / s.norm()).item() ** 2, rel=1e-4)
     assert factors.norm == pytest.approx((factors.b @ factors.a).norm().item(), rel=1e-5)
     # B = U sqrt(S), A = sqrt(S) V^T: both carry the singular values.
-    torch.testing.assert_close(factors.b.T @ factors.b, torch.diag(s[:5]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(factors.a @ factors.a.T, torch.diag(s[:5]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(factors.b.T @ factors.b, torch.diag(s[:5]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(factors.a @ factors.a.T, torch.diag(s[:5]), atol=1e-4, rtol=0)
 
 
 def test_randomized_reaches_the_optimum_on_a_decaying_spectrum():
@@ -74,7 +74,7 @@ def test_zero_matrix_has_rank_zero():
 def test_full_rank_gives_the_matrix_back():
     matrix = torch.randn(17, 9)
     factors = truncated_svd(matrix, None)
-    torch.testing.assert_close(factors.b @ factors.a, matrix, atol=1e-5, rtol=0)
+    torch.testing.assert_close(factors.b @ factors.a, matrix, atol=1e-4, rtol=0)
 
 
 def test_solver_failures_fall_back_and_say_so(monkeypatch):

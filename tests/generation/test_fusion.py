@@ -37,7 +37,7 @@ def test_fusion_equals_separate_forwards(
 
         monkeypatch.setattr(fusion, "use_preference", refuse)
     fused = fusion_logprobs(model, "default", np.asarray(preference), ids, mask, 3)
-    torch.testing.assert_close(fused, naive.log_softmax(-1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(fused, naive.log_softmax(-1), rtol=0, atol=2e-4)
     torch.testing.assert_close(fused.exp().sum(-1), torch.ones(2, 3))
 
 

@@ -150,7 +150,7 @@ def test_resumed_routers_are_those_of_an_uninterrupted_run(
     whole, resumed = adapter(saved / "whole"), adapter(saved / "out")
     assert whole.keys() == resumed.keys()
     for name in whole:
-        torch.testing.assert_close(whole[name], resumed[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(whole[name], resumed[name], rtol=0, atol=1e-4)
     config = PeftModel.from_pretrained(toys.make_base(), saved / "out").peft_config["default"]
     assert [router.trained for router in config.routers] == [True, True]
     # All is finished now: nothing is trained again, and nothing is lost.

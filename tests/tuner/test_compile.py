@@ -22,6 +22,12 @@ whole_graph = pytest.mark.skipif(
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
+@pytest.fixture
+def hoe_llama(hoe_llama):
+    """In float64, where equal means equal."""
+    return lambda **settings: hoe_llama(**settings).double()
+
+
 @whole_graph
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])
@@ -33,7 +39,7 @@ def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, token
     for preference in ([1, 0], [0.7, 0.3], [0.25, 0.75], [0.1, 0.9]):  # at the last two the router votes
         model.set_preference(preference)
         with torch.no_grad():
-            torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=0, atol=1e-10)
         compiles.append(counter.frame_count)
     assert compiles == [1] * 4
 
@@ -45,10 +51,10 @@ def test_a_rejected_preference_leaves_a_compiled_model_working(hoe_llama, tokens
         expected = {key: model(tokens, preference=list(key)).logits for key in ((1, 0), (0, 1))}
         with pytest.raises(Exception, match=r"negative|sums to"):
             compiled(tokens, preference=[2, 0])
-        torch.testing.assert_close(compiled(tokens, preference=[1, 0]).logits, expected[1, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(tokens, preference=[1, 0]).logits, expected[1, 0], rtol=0, atol=1e-10)
         model.set_preference([0, 1])
-        torch.testing.assert_close(compiled(tokens).logits, expected[0, 1], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model(tokens).logits, expected[0, 1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(tokens).logits, expected[0, 1], rtol=0, atol=1e-10)
+        torch.testing.assert_close(model(tokens).logits, expected[0, 1], rtol=0, atol=1e-10)
 
 
 def test_calls_and_blocks_steer_a_compiled_model(hoe_llama, tokens):
@@ -58,7 +64,7 @@ def test_calls_and_blocks_steer_a_compiled_model(hoe_llama, tokens):
     with torch.no_grad():
         for preference in ([1, 0], [0.1, 0.9], rows):
             expected = model(tokens, preference=preference).logits
-            torch.testing.assert_close(compiled(tokens, preference=preference).logits, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(compiled(tokens, preference=preference).logits, expected, rtol=0, atol=1e-10)
             with model.use_preference(preference):
-                torch.testing.assert_close(compiled(tokens).logits, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(compiled(tokens).logits, expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=0, atol=1e-10)

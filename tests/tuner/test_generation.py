@@ -61,17 +61,17 @@ def test_preferences_do_change_the_text(steerable, tokens):
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_logits_by_rows_equal_row_by_row(steerable, tokens, kind):
-    model = steerable(kind)
+    model = steerable(kind).double()
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             together = model(tokens, preference=ROWS).logits
             alone = torch.cat([model(tokens[i : i + 1], preference=p).logits for i, p in enumerate(ROWS)])
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
 
 
 def test_encoder_decoder_logits_by_rows(steerable, tokens):
     for kind in ("t5", "bart"):
-        model = steerable(kind)
+        model = steerable(kind).double()
         labels = tokens[:, :4].contiguous()
         with torch.no_grad():
             together = model(input_ids=tokens, labels=labels, preference=ROWS).logits
@@ -81,18 +81,18 @@ def test_encoder_decoder_logits_by_rows(steerable, tokens):
                     for i, p in enumerate(ROWS)
                 ]
             )
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
 
 
 def test_left_padding_and_neighbours_do_not_matter(steerable, tokens):
-    model = steerable("llama")
+    model = steerable("llama").double()
     short = tokens[0, :4]
     padded = torch.stack([torch.cat([torch.zeros(3, dtype=torch.long), short]), tokens[1]])
     mask = (torch.arange(7) >= torch.tensor([[3], [0]])).long()
     with torch.no_grad():
         alone = model(short[None], preference=ROWS[1]).logits
         batch = model(padded, attention_mask=mask, preference=[ROWS[1], ROWS[0]]).logits
-    torch.testing.assert_close(batch[0, 3:], alone[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch[0, 3:], alone[0], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("preference", [[0.25, 0.75], ROWS], ids=["shared", "rows"])

@@ -150,7 +150,7 @@ def test_untrained_routers_vote_statically_and_training_starts_there(hoe_llama, 
     with torch.no_grad():
         static = model(tokens, preference=[0.25, 0.75]).logits
         model.mark_trained("r0")
-        torch.testing.assert_close(model(tokens, preference=[0.25, 0.75]).logits, static, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(tokens, preference=[0.25, 0.75]).logits, static, rtol=0, atol=1e-4)
 
 
 def test_votes_can_be_read(hoe_llama, tokens):

@@ -17,24 +17,30 @@ def logits(model, tokens, **kwargs):
         return model(tokens, **kwargs).logits
 
 
+@pytest.fixture
+def hoe_llama(hoe_llama):
+    """In float64, where equal means equal."""
+    return lambda **settings: hoe_llama(**settings).double()
+
+
 @pytest.mark.parametrize("preference", PREFERENCES)
 def test_merged_equals_unmerged(hoe_llama, tokens, preference):
     model = hoe_llama()
     model.set_preference(preference)
     expected = logits(model, tokens)
     model.merge_adapter()
-    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=1e-10)
     model.unmerge_adapter()
-    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=1e-10)
     merged = model.merge_and_unload(safe_merge=True)
     assert not any("hoe" in name for name, _ in merged.named_modules())
     assert not merged._forward_pre_hooks
-    torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged, tokens), expected, rtol=0, atol=1e-10)
 
 
 def test_conv1d(randomise, tokens):
     torch.manual_seed(0)
-    base = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval().double()
     model = get_peft_model(
         base, HoEConfig(objectives=["a", "b"], r=3, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -42,10 +48,10 @@ def test_conv1d(randomise, tokens):
     rows = [[1, 0], [0.2, 0.8], [0.5, 0.5]]
     together = logits(model.eval(), tokens, preference=rows)
     alone = torch.cat([logits(model, tokens[i : i + 1], preference=p) for i, p in enumerate(rows)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
     model.set_preference(rows[1])
     expected = logits(model, tokens)
-    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=0, atol=1e-10)
 
 
 def test_a_block_counts(hoe_llama, tokens):
@@ -53,7 +59,7 @@ def test_a_block_counts(hoe_llama, tokens):
     expected = logits(model, tokens, preference=[0, 1])
     with model.use_preference([0, 1]):
         merged = model.merge_and_unload()
-    torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged, tokens), expected, rtol=0, atol=1e-10)
 
 
 def test_trained_routers_refuse_before_anything_is_changed(hoe_llama, tokens):
@@ -63,13 +69,13 @@ def test_trained_routers_refuse_before_anything_is_changed(hoe_llama, tokens):
     for merge in (model.merge_adapter, model.merge_and_unload):
         with pytest.raises(StaticMergeError, match=r"trained routers \['r0'\]"):
             merge()
-    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=1e-10)
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     assert not layer.supports_lora_conversion()
     model.set_preference([0.7, 0.3])  # between [1, 0] and [.5, .5] no router votes
     assert layer.supports_lora_conversion()
     expected = logits(model, tokens)
-    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), expected, rtol=0, atol=1e-10)
 
 
 def test_dropping_routers_bakes_the_coarse_interpolation(hoe_llama, tokens):
@@ -78,10 +84,10 @@ def test_dropping_routers_bakes_the_coarse_interpolation(hoe_llama, tokens):
     model = hoe_llama(trained=True)
     model.set_preference([0.1, 0.9])
     model.merge_adapter(routers="drop")
-    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=1e-10)
     model.unmerge_adapter()
     merged = model.merge_and_unload(routers="drop")
-    torch.testing.assert_close(logits(merged, tokens), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged, tokens), expected, rtol=0, atol=1e-10)
     with pytest.raises(ValueError, match="routers is 'maybe'"):
         hoe_llama().merge_and_unload(routers="maybe")
 
@@ -93,7 +99,7 @@ def test_dropping_routers_ignores_voting_sets_of_their_own(hoe_llama):
     weight_a, weight_b = layer.factors("default")
     expected = layer.weight + weight_b[:, 8:] @ weight_a[8:]  # the centroid alone; its rank is 4, like the corners'
     model.merge_adapter(routers="drop")
-    torch.testing.assert_close(layer.weight, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.weight, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -113,7 +119,7 @@ def test_what_was_saved_is_what_was_merged(hoe_llama, tokens):
         expected = logits(model, tokens)
         model.merge_adapter()
         merged = logits(model, tokens, preference=model.preference)
-        torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(merged, expected, rtol=0, atol=1e-10)
         model.unmerge_adapter()
 
 
@@ -134,7 +140,7 @@ def test_a_merged_model_does_not_pretend_to_be_steered(hoe_llama, tokens):
 
 def test_unloading_gives_the_base_back(hoe_llama, llama, tokens):
     model = hoe_llama().unload()
-    torch.testing.assert_close(logits(model, tokens), logits(llama(), tokens), rtol=0, atol=0)
+    torch.testing.assert_close(logits(model, tokens), logits(llama().double(), tokens), rtol=0, atol=1e-10)
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
     with pytest.raises(TypeError, match="preference"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import peft
 import pytest
@@ -119,12 +120,20 @@ def saved_again(base, adapter):
         by_deepcopy, offloaded, saved_again,
     ],
 )  # fmt: skip
-def test_the_logits_are_bitwise_the_same(saved, tokens, load):
+def test_the_weights_are_bitwise_the_same_and_the_logits_agree(saved, tokens, load, agree):
+    # Not the bits of the logits: torch may take another kernel for a weight that is frozen or lies elsewhere in memory.
     base, adapter, expected = saved
-    torch.testing.assert_close(logits(load(base, adapter), tokens), expected, rtol=0, atol=0)
+    model = load(base, adapter)
+    agree(logits(model, tokens), expected)
+    written = load_file(adapter / "adapter_model.safetensors")
+    held = {re.sub(r".*(layers\..*)\.\w+\.", r"\1.", name): p for name, p in model.named_parameters() if "hoe_" in name}
+    assert len(held) == len(written) == 42
+    for name, tensor in written.items():
+        found = held[name.partition("base_model.model.model.")[2]]
+        assert torch.equal(found, tensor) or found.device.type == "meta"
 
 
-def test_transformers_saves_what_it_loaded(saved, tokens, tmp_path):
+def test_transformers_saves_what_it_loaded(saved, tokens, tmp_path, agree):
     base, adapter, expected = saved
     model = by_transformers(base, adapter)
     if versions.refused_without_peft_model():
@@ -133,7 +142,7 @@ def test_transformers_saves_what_it_loaded(saved, tokens, tmp_path):
         pytest.skip(versions.refused_without_peft_model())
     model.save_pretrained(tmp_path / "by transformers")
     again = by_peft(base, tmp_path / "by transformers")
-    torch.testing.assert_close(logits(again, tokens), expected, rtol=0, atol=0)
+    agree(logits(again, tokens), expected)
 
 
 def test_versions_that_cannot_save_it_are_named_when_transformers_loads(saved, monkeypatch):
@@ -147,18 +156,18 @@ def test_versions_that_cannot_save_it_are_named_when_transformers_loads(saved, m
 
 
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")  # peft 0.18, of modules_to_save
-def test_modules_to_save_come_back(hoe_llama, saved, tokens, tmp_path):
+def test_modules_to_save_come_back(hoe_llama, saved, tokens, tmp_path, agree):
     base, _, _ = saved
     model = hoe_llama(modules_to_save=["lm_head"])
     model.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(2)
     model.save_pretrained(tmp_path / "head")
-    torch.testing.assert_close(logits(by_peft(base, tmp_path / "head"), tokens), logits(model, tokens), rtol=0, atol=0)
+    agree(logits(by_peft(base, tmp_path / "head"), tokens), logits(model, tokens))
 
 
-def test_fan_in_fan_out_of_a_linear_is_ignored_and_said(hoe_llama, llama, tokens):
+def test_fan_in_fan_out_of_a_linear_is_ignored_and_said(hoe_llama, tokens, agree):
     with pytest.warns(UserWarning, match="fan_in_fan_out is ignored"):
         model = hoe_llama(fan_in_fan_out=True)
-    torch.testing.assert_close(logits(model, tokens), logits(hoe_llama(), tokens), rtol=0, atol=0)
+    agree(logits(model, tokens), logits(hoe_llama(), tokens))
 
 
 def test_a_loaded_router_is_still_trained(saved):
@@ -219,7 +228,7 @@ def test_state_dict_keys_are_pefts(hoe_llama):
         ("FEATURE_EXTRACTION", AutoModel),
     ],
 )
-def test_other_task_types(saved, config, randomise, tokens, tmp_path, task, auto):
+def test_other_task_types(saved, config, randomise, tokens, tmp_path, task, auto, agree):
     base, _, _ = saved
 
     def make():
@@ -233,10 +242,10 @@ def test_other_task_types(saved, config, randomise, tokens, tmp_path, task, auto
     with torch.no_grad():
         together = model(tokens, preference=rows)[0]
         alone = torch.cat([model(tokens[i : i + 1], preference=p)[0] for i, p in enumerate(rows)])
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        agree(together, alone)
         model.save_pretrained(tmp_path / "task")
         again = PeftModel.from_pretrained(make(), tmp_path / "task")
-        torch.testing.assert_close(again(tokens, preference=rows)[0], together, rtol=0, atol=0)
+        agree(again(tokens, preference=rows)[0], together)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -253,14 +262,14 @@ def test_sixteen_bit_bases(saved, config, randomise, tokens, tmp_path, dtype, au
     model.eval()
     wanted = torch.float32 if autocast else dtype
     assert {p.dtype for n, p in model.named_parameters() if "hoe_" in n} == {wanted}
-    with torch.no_grad():
-        first = model(tokens, preference=PREFERENCE).logits
+    first = logits(model, tokens, preference=PREFERENCE)
     assert first.dtype == dtype
     assert torch.isfinite(first).all()
     model.save_pretrained(tmp_path / "half")
     again = PeftModel.from_pretrained(make(), tmp_path / "half", autocast_adapter_dtype=autocast)
-    with torch.no_grad():
-        torch.testing.assert_close(again(tokens, preference=PREFERENCE).logits, first, rtol=0, atol=0)
+    assert logits(again, tokens, preference=PREFERENCE).dtype == dtype
+    tensors = dict(again.named_parameters())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in model.named_parameters())
 
 
 def test_casting_the_model_does_not_round_the_preference(hoe_llama, tokens):
@@ -284,7 +293,7 @@ def test_selecting_modules(llama, config):
     assert len(adapted(exclude_modules=["q_proj", "layers.0.mlp.up_proj"])) == 11
 
 
-def test_rank_patterns_are_saved_and_loaded(saved, config, randomise, tokens, tmp_path):
+def test_rank_patterns_are_saved_and_loaded(saved, config, randomise, tokens, tmp_path, agree):
     base, _, _ = saved
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),
@@ -297,7 +306,7 @@ def test_rank_patterns_are_saved_and_loaded(saved, config, randomise, tokens, tm
     assert layer.mlp.down_proj.hoe_A["default"].weight.shape == (12, 48)
     model.save_pretrained(tmp_path / "ranks")
     again = by_peft(base, tmp_path / "ranks")
-    torch.testing.assert_close(logits(again, tokens), logits(model.eval(), tokens), rtol=0, atol=0)
+    agree(logits(again, tokens), logits(model.eval(), tokens))
 
 
 # -- files that must be refused ---
@@ -362,11 +371,11 @@ def test_files_that_are_not_safetensors_are_named(saved):
             by_peft(base, adapter)
 
 
-def test_a_failed_load_leaves_the_loaded_adapter_working(saved, tokens):
+def test_a_failed_load_leaves_the_loaded_adapter_working(saved, tokens, agree):
     base, adapter, expected = saved
     model = by_peft(base, adapter)
     damaged(adapter, poison)
     with pytest.raises(CheckpointError):
         model.load_adapter(adapter, adapter_name="broken")
     model.set_adapter("default")
-    torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
+    agree(logits(model, tokens), expected)

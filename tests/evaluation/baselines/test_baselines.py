@@ -80,19 +80,19 @@ def merged(base: str, policies: dict[str, str], name: str, shares: Any) -> torch
 # -- soups ---
 
 
-def test_rs_is_the_interpolation_of_the_weights(make, base, policies):
+def test_rs_is_the_interpolation_of_the_weights(make, base, policies, agree):
     """The policies differ by linear weights only, so that experts at full rank, dense soups and the naive sum agree."""
     experts, dense = make("rs", **EXACT), make("rs_dense")
     for shares in ([1.0, 0.0], [0.3, 0.7], [0.5, 0.5]):
         wanted = interpolated(base, policies, shares)
         with use_preference(experts.model, shares):
-            torch.testing.assert_close(logits(experts.model), wanted, rtol=0, atol=1e-4)
+            agree(logits(experts.model), wanted)
         with dense.at(np.asarray(shares)) as model:
-            torch.testing.assert_close(logits(model), wanted, rtol=0, atol=1e-5)
+            agree(logits(model), wanted)
     assert (interpolated(base, policies, [1, 0]) - interpolated(base, policies, [0, 1])).abs().max() > 0.1
 
 
-def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies):
+def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies, agree):
     method = make("rs_norm", **EXACT)
     start, states = load_base(base).state_dict(), [load_base(path).state_dict() for path in policies.values()]
     layers = {name: module for name, module in method.model.named_modules() if hasattr(module, "hoe_layouts")}
@@ -103,9 +103,9 @@ def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies):
             taus = [state[key] - start[key] for state in states]
             plain = 0.3 * taus[0] + 0.7 * taus[1]
             wanted = plain * (0.3 * taus[0].norm() + 0.7 * taus[1].norm()) / plain.norm()
-            torch.testing.assert_close(layer.get_delta_weight("default"), wanted, rtol=0, atol=1e-5)
+            agree(layer.get_delta_weight("default"), wanted)
     with use_preference(method.model, [1.0, 0.0]):  # nothing to restore
-        torch.testing.assert_close(logits(method.model), interpolated(base, policies, [1, 0]), rtol=0, atol=1e-4)
+        agree(logits(method.model), interpolated(base, policies, [1, 0]))
 
 
 def test_orthogonal_task_vectors_of_one_length_get_the_root_of_two(toys, base, tokenizer, tmp_path):
@@ -125,21 +125,21 @@ def test_orthogonal_task_vectors_of_one_length_get_the_root_of_two(toys, base, t
 
 
 @pytest.mark.parametrize(("name", "method"), [("ta", "linear"), ("ties", "ties"), ("pcb", "pcb")])
-def test_merges_are_made_anew_for_each_preference(make, base, policies, name, method):
+def test_merges_are_made_anew_for_each_preference(make, base, policies, name, method, agree):
     found = make(name, **EXACT)
     for shares in ([0.3, 0.7], [0.5, 0.5]):
         with found.at(np.asarray(shares)) as model:
-            torch.testing.assert_close(logits(model), merged(base, policies, method, shares), rtol=0, atol=2e-4)
+            agree(logits(model), merged(base, policies, method, shares))
 
 
 @pytest.mark.parametrize("name", ["ta", "ties", "pcb"])
-def test_a_one_hot_merge_is_the_policys_expert(make, name):
+def test_a_one_hot_merge_is_the_policys_expert(make, name, agree):
     """At a rank and with pruning, as HoE has it."""
     settings = {"r": 4, "pruning": 0.4}
     experts, found = make("rs", **settings), make(name, **settings)
     for corner in ([1.0, 0.0], [0.0, 1.0]):
         with use_preference(experts.model, corner), found.at(np.asarray(corner)) as model:
-            torch.testing.assert_close(logits(model), logits(experts.model), rtol=0, atol=1e-6)
+            agree(logits(model), logits(experts.model))
 
 
 def test_a_baseline_that_is_a_merge_takes_options_of_its_own_method_only(make):
@@ -219,11 +219,11 @@ def test_prompting_completes_the_base_models_prompt(make, base, tokenizer):
     assert text == tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, prompts, toys):
+def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, prompts, toys, agree):
     own = {(0.1, 0.9): policies["low"], (0.5, 0.5): policies["high"]}
     method = BASELINES["morlhf"].make(base, own, tokenizer=tokenizer, decoding={"max_new_tokens": 6})
     with method.at(np.array([0.1, 0.9])) as model:
-        assert torch.equal(logits(model), logits(load_base(policies["low"])))
+        agree(logits(model), logits(load_base(policies["low"])))
     with pytest.raises(HoEError, match=r"no policy for the preference \[0.3, 0.7\].*\[0.1, 0.9\], \[0.5, 0.5\]"):
         method(prompts, np.tile([0.3, 0.7], (len(prompts), 1)))
     with pytest.raises(HoEError, match="every λ a tuple"):

