@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import peft_hoe
@@ -25,9 +22,6 @@ def test_a_misspelt_name_is_an_attribute_error():
         _ = peft_hoe.HoERouterTrainerr
 
 
-def test_a_name_that_has_been_used_is_there_at_once():
-    code = (
-        "import peft_hoe; before = 'Sweep' in vars(peft_hoe); peft_hoe.Sweep; print(before, 'Sweep' in vars(peft_hoe))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False", "True"]
+def test_a_name_that_has_been_used_is_there_at_once(monkeypatch):
+    monkeypatch.delitem(vars(peft_hoe), "Sweep", raising=False)
+    assert peft_hoe.Sweep is vars(peft_hoe)["Sweep"]

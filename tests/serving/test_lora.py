@@ -33,22 +33,19 @@ assert "peft_hoe" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "norm"])
-def test_it_loads_without_this_package_and_gives_the_same_logits(steerable, toys, ids, tmp_path, interpolation):
-    model = steerable(interpolation=interpolation)
+def test_it_loads_without_this_package_and_gives_the_same_logits(steerable, toys, ids, tmp_path):
     toys.make_base().double().save_pretrained(tmp_path / "base")
     torch.save(ids, tmp_path / "base" / "ids.pt")
-    folders = []
-    for number, preference in enumerate(GRID):
-        report = model.export_lora(preference, tmp_path / str(number))
-        assert report.lost == 0
-        folders.append(str(tmp_path / str(number)))
-    subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, str(tmp_path / "base"), *folders], check=True, capture_output=True
-    )
-    for folder, preference in zip(folders, GRID, strict=True):
-        with torch.no_grad():
-            expected = model(input_ids=ids, preference=preference).logits
+    wanted = {}
+    for interpolation in ("linear", "norm"):
+        model = steerable(interpolation=interpolation)
+        for number, preference in enumerate(GRID):
+            folder = str(tmp_path / f"{interpolation} {number}")
+            assert model.export_lora(preference, folder).lost == 0
+            with torch.no_grad():
+                wanted[folder] = model(input_ids=ids, preference=preference).logits
+    subprocess.run([sys.executable, "-c", WITHOUT_US, str(tmp_path / "base"), *wanted], check=True, capture_output=True)
+    for folder, expected in wanted.items():
         torch.testing.assert_close(torch.load(f"{folder}/logits.pt"), expected, **EXACT)
 
 

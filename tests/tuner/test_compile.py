@@ -23,6 +23,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @pytest.fixture
+def llama(llama):
+    """With one layer: what takes time here is compiling."""
+
+    def make():
+        model = llama()
+        del model.model.layers[1:]
+        model.config.num_hidden_layers = 1
+        return model
+
+    return make
+
+
+@pytest.fixture
 def hoe_llama(hoe_llama):
     """In float64, where equal means equal."""
     return lambda **settings: hoe_llama(**settings).double()
