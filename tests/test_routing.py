@@ -126,3 +126,16 @@ def test_preferences_of_one_kind_must_be_apart():
     with pytest.raises(ExpertError, match="'x' and 'y'"):
         check_apart(np.array([[0.5, 0.5], [0.505, 0.495]]), ["x", "y"], "expert")
     check_apart(np.array([[0.5, 0.5], [0.51, 0.49]]), ["x", "y"], "expert")
+
+
+def test_the_order_of_experts_does_not_matter_where_triangulations_tie():
+    # The six midpoints of four corners are an octahedron: all on one sphere, so three triangulations are equally cheap.
+    midpoints = np.array([(np.eye(4)[i] + np.eye(4)[j]) / 2 for i in range(4) for j in range(i)])
+    generator = np.random.default_rng(5)
+    for preference in generator.dirichlet(np.ones(6), 20) @ midpoints:
+        expected = coarse_weights(preference, midpoints)
+        for _ in range(5):
+            order = generator.permutation(6)
+            again = np.empty(6)
+            again[order] = coarse_weights(preference, midpoints[order])
+            np.testing.assert_allclose(again, expected, atol=1e-9)
