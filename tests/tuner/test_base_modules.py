@@ -16,11 +16,13 @@ from transformers import (
     Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from peft_hoe import HoEConfig
+from peft_hoe import HoEConfig, HoEWarning
 from peft_hoe.errors import ModuleError
 
 
@@ -136,3 +138,14 @@ def test_a_shared_weight_is_refused(llama):
 def test_the_overridden_check_of_peft_has_its_signature():
     parameters = list(inspect.signature(BaseTuner._check_target_module_compatiblity).parameters)
     assert parameters == ["self", "peft_config", "model", "target_name"]
+
+
+@pytest.mark.parametrize(("targets", "left"), [("all-linear", 2), (["q_proj", "down_proj"], 1)])
+def test_fused_experts_that_are_left_out_are_told(targets, left):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    base = MixtralForCausalLM(MixtralConfig(vocab_size=64, num_local_experts=4, num_key_value_heads=2, **sizes))
+    if not any(parameter.ndim == 3 for parameter in base.parameters()):
+        pytest.skip("before transformers 5 each expert has linear modules")
+    config = HoEConfig(objectives=["a", "b"], r=2, target_modules=targets, task_type="CAUSAL_LM")
+    with pytest.warns(HoEWarning, match=f"{left} tensors that hold all experts .* are left out"):
+        get_peft_model(base, config)

@@ -69,6 +69,7 @@ class HoEModel(BaseTuner):
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
         config: Any = self.peft_config[adapter_name]
+        everything = isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear"
         config.renew()
         _check_injectable(adapter_name, model)
         self.steering = Steering.find(model) or Steering()
@@ -80,6 +81,7 @@ class HoEModel(BaseTuner):
                 layer.identity(adapter_name).materialise()
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_loaded)
+        _warn_of_fused_experts(model, config, everything)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> Any:
@@ -315,6 +317,24 @@ def _check_injectable(adapter_name: str, model: nn.Module) -> None:
             f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another",
             argument="adapter_name",
             value=adapter_name,
+        )
+
+
+def _warn_of_fused_experts(model: nn.Module, config: HoEConfig, everything: bool) -> None:
+    """Say which expert tensors are left out: those of all experts in one Parameter have no linear module to adapt."""
+    fused = [
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and "experts" in name.split(".")
+    ]
+    left = [name for name in fused if everything or HoEModel._check_target_module_exists(config, name)]
+    if left:
+        warnings.warn(
+            f"{len(left)} tensors that hold all experts of a mixture at once, such as {left[0]}, are left out: HoE adapts "
+            "linear modules",
+            HoEWarning,
+            stacklevel=3,
         )
 
 
