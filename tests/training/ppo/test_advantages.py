@@ -17,8 +17,8 @@ def batch():
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([7, 1, 4, 6, 3])
     mask = torch.arange(T) < lengths[:, None]
-    rewards = torch.randn(B, T, N, generator=generator, dtype=torch.float64)
-    values = torch.randn(B, T, N, generator=generator, dtype=torch.float64)
+    rewards = torch.randn(B, T, N, generator=generator)
+    values = torch.randn(B, T, N, generator=generator)
     return rewards, values, mask
 
 
@@ -46,21 +46,21 @@ def test_gae_equals_the_naive_sum(batch):
     advantages, _ = estimate_advantages(rewards, values, mask, gamma=0.9, lam=0.8)
     for b, length in enumerate(mask.sum(1).tolist()):
         for t in range(length):
-            total = torch.zeros(N, dtype=torch.float64)
+            total = torch.zeros(N)
             for s in range(t, length):
                 following = values[b, s + 1] if s + 1 < length else torch.zeros(N)
                 total += (0.9 * 0.8) ** (s - t) * (rewards[b, s] + 0.9 * following - values[b, s])
-            torch.testing.assert_close(advantages[b, t], total)
+            torch.testing.assert_close(advantages[b, t], total, atol=1e-5, rtol=0)
     assert not advantages[~mask].any()
 
 
 def test_the_mixed_advantage_is_gae_of_the_mixed_reward(batch):
     rewards, values, mask = batch
-    u = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    u = torch.tensor([0.2, 0.5, 0.3])
     advantages, _ = estimate_advantages(rewards, values, mask)
     mixed = mix_advantages(advantages, u, mask, scaling="none")
     single, _ = estimate_advantages((rewards @ u).unsqueeze(-1), (values @ u).unsqueeze(-1), mask)
-    torch.testing.assert_close(mixed, single.squeeze(-1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(mixed, single.squeeze(-1), atol=1e-5, rtol=0)  # float32 inside; sums of some 20 terms
 
 
 def test_joint_scaling_by_hand():
@@ -117,7 +117,7 @@ def test_a_constant_advantage_becomes_zero(scaling):
 @pytest.mark.parametrize("scaling", ["joint", "objective", "none"])
 def test_two_processes_scale_as_one(batch, scaling):
     advantages, _, mask = batch
-    u = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    u = torch.tensor([0.2, 0.5, 0.3])
     whole = mix_advantages(advantages, u, mask, scaling=scaling)
     barrier, totals = threading.Barrier(2), [torch.empty(0)] * 2
 
