@@ -57,6 +57,50 @@ def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, token
     assert compiles == [1] * 4
 
 
+@whole_graph
+def test_one_graph_for_all_preferences_and_one_for_rows(hoe_llama, tokens):
+    """Twenty preferences that reach different experts and routers; then three batches of rows."""
+    model = hoe_llama(trained=True, interpolation="norm", routers=[[0.25, 0.75], [0.6, 0.4]])
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    points = [[i / 19, 1 - i / 19] for i in range(20)]
+    with torch.no_grad():
+        for preference in points:
+            model.set_preference(preference)
+            torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
+        assert counter.frame_count == 1
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        compiled(tokens, preference=points[:3])
+        before = counter.frame_count
+        for start in (4, 9, 17):
+            rows = points[start : start + 3]
+            found = compiled(tokens, preference=rows).logits
+            torch.testing.assert_close(found, model(tokens, preference=rows).logits, rtol=1e-4, atol=1e-5)
+        assert counter.frame_count == before
+
+
+@whole_graph
+@pytest.mark.parametrize("trained", [False, True])
+def test_generate_with_a_static_cache(hoe_llama, tokens, trained):
+    """transformers compiles the step itself. One graph for the preferences, one for rows, and the tokens of plain generate."""
+    transformers = pytest.importorskip("transformers")
+    settings = transformers.CompileConfig(backend="aot_eager", mode=None)
+    settings._compile_all_devices = True
+    model = hoe_llama(trained=trained, interpolation="norm")
+    common = {
+        "input_ids": tokens, "attention_mask": torch.ones_like(tokens), "max_new_tokens": 5, "min_new_tokens": 5,
+        "do_sample": False,
+    }  # fmt: skip
+    rows = [[[1.0, 0.0], [0.25, 0.75], [0.6, 0.4]], [[0.2, 0.8], [0.0, 1.0], [0.9, 0.1]]]
+    torch._dynamo.utils.counters.clear()
+    for preference, graphs in (([0.25, 0.75], 1), ([0.7, 0.3], 1), ([1.0, 0.0], 1), (rows[0], 2), (rows[1], 2)):
+        found = model.generate(**common, preference=preference, cache_implementation="static", compile_config=settings)
+        assert torch.equal(found, model.generate(**common, preference=preference))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
 def test_a_rejected_preference_leaves_a_compiled_model_working(hoe_llama, tokens):
     model = hoe_llama()
     compiled = torch.compile(model, backend="eager")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -65,7 +68,7 @@ def naive(model, x, preferences):
                 deltas.append(layer.hoe_B["default"].weight[:, span] @ layer.hoe_A["default"].weight[span])
             assert votes.sum() == pytest.approx(1)
             mixed = sum(vote * delta for vote, delta in zip(votes, deltas, strict=True))
-            if config.interpolation == "norm":
+            if config.interpolation == "norm" and mixed.any():
                 mixed = mixed * sum(v * delta.norm() for v, delta in zip(votes, deltas, strict=True)) / mixed.norm()
             y[row, t] += mixed @ token
     return y
@@ -74,13 +77,30 @@ def naive(model, x, preferences):
 PREFERENCES = [[0.5, 0.5, 0.0], [0.1, 0.5, 0.4], [0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]
 
 
+@contextlib.contextmanager
+def computed(model, path):
+    """Read weights directly, without or with an autograd graph; or call their modules, as for hooks that fetch them."""
+    layer = model.base_model.model.lin
+    hooks = []
+    if path == "modules":
+        for part in (layer.hoe_A, layer.hoe_B, layer.hoe_router):
+            hooks += [part["default"].register_forward_pre_hook(lambda module, args: None)]
+    with torch.set_grad_enabled(path == "training"):
+        yield
+    for hook in hooks:
+        hook.remove()
+
+
+PATHS = ["inference", "training", "modules"]
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-@pytest.mark.parametrize("path", ["fused", "modules"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])
 def test_one_preference_equals_the_naive_sum(kind, path, interpolation, randomise):
     model = make(kind, randomise, interpolation=interpolation)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
-    with torch.set_grad_enabled(path == "modules"):
+    with computed(model, path):
         for preference in PREFERENCES:
             torch.testing.assert_close(
                 model(x, preference=preference), naive(model, x, [preference] * 2), rtol=0, atol=1e-10
@@ -88,26 +108,77 @@ def test_one_preference_equals_the_naive_sum(kind, path, interpolation, randomis
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-@pytest.mark.parametrize("path", ["fused", "modules"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])
 def test_per_row_preferences_equal_the_naive_sum(kind, path, interpolation, randomise):
     model = make(kind, randomise, interpolation=interpolation)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
-    with torch.set_grad_enabled(path == "modules"):
+    with computed(model, path):
         torch.testing.assert_close(model(x, preference=PREFERENCES), naive(model, x, PREFERENCES), rtol=0, atol=1e-10)
 
 
-def test_the_two_paths_are_the_ones_tested(randomise, monkeypatch):
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("interpolation", ["linear", "norm"])
+@pytest.mark.parametrize("ranks", [[2, 2, 2, 2], [1, 2, 3, 4], [0, 3, 0, 2]])
+def test_any_preference_and_experts_of_any_rank(path, interpolation, ranks, randomise):
+    """Selected experts with gaps between them, routers in every company, one that votes for more than the others."""
+    routers = [
+        RouterSpec([0.5, 0.5, 0], trained=True),
+        RouterSpec([0, 0.5, 0.5], trained=True, votes_for="all"),
+        RouterSpec([0.5, 0, 0.5], trained=True),
+    ]
+    model = make("linear", randomise, interpolation=interpolation, routers=routers, rank_pattern={"lin": ranks})
+    generator = np.random.default_rng(0)
+    x = torch.randn(8, 2, 6, dtype=torch.float64)
+    points = [*np.eye(3), [0.5, 0.5, 0], [0, 0.5, 0.5], [0.6, 0, 0.4], *generator.dirichlet(np.ones(3), size=18)]
+    with computed(model, path):
+        for preference in points:
+            preference = list(preference)
+            torch.testing.assert_close(
+                model(x, preference=preference), naive(model, x, [preference] * 8), rtol=0, atol=1e-10
+            )
+        for rows in (points[:8], points[8:16], points[16:24]):
+            rows = [list(row) for row in rows]
+            torch.testing.assert_close(model(x, preference=rows), naive(model, x, rows), rtol=0, atol=1e-10)
+
+
+def test_ranks_of_inputs(randomise):
+    """A layer takes one vector, a batch, and more axes than a batch and its tokens; also none at all."""
+    model = make("linear", randomise, interpolation="norm")
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x.view(6, 4, 6), preference=PREFERENCES[1])
+        torch.testing.assert_close(model(x, preference=PREFERENCES[1]), expected.view(2, 3, 4, 5), rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(x[0, 0, 0], preference=PREFERENCES[1]), expected[0, 0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(model(x[0, 0], preference=PREFERENCES[1]), expected[0], rtol=0, atol=1e-12)
+        assert model(x[:0], preference=PREFERENCES[1]).shape == (0, 3, 4, 5)
+        rows = model(x, preference=PREFERENCES[:2])
+        torch.testing.assert_close(rows[1], expected[3:], rtol=0, atol=1e-12)
+
+
+def test_the_paths_are_the_ones_tested(randomise, monkeypatch):
     model = make("linear", randomise)
     called = []
     part = model.base_model.model.lin.hoe_A["default"]
     monkeypatch.setattr(part, "forward", lambda x: called.append(1) or x @ part.weight.T)
     x = torch.zeros(1, 6, dtype=torch.float64)
+    for path, calls in (("inference", 0), ("training", 0), ("modules", 1)):
+        with computed(model, path):
+            model(x)
+        assert len(called) == calls
+
+
+def test_what_hooks_see_of_the_base_stays_the_bases(randomise):
+    """The experts are added in place, but not into what a hook may have kept."""
+    model = make("linear", randomise)
+    base = model.base_model.model.lin.base_layer
+    x = torch.randn(2, 6, dtype=torch.float64)
+    kept = []
     with torch.no_grad():
-        model(x)
-    assert not called  # fused
-    model(x)
-    assert called  # modules
+        expected = base(x)
+        base.register_forward_hook(lambda module, args, output: kept.append(output))
+        model(x, preference=PREFERENCES[1])
+    torch.testing.assert_close(kept[0], expected, rtol=0, atol=0)
 
 
 def test_hooked_weights_are_fetched_by_calling_their_modules(randomise):

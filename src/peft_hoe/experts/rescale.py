@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ExpertError
-from ..tuner.lengths import MAX_FACTOR
+from ..tuner.kernels.gate import MAX_FACTOR
 
 MODES = ("norm", "policy_norm")
 

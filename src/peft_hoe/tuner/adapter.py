@@ -21,9 +21,11 @@ from ..errors import HoEWarning
 from ..preference import FloatArray, parse_preference, uniform
 from ..routing import HULL, Route
 from ..specs import checked_flag
-from .plan import AdapterPlan
+from .plan import AdapterPlan, Place
+from .selection import Selections
 
 _CACHED_PLANS = 256
+_CACHED_NUMBERS = 2**23  # fewer where plans are large: hundreds of experts, and routers that vote for all of them
 # What a call or a block may ask of routers. keep: trained ones vote by the input. static: all vote as they did before training.
 # drop: there are none, which leaves the coarse interpolation of the LoRA experts.
 ROUTERS = ("keep", "static", "drop")
@@ -46,6 +48,7 @@ class Adapter:
         objectives: the N names.
         default: the preference of a call that brings none, `(N,)`.
         trained: which routers' softmax votes, `(R,)`.
+        places: where the model's layers lie; plans have their votes there.
     """
 
     def __init__(self, name: str, configs: dict[str, HoEConfig], root: nn.Module) -> None:
@@ -54,9 +57,9 @@ class Adapter:
         self.objectives: list[str] = list(self.config.objectives or ())
         self._router = self.config.preference_router()
         self._static_votes = self.config.static_votes()
-        slots = [expert for members in self.votes() for expert in members]
-        self._scatter = torch.zeros(len(slots), len(self.expert_names), dtype=torch.float64)
-        self._scatter[torch.arange(len(slots)), slots] = 1.0
+        self._slots = tuple(map(tuple, self.votes()))
+        self._selections = Selections()
+        self.places: set[Place] = set()
         self._plans: OrderedDict[tuple[bytes, bytes, str], AdapterPlan] = OrderedDict()
         self._replan: Callable[[], None] | None = None
         self._read()
@@ -140,11 +143,13 @@ class Adapter:
         key = (preference.tobytes(), self.trained.tobytes(), routers)
         known = self._plans.get(key)
         if known is not None:
+            known.place(self.places)
             return known
         with torch.inference_mode(False):
             plan = self._make(np.atleast_2d(preference), routers)
+        plan.place(self.places)
         self._plans[key] = plan
-        while len(self._plans) > _CACHED_PLANS:
+        while len(self._plans) > min(_CACHED_PLANS, max(1, _CACHED_NUMBERS // plan.numbers)):
             self._plans.popitem(last=False)
         return plan
 
@@ -160,7 +165,7 @@ class Adapter:
         live = router_weights * voting
         reachable = np.asarray((static > 0).any(axis=0))
         for r in np.flatnonzero(live.any(axis=0)):
-            reachable[self.votes()[r]] = True
+            reachable[list(self._slots[r])] = True
         return AdapterPlan(
             key=preferences.tobytes() + self.trained.tobytes() + routers.encode(),
             preferences=preferences,
@@ -169,7 +174,8 @@ class Adapter:
             is_live=bool(live.any()),
             may_be_live=bool(self.trained.any()),
             selected=tuple(np.flatnonzero(reachable).tolist()),
-            scatter=self._scatter,
+            slots=self._slots,
+            selections=self._selections,
         )
 
     def _warn_outside(self, preferences: FloatArray, effective: FloatArray) -> None:

@@ -22,6 +22,7 @@ from .calls import THIS_THREAD, Call, ForwardMemory
 from .lengths import ExpertLengths
 from .plan import Plan
 from .steering import Steering
+from .step import Steps
 
 # What a configuration may ask for in one module: it may be a stranger's.
 MOST_NUMBERS = 2**24
@@ -101,6 +102,7 @@ class HoELayer(BaseTunerLayer):
         self.trained_rows: dict[str, tuple[slice, nn.Module]] = {}
         self._trained_before: dict[tuple[str, str], bool] = {}
         self._memory = ForwardMemory()
+        self._steps = Steps()
 
     # -- adapters ---
 
@@ -117,6 +119,7 @@ class HoELayer(BaseTunerLayer):
             if adapter_name in getattr(self, part):  # an earlier adapter of this name
                 del getattr(self, part)[adapter_name]
         self.hoe_layouts[adapter_name] = layout
+        self._steps.clear()
         rank = sum(layout.ranks)
         self.hoe_A[adapter_name] = nn.Linear(self.in_features, rank, bias=False)
         self.hoe_B[adapter_name] = nn.Linear(rank, self.out_features, bias=False)
@@ -129,6 +132,7 @@ class HoELayer(BaseTunerLayer):
         self.measure_lengths(adapter_name)
         self.hoe_identity[adapter_name] = Identity(torch.from_numpy(config.identity(self.module_name)))
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.hoe_steering.lies_at(self.factors(adapter_name)[0])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _check_ranks(self, layout: ExpertLayout) -> None:
@@ -187,6 +191,7 @@ class HoELayer(BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer."""
         super().delete_adapter(adapter_name)
+        self._steps.clear()
         self.hoe_layouts.pop(adapter_name, None)
         self.hoe_steering.remove(adapter_name)
 
@@ -244,7 +249,9 @@ class HoELayer(BaseTunerLayer):
     def _plan(self) -> tuple[Plan, Call | None]:
         """The plan in effect, and the call that it comes from (None while compiling with the defaults)."""
         steering = self.hoe_steering
-        call = THIS_THREAD.call_of(steering)
+        call = THIS_THREAD.forward
+        if call is None or call.steering is not steering or call.plan is None:
+            call = THIS_THREAD.call_of(steering)
         if torch.compiler.is_compiling():
             return (steering.default if call is None or call.plan is None else call.plan), call
         if torch._C._current_graph_task_id() != -1:

@@ -16,10 +16,10 @@ Not in the paper, which averages as it is; the rule is that of `rescale="policy_
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-MAX_FACTOR = 3.0
-_TINY = 1e-30
+from .kernels.gate import MAX_FACTOR, TINY, length_factor
 
 
 class ExpertLengths(nn.Module):
@@ -40,24 +40,26 @@ class ExpertLengths(nn.Module):
 
     def forward(self, votes: torch.Tensor) -> torch.Tensor:
         """The factor c `(..., 1)` of votes `(..., L)`, in their dtype; 1 where nothing is left to be scaled."""
-        products = self.gram.to(votes.dtype)
-        # No matrix products, which autocast would round.
-        lengths = (votes * products.diagonal().clamp_min(0).sqrt()).sum(-1, keepdim=True)
-        squared = ((votes.unsqueeze(-2) * products).sum(-1) * votes).sum(-1, keepdim=True)
-        factor = (lengths / squared.clamp_min(_TINY).sqrt()).clamp_max(MAX_FACTOR)
-        return torch.where(squared > _TINY, factor, torch.ones_like(factor))
+        return length_factor(votes, self.gram)
 
 
-class Snapshot:
-    """The state of a Parameter, to tell without reading its values whether it is still the same."""
+def gram_root(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inner products `(S, S)` as what c(w) is quickest from, float64 on the CPU.
 
-    def __init__(self, parameter: torch.Tensor) -> None:
-        self._alias = parameter.detach()  # holds the memory, which no other tensor gets meanwhile
-        self._version = parameter._version
+    Returns:
+        F `(S, S)` with F^T F = the products, so that F w is as long as sum_j w_j e_j; eigenvalues that rounding made negative
+        count as 0. And |e_j| `(1, S)`.
+    """
+    products = products.detach().to("cpu", torch.float64)
+    values, vectors = torch.linalg.eigh(products)
+    lengths = products.diagonal().clamp_min(0).sqrt() + TINY  # not 0 / 0 where no expert has weights
+    return values.clamp_min(0).sqrt()[:, None] * vectors.T, lengths[None]
 
-    def shows(self, parameter: torch.Tensor) -> bool:
-        """Whether the Parameter has kept its memory and has not been written to (unless through its `.data`)."""
-        return parameter.data_ptr() == self._alias.data_ptr() and parameter._version == self._version
+
+def lengthened(votes: torch.Tensor, root: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """c(w) w `(T, S)` of votes w `(T, S)`, with what `gram_root` gives, in their dtype."""
+    length = torch.linalg.vector_norm(F.linear(votes, root), dim=-1, keepdim=True)
+    return votes / (length / F.linear(votes, lengths)).clamp_min(1 / MAX_FACTOR)
 
 
 def gram(weight_a: torch.Tensor, weight_b: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:

@@ -17,10 +17,11 @@ from ..errors import PreferenceError, StaticMergeError
 from ..preference import FloatArray
 from .base_modules import features
 from .calls import THIS_THREAD
+from .kernels.gate import over_ranks
 from .layer import HoELayer
 from .mixture import ExpertMixture
-from .plan import Plan, over_ranks
-from .rows import repeats
+from .plan import Plan
+from .rows import check_rows
 from .steering import Steering
 
 
@@ -43,25 +44,32 @@ class HoELinear(nn.Module, ExpertMixture):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """base(x) plus the deltas of the active adapters, `(..., d_out)` in the base's dtype."""
-        if self.disable_adapters:
-            if self.merged:
+        if self._disable_adapters:
+            if self.merged_adapters:
                 self.unmerge()
             result: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return result
         plan, call = self._plan()
         result = self.base_layer(x, *args, **kwargs)
-        if self.merged:
+        if self.merged_adapters:
             self._check_merged(plan)
             return result
-        dtype = result.dtype
-        repeat = repeats(x, plan, call, self.module_name)
+        if plan.rows is not None:
+            check_rows(x, plan, call, self.module_name)
         for adapter in self.active_adapters:
-            if adapter in self.hoe_A and adapter in plan.adapters:
-                result = result + self._delta(x, adapter, plan.adapters[adapter], repeat)
-        result = result.to(dtype)
+            if adapter in self.hoe_layouts and adapter in plan.adapters:
+                result = self._add_experts(result, x, adapter, plan.adapters[adapter])
         if call is not None and call.grad and call is not THIS_THREAD.forward and result.requires_grad:
             call.tie_to([result])  # no root does it
         return result
+
+    def _apply(self, *args: Any, **kwargs: Any) -> HoELinear:
+        """As torch's: for all that moves or casts a module. What was prepared holds the old weights' memory."""
+        super()._apply(*args, **kwargs)
+        self._steps.clear()
+        for adapter in self.hoe_A:
+            self.hoe_steering.lies_at(self.factors(adapter)[0])
+        return self
 
     # -- merging ---
 
@@ -74,7 +82,9 @@ class HoELinear(nn.Module, ExpertMixture):
         votes = self.hoe_steering.merge_weights(adapter) if votes is None else votes
         weight_a, weight_b = self.factors(adapter)
         dtype = torch.promote_types(weight_b.dtype, torch.float32)
-        votes = self._lengthened(votes.to(dtype).to(weight_b.device), adapter)
+        votes = votes.to(dtype).to(weight_b.device)
+        if adapter in self.hoe_length:
+            votes = votes * self.hoe_length[adapter](votes)
         expanded = over_ranks(votes, self.hoe_layouts[adapter].ranks)
         delta = (weight_b.to(dtype) * expanded) @ weight_a.to(dtype)
         return delta.T if self.fan_in_fan_out else delta

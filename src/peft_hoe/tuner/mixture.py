@@ -1,14 +1,17 @@
-"""The sum of the experts that a plan weighs.
+"""The sum of the experts that a plan weighs, added to one module's output: one way for all cases.
 
-Shapes: x `(..., d_in)`; L experts of ranks r_1 ... r_L with sum r; A `(r, d_in)` and B `(d_out, r)` hold the experts one
-after the other, every scale folded into B; V voting slots; votes w `(..., L)`, at least 0 and summing to 1 per token.
+    y = base(x) + B (c(w) w expanded over the ranks * A x)                                   (paper eq. 12)
 
-    w(x) = static + sum over live routers of weight * scatter softmax((W x + b) / T)        (paper eq. 11)
-    y    = base(x) + c(w) B (w(x) expanded over the ranks * A x)                             (paper eq. 12)
+Two products with the selected experts' rows of A and columns of B, and what lies between them. The votes w are static, of
+a row, or of a token (`votes.py`); c is 1, or gives back the length that averaging takes (`lengths.py`). Nothing of shape
+(tokens, experts, d_out) is ever made, and no operation mixes tokens, so that a row's output depends on that row alone.
 
-The paper prints raw logits in eq. 11; those cannot be mixed with the one-hot votes of LoRA experts, so each router votes
-with its softmax. c is 1, or gives back the length that averaging takes (`lengths.py`). Nothing of shape (tokens, experts,
-d_out) is ever made.
+What a step of decoding costs is operations more than numbers, so all that depends on the plan or on weights alone is made
+once, in a `Step`. Weights that hooks or wrappers fetch (offloaded, sharded) are not there to prepare anything from: A, B and
+routers are then called as modules. A compiler finds the weights and fuses what follows from them. Both reckon with all
+experts, so that shapes do not depend on the preference.
+
+Shapes: x `(..., d_in)`, T tokens of B rows; of L experts S are in play, with ranks that sum to r.
 """
 
 from __future__ import annotations
@@ -18,109 +21,165 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .calls import THIS_THREAD
+from .kernels.gate import over_ranks, scaled, token_votes, without_autocast
 from .layer import HoELayer
-from .plan import AdapterPlan, over_ranks
-from .rows import per_row
+from .plan import AdapterPlan, place_of
+from .step import Source, Step, is_plain, is_there
+from .votes import PlacedVotes
 
 
 class ExpertMixture(HoELayer):
-    """A HoE layer that makes deltas of inputs."""
+    """A HoE layer that can add its experts to an output."""
 
-    def _votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
-        """w: `(L,)` where it is the same for all tokens, else `(..., L)` to be broadcast over x's tokens."""
-        votes = per_row(plan.placed("static", x), repeat, x.ndim)
-        # A compiled graph keeps its shape: there routers are read as soon as some preference has a use for one.
-        if plan.may_be_live if torch.compiler.is_compiling() else plan.is_live:
-            votes = votes + self._router_votes(x, adapter, plan, repeat)
-        if self._records(adapter):
-            THIS_THREAD.recorder[2][self.module_name] = votes.detach()  # type: ignore[index]
+    def _add_experts(self, result: torch.Tensor, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
+        """`result` `(..., d_out)` plus what the experts make of x `(..., d_in)`; written in place where that is safe."""
+        step = None if torch.compiler.is_compiling() else self._step(adapter, plan)
+        if step is None:
+            return self._add_all_experts(result, x, adapter, plan)
+        if x.dtype != step.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = self._cast_input_dtype(x, step.dtype)
+        tokens = x.reshape(-1, x.shape[-1])
+        votes = None
+        if step.placed.rows is not None:
+            with without_autocast(x.device.type):
+                votes = step.lengthened(self._token_votes(tokens, x, adapter, step.placed, step))
+        elif THIS_THREAD.recorder is not None:
+            self._record_static(adapter, plan, x)
+        total = result if result.ndim == 2 else result.reshape(-1, result.shape[-1])
+        in_place = self._may_write(result)
+        for stretch in step.stretches:
+            inner = F.linear(tokens, stretch.rows)
+            if votes is None:
+                inner = scaled(inner, stretch.scale)
+            else:
+                inner = stretch.weighed(inner, votes if votes.dtype == inner.dtype else votes.to(inner.dtype))
+            if total.dtype != inner.dtype or inner.dtype != step.dtype:  # weights wider than the base's, or autocast
+                total = (total + inner @ stretch.columns).to(result.dtype)
+            elif in_place:
+                total.addmm_(inner, stretch.columns)
+            else:
+                total = torch.addmm(total, inner, stretch.columns)
+        return total if result.ndim == 2 else total.view(result.shape)
+
+    def _token_votes(
+        self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, placed: PlacedVotes, step: Step | None
+    ) -> torch.Tensor:
+        """The votes of each token for the experts in play, `(T, S)`."""
+        logits = self._logits(tokens, adapter, placed.rows, step)
+        mix = placed.votes.mix
+        votes = token_votes(placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
+        if THIS_THREAD.recorder is not None:
+            self._record_tokens(adapter, votes, x, step)
         return votes
+
+    def _add_all_experts(self, result: torch.Tensor, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
+        """As `_add_experts`, by calling modules, in a compiler's graph or where hooks fetch the weights."""
+        part_a: Any = self.hoe_A[adapter]
+        part_b: Any = self.hoe_B[adapter]
+        ranks, tracing = self.hoe_layouts[adapter].ranks, torch.compiler.is_compiling()
+        tokens = self._cast_input_dtype(x, part_a.weight.dtype).reshape(-1, x.shape[-1])
+        inner = part_a(tokens)
+        placed = plan.constant_shape.get(place_of(inner)) if tracing else None
+        if placed is None:
+            placed = plan.votes(inner, tuple(range(len(ranks))), every_router=tracing)
+        lengths: Any = self.hoe_length._modules.get(adapter)
+        with without_autocast(x.device.type):
+            votes = placed.votes.mix
+            if placed.rows is not None:
+                votes = self._token_votes(tokens, x, adapter, placed, None)
+            elif THIS_THREAD.recorder is not None:
+                self._record_static(adapter, plan, x)
+            votes = votes if lengths is None else votes * lengths(votes)
+            inner = scaled(inner, over_ranks(votes.to(inner.dtype), ranks))
+        delta: torch.Tensor = part_b(inner)
+        return (result + delta.view(result.shape)).to(result.dtype)
+
+    # -- what is prepared ---
+
+    def _step(self, adapter: str, plan: AdapterPlan) -> Step | None:
+        """What the plan needs here; None where weights are fetched by calling their modules."""
+        own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
+        key = (adapter, plan, own is None)
+        step = self._steps.get(key)
+        if step is not None and step.is_current(self.hoe_A._modules):
+            return step
+        parts: dict[str, tuple[nn.ModuleDict, str]] = {"A": (self.hoe_A, "weight"), "B": (self.hoe_B, "weight")}
+        if adapter in self.hoe_length:
+            parts["gram"] = self.hoe_length, "gram"
+        if plan.is_live and own is None:
+            parts |= {"router": (self.hoe_router, "weight"), "bias": (self.hoe_router, "bias")}
+        if not all((is_there if name == "gram" else is_plain)(group[adapter]) for name, (group, _) in parts.items()):
+            return None
+        sources = {
+            name: Source.of(group, adapter, parameter, viewed=name in "AB")
+            for name, (group, parameter) in parts.items()
+        }
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):
+            step = Step(plan, self.hoe_layouts[adapter].ranks, sources)  # a later training step may use it
+        if step.is_current(self.hoe_A._modules):
+            self._steps.add(key, step, limit=sum(sources[name].parameter.nbytes for name in "AB") // 10)
+        return step
+
+    # -- votes ---
+
+    def _logits(self, tokens: torch.Tensor, adapter: str, rows: Any, step: Any) -> torch.Tensor:
+        """Logits over the temperature, `(T, slots)`, of the routers whose slots are `rows` of the router linear."""
+        part: Any = self.hoe_router[adapter]
+        temperature = self.hoe_layouts[adapter].temperature
+        own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
+        if own is not None and isinstance(rows, slice) and own[0] == rows and is_plain(own[1]):
+            logits = _linear(tokens, own[1].weight, own[1].bias)
+        elif own is not None:
+            logits = part(self._cast_input_dtype(tokens, part.weight.dtype))
+            chosen = own[1](self._cast_input_dtype(tokens, next(own[1].parameters()).dtype)).to(logits.dtype)
+            logits = torch.cat([logits[:, : own[0].start], chosen, logits[:, own[0].stop :]], dim=1)[:, rows]
+        elif step is None:
+            logits = part(self._cast_input_dtype(tokens, part.weight.dtype))[:, rows]
+        elif torch.is_grad_enabled():
+            logits = _linear(tokens, part.weight[rows], part.bias[rows])
+        else:
+            logits = _linear(tokens, *step.router)
+        return logits if temperature == 1 else logits / temperature
 
     def _records(self, adapter: str) -> bool:
         recorder = THIS_THREAD.recorder
         return recorder is not None and recorder[0] is self.hoe_steering and recorder[1] == adapter
 
-    def _router_votes(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
-        live = per_row(plan.placed("live", x), repeat, x.ndim)
-        layout = self.hoe_layouts[adapter]
-        router: Any = self.hoe_router[adapter]
-        logits = router(self._cast_input_dtype(x, router.weight.dtype))
-        if adapter in self.trained_rows:
-            rows, own = self.trained_rows[adapter]
-            chosen = own(self._cast_input_dtype(x, next(own.parameters()).dtype)).to(logits.dtype)
-            logits = torch.cat([logits[..., : rows.start], chosen, logits[..., rows.stop :]], dim=-1)
-        logits = logits.to(live.dtype) / layout.temperature
-        votes = [
-            choice.softmax(-1) * live[..., r : r + 1] for r, choice in enumerate(logits.split(layout.slots, dim=-1))
-        ]
-        return torch.cat(votes, dim=-1) @ plan.placed("scatter", x)
-
-    def _delta(self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int) -> torch.Tensor:
-        """B (w * A x), `(..., d_out)`."""
-        weight_a, weight_b = self.factors(adapter)
-        x = self._cast_input_dtype(x, weight_a.dtype)
-        if self._calls_modules(adapter):
-            votes = self._votes(x, adapter, plan, repeat)
-            return self._delta_by_modules(x, adapter, self._lengthened(votes, adapter))
-        selection = plan.selection(self.hoe_layouts[adapter].ranks)
-        if plan.is_shared and not self._records(adapter):
-            scale = self._shared_scale(x, adapter, plan)
+    def _record_static(self, adapter: str, plan: AdapterPlan, x: torch.Tensor) -> None:
+        """Hand the votes of the rows to `record_votes`."""
+        if not self._records(adapter):
+            return
+        votes = plan.static.to(x.device, torch.promote_types(x.dtype, torch.float32))
+        if len(votes) == 1:
+            votes = votes[0]
         else:
-            votes = self._votes(x, adapter, plan, repeat)
-            scale = over_ranks(selection.votes(votes), selection.ranks)
-            if adapter in self.hoe_length:
-                scale = scale * self._length_factor(x, adapter, plan, repeat, votes)
-        inner = F.linear(x, selection.rows(weight_a))
-        return F.linear(inner * scale.to(inner.dtype), selection.columns(weight_b))
+            votes = votes.repeat_interleave(x.shape[0] // len(votes), dim=0)
+            votes = votes.view(len(votes), *([1] * (x.ndim - 2)), votes.shape[-1])
+        THIS_THREAD.recorder[2][self.module_name] = votes  # type: ignore[index]
 
-    def _lengthened(self, votes: torch.Tensor, adapter: str) -> torch.Tensor:
-        """The votes w times c(w)."""
-        return votes * self.hoe_length[adapter](votes) if adapter in self.hoe_length else votes
+    def _record_tokens(self, adapter: str, votes: torch.Tensor, x: torch.Tensor, step: Step | None) -> None:
+        """Hand the votes `(T, S)` of tokens to `record_votes`."""
+        if self._records(adapter):
+            everyone = votes.new_zeros(len(votes), len(self.hoe_layouts[adapter].ranks))
+            everyone[:, slice(None) if step is None else list(step.experts)] = votes.detach()
+            THIS_THREAD.recorder[2][self.module_name] = everyone.view(*x.shape[:-1], -1)  # type: ignore[index]
 
-    def _shared_scale(self, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
-        """What multiplies A x where all tokens have the same votes, `(r,)` over the selected experts' ranks."""
-        scale = plan.shared_scale(self.hoe_layouts[adapter].ranks, x)
-        if adapter not in self.hoe_length:
-            return scale
-        lengths: Any = self.hoe_length[adapter]
-        key = (self.module_name, x.device, x.dtype)
-        return plan.derived(key, lengths.gram, lambda: scale * lengths(plan.placed("static", x)[0]))
-
-    def _length_factor(
-        self, x: torch.Tensor, adapter: str, plan: AdapterPlan, repeat: int, votes: torch.Tensor
-    ) -> torch.Tensor:
-        """The factor c of the votes, to be broadcast over them; kept with the plan where rows differ but not tokens."""
-        lengths: Any = self.hoe_length[adapter]
-        if plan.is_live or plan.is_shared:
-            factor: torch.Tensor = lengths(votes)
-            return factor
-        key = (self.module_name, x.device, x.dtype)
-        factor = plan.derived(key, lengths.gram, lambda: lengths(plan.placed("static", x)))
-        return per_row(factor, repeat, x.ndim)
-
-    def _delta_by_modules(self, x: torch.Tensor, adapter: str, votes: torch.Tensor) -> torch.Tensor:
-        """The same over all experts, which keeps shapes constant, through A's and B's own forwards."""
-        inner = self.hoe_A[adapter](x)
-        scale = over_ranks(votes, self.hoe_layouts[adapter].ranks).to(inner.dtype)
-        delta: torch.Tensor = self.hoe_B[adapter](inner * scale)
-        return delta
-
-    def _calls_modules(self, adapter: str) -> bool:
-        """Whether A and B are called as modules: training, compilation, and weights that hooks or wrappers fetch."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return True
-        return not (_is_plain(self.hoe_A[adapter]) and _is_plain(self.hoe_B[adapter]))
+    def _may_write(self, result: torch.Tensor) -> bool:
+        """Whether the base's output is nobody else's, so that the experts may be added to it in place."""
+        base = self.base_layer
+        return (
+            not torch.is_grad_enabled()
+            and type(base) in (nn.Linear, Conv1D)
+            and not base._forward_hooks
+            and not nn.modules.module._global_forward_hooks
+            and type(result) is torch.Tensor
+            and result.is_contiguous()
+        )
 
 
-def _is_plain(part: nn.Module) -> bool:
-    """Whether a factor's weight may be read without calling its module."""
-    return (
-        type(part) is nn.Linear
-        and not part._forward_hooks
-        and not part._forward_pre_hooks
-        and not hasattr(part, "_hf_hook")
-        and type(part.weight) in (nn.Parameter, torch.Tensor)
-        and not hasattr(part.weight, "ds_id")
-    )
+def _linear(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return F.linear(tokens if tokens.dtype == weight.dtype else tokens.to(weight.dtype), weight, bias)

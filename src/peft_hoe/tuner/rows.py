@@ -68,8 +68,8 @@ def media_of(root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return Media(even, _text_part(root))
 
 
-def repeats(x: torch.Tensor, plan: Plan, call: Call | None, module: str) -> int:
-    """How often each row of the plan stands in x: 1, what generate expands by, or also the length for flat inputs.
+def check_rows(x: torch.Tensor, plan: Plan, call: Call | None, module: str) -> None:
+    """See that the rows of x are the plan's in order, each as often: once, what generate expands by, or times the length.
 
     Args:
         x: a module's input.
@@ -81,7 +81,7 @@ def repeats(x: torch.Tensor, plan: Plan, call: Call | None, module: str) -> int:
         RowsError: the rows of x are no such multiple, so they are not samples in order; names the module.
     """
     if plan.rows is None:
-        return 1
+        return
     repeat, rest = divmod(x.shape[0], plan.rows)
     if rest or plan.rows > 1 and not _in_order(x, repeat, call, module):
         raise RowsError(
@@ -91,7 +91,6 @@ def repeats(x: torch.Tensor, plan: Plan, call: Call | None, module: str) -> int:
             module=module,
             shape=x.shape,
         )
-    return repeat
 
 
 def _in_order(x: torch.Tensor, repeat: int, call: Call | None, module: str) -> bool:
@@ -122,11 +121,3 @@ def _text_part(root: nn.Module) -> str | None:
         return None
     name = next((name for name, module in root.named_modules() if module is embeddings), "")
     return name.rpartition(".")[0] or None
-
-
-def per_row(weights: torch.Tensor, repeat: int, ndim: int) -> torch.Tensor:
-    """`(rows, K)` as `(K,)` where all rows share it, else `(rows * repeat, 1, ..., K)` to go with an input of `ndim`."""
-    if weights.shape[0] == 1:
-        return weights[0]
-    weights = weights.repeat_interleave(repeat, dim=0)
-    return weights.reshape(weights.shape[0], *([1] * (ndim - 2)), weights.shape[1])

@@ -31,7 +31,7 @@ from ..errors import PreferenceError, StaticMergeError, check_choice
 from ..preference import FloatArray, parse_preference, read_preference
 from ..routing import Route
 from .adapter import ROUTERS, Adapter
-from .plan import Plan
+from .plan import Place, Plan, place_of
 from .root_hooks import RootHooks
 
 PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference`
@@ -55,6 +55,7 @@ class Steering:
         self.adapters: dict[str, Adapter] = {}
         self.active: tuple[str, ...] = ()
         self.default = Plan({}, None)
+        self.places: set[Place] = set()  # where layers lie
         self.blocks_open = 0
         self.hooks = RootHooks(self)
 
@@ -102,8 +103,16 @@ class Steering:
                     value=text,
                     allowed=error.allowed,
                 ) from None
+        adapter.places = self.places
         self.adapters[adapter.name] = adapter
         adapter.follow(self.refresh)
+
+    def lies_at(self, weight: torch.Tensor) -> None:
+        """Note where a layer's weights lie, so that a compiled forward finds the defaults there."""
+        place = place_of(weight)
+        if place not in self.places and weight.device.type != "meta":
+            self.places.add(place)
+            self.refresh()
 
     def remove(self, name: str) -> None:
         """Forget an adapter."""

@@ -1,0 +1,1 @@
+"""What lies between the two products of a HoE module."""

@@ -1,0 +1,238 @@
+"""All that one plan needs in one module, resolved once.
+
+A step of decoding costs as many operations, whatever the numbers, so it should look nothing up and make nothing but the
+products themselves. Rows of A and columns of B are views; what is copied or computed is small, and bounded (`Steps`). None
+of it outlives a change of the weights that it was made from.
+
+Shapes: of L experts S are in play, with ranks that sum to r; B rows; T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .kernels.gate import over_ranks
+from .lengths import gram_root, lengthened
+from .plan import AdapterPlan
+from .selection import Selection
+
+_MOST_SPANS = 8  # more stretches of neighbouring experts than this are read as all experts at once
+_MOST_STEPS = 16
+_LEAST_BYTES = 128  # so that a toy's layers prepare something too
+
+
+class Source(NamedTuple):
+    """A Parameter that something was made from, and its state then.
+
+    Attributes:
+        parts: the adapters' modules of one kind, such as all B of a layer, by adapter.
+        adapter: the key of `part` there.
+        part: that holds the Parameter.
+        name: of the Parameter in it.
+        parameter: itself.
+        pointer: where its values lay. No other tensor gets the place while `alias` is there.
+        version: how often it had been written to; None where that does not matter, because views are all that was made.
+        alias: of the same memory.
+    """
+
+    parts: Mapping[str, nn.Module | None]
+    adapter: str
+    part: nn.Module
+    name: str
+    parameter: torch.Tensor
+    pointer: int
+    version: int | None
+    alias: torch.Tensor
+
+    @staticmethod
+    def of(parts: nn.ModuleDict, adapter: str, name: str, *, viewed: bool) -> Source:
+        """The state of a Parameter now."""
+        part = parts[adapter]
+        parameter: torch.Tensor = getattr(part, name)
+        tells = type(parameter) is nn.Parameter and not parameter.is_inference()
+        version = None if viewed else parameter._version if tells else -1
+        return Source(parts._modules, adapter, part, name, parameter, parameter.data_ptr(), version, parameter.detach())
+
+
+def are_unchanged(sources: Iterable[Source]) -> bool:
+    """Whether all are read as they were, without reading their values (a write through `.data` is not seen)."""
+    for parts, adapter, part, name, parameter, pointer, version, _ in sources:  # for each token: no calls but C's
+        if (
+            parts.get(adapter) is not part
+            or part._parameters.get(name) is not parameter
+            or part._forward_pre_hooks
+            or part._forward_hooks
+            or "_hf_hook" in part.__dict__
+            or parameter.data_ptr() != pointer
+            or (version is not None and (version < 0 or parameter._version != version))
+        ):
+            return False
+    return True
+
+
+def is_there(part: nn.Module) -> bool:
+    """Whether a module's Parameters may be read without calling it: no hook fetches them."""
+    return not part._forward_hooks and not part._forward_pre_hooks and not hasattr(part, "_hf_hook")
+
+
+def is_plain(part: nn.Module) -> bool:
+    """Whether a linear's weight may be read without calling it: no hook and no wrapper fetches it."""
+    return (
+        type(part) is nn.Linear
+        and is_there(part)
+        and type(part.weight) in (nn.Parameter, torch.Tensor)
+        and not hasattr(part.weight, "ds_id")
+    )
+
+
+class Stretch(NamedTuple):
+    """Neighbouring experts of a step, with ranks that sum to r_i.
+
+    Attributes:
+        rows: of A, `(r_i, d_in)`, a view.
+        columns: of B, transposed, `(r_i, d_out)`, a view.
+        scale: c(w) w over the ranks, `(B, r_i)`, where votes do not depend on the input; else None.
+        owners: of each rank its expert's place in the step, `(r_i,)`; None where one stretch holds all, of equal rank.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    scale: Any
+    owners: torch.Tensor | None
+
+    def weighed(self, inner: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
+        """A x `(T, r_i)` times its experts' votes; `votes` `(T, S)`."""
+        if self.owners is not None:
+            return inner * votes.index_select(1, self.owners)
+        experts = votes.shape[1]
+        return (inner.unflatten(1, (experts, inner.shape[1] // experts)) * votes.unsqueeze(-1)).flatten(1)
+
+
+class Step:
+    """One plan in one module.
+
+    Args:
+        plan: of an adapter.
+        ranks: of its experts in this module, `(L,)`.
+        sources: "A", "B", and where they play a part "gram" (of all experts, `(L, L)`, where c is not 1), "router" and "bias".
+
+    Attributes:
+        dtype: of A and B.
+        experts: in play, ascending.
+        stretches: of these.
+        placed: its votes.
+        router: the live routers' rows of the router linear, `(slots, d_in)` and `(slots,)`; None where none is read from there.
+        nbytes: of what is copied or computed.
+    """
+
+    __slots__ = (
+        "_genuine",
+        "_parts",
+        "_root",
+        "_sources",
+        "dtype",
+        "experts",
+        "nbytes",
+        "placed",
+        "router",
+        "stretches",
+    )
+
+    def __init__(self, plan: AdapterPlan, ranks: tuple[int, ...], sources: Mapping[str, Source]) -> None:
+        weight_a, weight_b = sources["A"].parameter, sources["B"].parameter
+        selection = plan.selection(ranks, whole=False)
+        if len(selection.spans) > _MOST_SPANS:
+            selection = plan.selection(ranks, whole=True)
+        self.placed = plan.votes(weight_a, selection.experts)
+        mix = self.placed.votes.mix
+        self._sources, self._parts = tuple(sources.values()), sources["A"].parts
+        self.dtype, self.experts = weight_a.dtype, selection.experts
+        self._root = self._make_root(sources["gram"].parameter, mix) if "gram" in sources else ()
+        self.router, scale, copies = None, None, list(self._root)
+        slots = self.placed.rows
+        if slots is None:
+            scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
+            copies = [scale]
+        elif "router" in sources:
+            self.router = sources["router"].parameter.detach()[slots], sources["bias"].parameter.detach()[slots]
+            copies += [] if isinstance(slots, slice) else self.router
+        self.nbytes = sum(copy.nbytes for copy in copies)
+        self._genuine = all(type(copy) is torch.Tensor for copy in (mix, *copies))  # not a tracer's
+        self.stretches = tuple(_stretches(selection, weight_a, weight_b, scale))
+
+    def _make_root(self, gram: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        experts = torch.tensor(self.experts, device=gram.device)
+        return tuple(part.to(like.dtype).to(like.device) for part in gram_root(gram[experts][:, experts]))
+
+    def is_current(self, parts: Mapping[str, Any]) -> bool:
+        """Whether nothing that it was made from has changed, and nothing of it should be in a graph.
+
+        Args:
+            parts: the layer's A by adapter. DataParallel's replicas share all but their modules.
+        """
+        if self._parts is not parts or not self._genuine:
+            return False
+        if torch.is_grad_enabled() and any(source.parameter.requires_grad for source in self._sources[:2]):
+            return False
+        return are_unchanged(self._sources)
+
+    def lengthened(self, votes: torch.Tensor) -> torch.Tensor:
+        """c(w) w `(T, S)` of votes w `(T, S)`."""
+        return lengthened(votes, *self._root) if self._root else votes
+
+
+def _stretches(
+    selection: Selection, weight_a: torch.Tensor, weight_b: torch.Tensor, scale: torch.Tensor | None
+) -> Iterator[Stretch]:
+    """The stretches of a selection; `scale` `(B, r)`."""
+    start, owners = 0, selection.owners(weight_a.device)
+    alone = len(selection.spans) == 1 and len(set(selection.ranks)) == 1
+    for span in selection.spans:
+        here = slice(start, start + span.stop - span.start)
+        start = here.stop
+        yield Stretch(
+            rows=weight_a if selection.whole else weight_a[span],
+            columns=(weight_b if selection.whole else weight_b[:, span]).t(),
+            scale=None if scale is None else scale[:, here],
+            owners=None if alone else owners[here],
+        )
+
+
+class Steps:
+    """The latest steps of one module, as many as fit a number of bytes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Step] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's weights go their own way."""
+        return {"_kept": {}}
+
+    @property
+    def nbytes(self) -> int:
+        """Of what they copied or computed."""
+        return sum(step.nbytes for step in tuple(self._kept.values()))
+
+    def get(self, key: Any) -> Step | None:
+        """The step of that key."""
+        return self._kept.get(key)
+
+    def add(self, key: Any, step: Step, limit: int) -> None:
+        """Keep a step, and of the older ones as many as leave all within `limit` bytes; none that exceeds it by itself."""
+        self._kept.pop(key, None)
+        limit = max(limit, _LEAST_BYTES)
+        if step.nbytes > limit:
+            return
+        self._kept[key] = step
+        for oldest in tuple(self._kept):
+            if self.nbytes <= limit and len(self._kept) <= _MOST_STEPS:
+                return
+            self._kept.pop(oldest, None)
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._kept = {}

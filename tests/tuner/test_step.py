@@ -1,0 +1,197 @@
+"""What a module keeps from one call to the next: never stale, small, and gone with what it was made from."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from peft_hoe.tuner.layer import HoELayer
+
+LIVE, STATIC = [0.25, 0.75], [0.7, 0.3]
+ROWS = [LIVE, STATIC, [1.0, 0.0]]
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, HoELayer)]
+
+
+@pytest.fixture
+def model(hoe_llama):
+    """Its second router is at [.75, .25], and its adapter large enough to prepare something for."""
+    return hoe_llama(trained=True, routers=[[0.25, 0.75], [0.75, 0.25]], interpolation="norm", r=8).double()
+
+
+@pytest.fixture
+def other(hoe_llama, randomise):
+    other = hoe_llama(trained=True, routers=[[0.25, 0.75], [0.75, 0.25]], interpolation="norm", r=8).double()
+    randomise(other, seed=5)
+    return other
+
+
+def write_in_place(model, other):
+    model.load_state_dict(other.state_dict())
+    return model
+
+
+def assign(model, other):
+    model.load_state_dict(other.state_dict(), assign=True)
+    return model
+
+
+def swap_data(model, other):
+    for (_, parameter), (_, new) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        parameter.data = new.data.clone()
+    return model
+
+
+def copied(model, other):
+    return write_in_place(copy.deepcopy(model), other)
+
+
+def pickled(model, other):
+    return write_in_place(pickle.loads(pickle.dumps(model)), other)
+
+
+def moved(model, other):
+    return write_in_place(model.float().double(), other)
+
+
+@pytest.mark.parametrize("change", [write_in_place, assign, swap_data, copied, pickled, moved])
+@pytest.mark.parametrize("preference", [LIVE, STATIC, ROWS], ids=["routed", "static", "rows"])
+def test_weights_that_change_count(model, other, tokens, change, preference):
+    with torch.no_grad():
+        expected = other(tokens, preference=preference).logits
+        assert not torch.allclose(model(tokens, preference=preference).logits, expected)
+        model = change(model, other)
+        torch.testing.assert_close(model(tokens, preference=preference).logits, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", ["hoe_A", "hoe_B", "hoe_router", "hoe_length"])
+def test_each_kind_of_weight_is_watched(model, other, tokens, part):
+    """One that changes alone, in place, after calls that used the old one."""
+    for preference in (LIVE, STATIC, ROWS):
+        with torch.no_grad():
+            model(tokens, preference=preference)
+            for (name, parameter), (_, new) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+                if part in name:
+                    parameter.copy_(new)
+            fresh = copy.deepcopy(model)
+            torch.testing.assert_close(
+                model(tokens, preference=preference).logits, fresh(tokens, preference=preference).logits, rtol=0, atol=0
+            )
+
+
+def test_what_is_kept_holds_a_tenth_of_the_adapters_bytes_at_most(model, tokens):
+    preferences = [[i / 40, 1 - i / 40] for i in range(41)]
+    with torch.no_grad():
+        for preference in preferences:
+            model(tokens, preference=preference)
+        for i in range(len(preferences) - 2):
+            model(tokens, preference=preferences[i : i + 3])
+    kept = sum(layer._steps.nbytes for layer in layers(model))
+    held = sum(weight.nbytes for layer in layers(model) for weight in layer.factors("default"))
+    assert 0 < kept <= held / 10
+
+
+def test_rows_and_columns_are_views(model, tokens):
+    """The experts' own weights are never copied, also where those in play are no neighbours."""
+    with torch.no_grad():
+        model(tokens, preference=[0.1, 0.9])
+    for layer in layers(model):
+        weight_a, weight_b = layer.factors("default")
+        places = {weight.untyped_storage().data_ptr() for weight in (weight_a, weight_b)}
+        for step in layer._steps._kept.values():
+            for stretch in step.stretches:
+                assert {t.untyped_storage().data_ptr() for t in (stretch.rows, stretch.columns)} == places
+
+
+def test_it_goes_with_the_adapter(model, tokens):
+    with torch.no_grad():
+        for preference in (LIVE, STATIC, ROWS):
+            model(tokens, preference=preference)
+    weights = [weakref.ref(weight) for layer in layers(model) for weight in layer.factors("default")]
+    model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))
+    model.set_adapter("second")
+    model.delete_adapter("default")
+    gc.collect()
+    assert not any(reference() is not None for reference in weights)
+
+
+def test_moving_a_model_frees_the_old_weights(model, tokens):
+    """What is prepared must not hold on to memory that `to` has left."""
+    with torch.no_grad():
+        model(tokens, preference=LIVE)
+    places = [weakref.ref(weight.untyped_storage()) for layer in layers(model) for weight in layer.factors("default")]
+    model.float()
+    gc.collect()
+    assert not any(reference() is not None for reference in places)
+    assert all(layer._steps.nbytes == 0 for layer in layers(model))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what reaches the dispatcher, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        views = ("view", "t", "slice", "unsqueeze", "expand", "detach", "alias", "_unsafe_view", "select", "transpose")
+        self.count += func.overloadpacket.__name__ not in views
+        return func(*args, **(kwargs or {}))
+
+
+def operations(model, tokens, **settings):
+    """How many operations a module takes, on average, beyond the base's."""
+    with torch.no_grad():
+        model(tokens, **settings)
+        with Operations() as counted:
+            model(tokens, **settings)
+        with model.disable_adapter(), Operations() as base:
+            model(tokens)
+    return (counted.count - base.count) / 14
+
+
+def test_operations_of_a_module(hoe_llama, llama, tokens):
+    """A step of decoding takes as long as its operations are many, on a GPU and with small batches on a CPU too.
+
+    Beyond the base's product: a LoRA's two products, scaling and addition; statically two products, of which the second adds,
+    and scaling. A routed module has its logits, softmax, votes and their spreading besides, and the length.
+    """
+    lora = get_peft_model(llama(), LoraConfig(r=12, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    assert operations(lora, tokens) == 4
+    for interpolation, static, routed in (("linear", 3, 7), ("norm", 3, 13)):
+        model = hoe_llama(trained=True, interpolation=interpolation)
+        assert operations(model, tokens, preference=[1.0, 0.0]) == static
+        assert operations(model, tokens, preference=STATIC) <= 2 * static  # two stretches
+        assert operations(model, tokens, preference=LIVE) <= routed
+        assert operations(model, tokens, preference=[[1.0, 0.0], [0.6, 0.4], [0.0, 1.0]]) == static
+
+
+def test_operations_do_not_grow_with_the_experts(hoe_llama, tokens):
+    """No loop over experts, selected or not."""
+    experts = [[i / 20, 1 - i / 20] for i in range(21)]
+    settings = {"trained": True, "interpolation": "norm", "r": 16}
+    routers = [{"preference": [0.52, 0.48], "votes_for": "all"}]
+    few, many = hoe_llama(routers=routers, **settings), hoe_llama(routers=routers, experts=experts, **settings)
+    preference = [0.52, 0.48]
+    assert operations(many, tokens, preference=preference) == operations(few, tokens, preference=preference)
+
+
+def test_experts_without_votes_cost_nothing(hoe_llama, tokens):
+    """NaN in experts that a preference does not reach is never read."""
+    model = hoe_llama(interpolation="norm")
+    with torch.no_grad():
+        expected = model(tokens, preference=STATIC).logits  # a and the centroid
+        for layer in layers(model):
+            weight_a, weight_b = layer.factors("default")
+            weight_a[4:8] = torch.nan
+            weight_b[:, 4:8] = torch.nan
+        torch.testing.assert_close(model(tokens, preference=STATIC).logits, expected, rtol=0, atol=0)
