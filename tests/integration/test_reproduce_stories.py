@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.shared,
     # A dozen prompts: some replicates have no order, or lie below the reference point.
     pytest.mark.filterwarnings(r"ignore:\d+ warnings in \d+ replicates:peft_hoe.errors.HoEWarning"),
+    pytest.mark.filterwarnings("ignore:the hypervolume is 0:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:the statistic is NaN in up to:peft_hoe.errors.HoEWarning"),
 ]
 
