@@ -37,6 +37,7 @@ class RunningBatch:
         self._device = next(model.parameters()).device
         names = inspect.signature(_innermost(model).forward).parameters
         self._takes_positions, self._keeps_logits = "position_ids" in names, "logits_to_keep" in names
+        self._cache_name = "past_key_values" if "past_key_values" in names else "cache"  # since transformers 5.24
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._device)  # (B, S)
         self._last: list[int] = []
@@ -103,9 +104,9 @@ class RunningBatch:
         output = self._model(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
             preference=shared_or_rows([row.preference for row in rows]),
+            **{self._cache_name: cache},
             **more,
         )
         return output.logits[:, -1], output.past_key_values
