@@ -42,7 +42,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     log = Path(f"/tmp/measured-{os.getpid()}.log")
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=stream, stderr=stream)
-        seen = {"anonymous": 0, "read": 0}
+        seen = {"anonymous": 0, "resident": 0, "read": 0}
         watcher = threading.Thread(target=_watch, args=(process.pid, seen), daemon=True)
         watcher.start()
         _, status, used = os.wait4(process.pid, 0)
@@ -52,7 +52,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     log.unlink()
     return Usage(
         cpu=used.ru_utime + used.ru_stime, wall=time.monotonic() - started, anonymous=seen["anonymous"],
-        resident=used.ru_maxrss * 1024, read=seen["read"],
+        resident=seen["resident"], read=seen["read"],
     )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def _watch(pid: int, seen: dict[str, int]) -> None:
         try:
             status = Path(f"/proc/{pid}/status").read_text()
             seen["read"] = int(_field(Path(f"/proc/{pid}/io").read_text(), "rchar:"))
+            seen["resident"] = 1024 * int(_field(status, "VmHWM:"))  # not ru_maxrss, which starts at the parent's
             seen["anonymous"] = max(seen["anonymous"], 1024 * int(_field(status, "RssAnon:")))
         except (OSError, StopIteration):  # it has ended, or is about to
             return

@@ -121,6 +121,33 @@ def test_a_linear_merge_of_lora_policies_is_their_weighted_sum(llama, lora, tmp_
         torch.testing.assert_close(tiny.delta(tmp_path / "out", module, 2), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rescale", [None, "norm", "policy_norm"])
+def test_a_linear_merge_of_lora_policies_is_made_from_their_factors(llama, lora, tmp_path, tiny, monkeypatch, rescale):
+    """Exactly, at the sum of their ranks or reduced, with the lengths of a merge that was multiplied out."""
+    adapters = {"kind": lora("kind", target_modules=["q_proj", "up_proj"]), "brief": lora("brief", seed=1, r=3)}
+    options = {"experts": [[0.3, 0.7]], "merging": "linear", "rescale": rescale, **QUIET}
+    with monkeypatch.context() as patch:
+        patch.setattr("peft_hoe.experts.module_builder.merge", None)  # nothing of full size is merged
+        found = build_adapter(llama, adapters, tmp_path / "out", r=5, **options)
+        build_adapter(llama, adapters, tmp_path / "whole", r=7, **{**options, "rescale": None})
+    first, second = (merged_change(llama, adapter) for adapter in adapters.values())
+    for module, change in second.items():
+        whole = 0.3 * first.get(module, torch.zeros_like(change)) + 0.7 * change
+        torch.testing.assert_close(tiny.delta(tmp_path / "whole", module, 2), whole, atol=1e-5, rtol=1e-4)
+        row = found.modules[module]["e2"]
+        u, s, vh = torch.linalg.svd(whole)
+        truncated = (u[:, :5] * s[:5]) @ vh[:5]
+        assert row.tau_norm == pytest.approx(whole.norm().item(), rel=1e-4)
+        assert row.residual == pytest.approx(s[5:].norm().item(), abs=1e-4)
+        factor = {None: 1.0, "norm": row.tau_norm / s[:5].norm().item()}.get(rescale, row.rescale)
+        torch.testing.assert_close(tiny.delta(tmp_path / "out", module, 2), factor * truncated, atol=1e-4, rtol=1e-3)
+        lengths = 0.3 * first[module].norm().item() if module in first else 0.0
+        if rescale == "policy_norm":
+            assert row.norm == pytest.approx(
+                min(lengths + 0.7 * change.norm().item(), 3 * s[:5].norm().item()), rel=1e-3
+            )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

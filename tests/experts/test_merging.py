@@ -62,17 +62,17 @@ def test_policies_of_weight_zero_are_dropped_first(deltas, method, options):
 def test_ties_by_hand():
     deltas = torch.tensor([[4.0, -1.0, 2.0, 1.0], [2.0, 3.0, -2.0, 0.0]])
     # Entry 0: both agree, the weighted mean. 1: the second wins. 2: an exact conflict. 3: only the first has a say.
-    merged = ties(deltas, torch.tensor([0.5, 0.5]), density=1.0)
+    merged = ties(deltas, [0.5, 0.5], density=1.0)
     assert merged.tolist() == [3.0, 3.0, 0.0, 1.0]
     # At 3:1 the first wins entry 2 as well, and entry 1 is a draw: 0.75 * -1 + 0.25 * 3 = 0.
-    merged = ties(deltas, torch.tensor([0.75, 0.25]), density=1.0)
+    merged = ties(deltas, [0.75, 0.25], density=1.0)
     assert merged.tolist() == [3.5, 0.0, 2.0, 1.0]
 
 
 def test_ties_does_not_shrink_policies_that_agree():
     # PEFT's ties divides by the count of policies and returns half of this.
     delta = torch.tensor([1.0, -2.0])
-    assert torch.equal(ties(torch.stack([delta, delta]), torch.tensor([0.5, 0.5]), density=1.0), delta)
+    assert torch.equal(ties([delta, delta], [0.5, 0.5], density=1.0), delta)
 
 
 def test_pcb_by_hand():
@@ -84,14 +84,14 @@ def test_pcb_by_hand():
     first = math.exp(0.5) * (math.tanh(0.25) + math.tanh(0.5)) / best  # betas in entry 3
     second = math.exp(2) * (math.tanh(1) + math.tanh(0.5)) / best
     expected = [2.0, (2 * loses - 1e-6) / (loses + 1e-6), 0.0, (first + 2 * second) / (first + second)]
-    merged = pcb(deltas, torch.tensor([0.5, 0.5]), density=1.0)
+    merged = pcb(deltas, [0.5, 0.5], density=1.0)
     torch.testing.assert_close(merged, torch.tensor(expected), rtol=1e-5, atol=0)
     expected[1] = (3 * 2 * loses - 1e-6) / (3 * loses + 1e-6)
     expected[3] = (first + 3 * 2 * second) / (first + 3 * second)
-    merged = pcb(deltas, torch.tensor([0.25, 0.75]), density=1.0)
+    merged = pcb(deltas, [0.25, 0.75], density=1.0)
     torch.testing.assert_close(merged, torch.tensor(expected), rtol=1e-5, atol=0)
     # Half of the entries: both keep 0 and 3, and in 3 both are the worst that is kept.
-    assert pcb(deltas, torch.tensor([0.5, 0.5]), density=0.5).tolist() == [2.0, 0.0, 0.0, 1.5]
+    assert pcb(deltas, [0.5, 0.5], density=0.5).tolist() == [2.0, 0.0, 0.0, 1.5]
 
 
 def test_pcb_keeps_all_or_nothing_at_the_edges(deltas):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peft_hoe import CheckpointError, output_directory
-from peft_hoe.experts import build_adapter, builder
+from peft_hoe.experts import build_adapter, builder, weight_writer
 from peft_hoe.experts.adapter_files import WRITTEN
 
 QUIET = {"progress": False}
@@ -166,3 +166,21 @@ def test_a_source_is_never_written_to(llama, policies, adapter):
     with pytest.raises(CheckpointError, match="is a source of this build; give another path"):
         build_adapter(llama, policies, llama, overwrite=True, **QUIET)
     assert contents(llama) == before
+
+
+def test_a_disk_that_fills_up_is_said_and_leaves_nothing(llama, policies, adapter, tmp_path, monkeypatch):
+    written, before = [], contents(adapter)
+
+    def full(writer, tensor):
+        written.append(tensor)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_writer.WeightWriter, "_write", full)
+    for output in (adapter, tmp_path / "new"):
+        written.clear()
+        with pytest.raises(CheckpointError, match=f"nothing can be written to '{output}': .*No space left on device"):
+            build_adapter(llama, policies, output, r=4, overwrite=True, **QUIET)
+    assert contents(adapter) == before
+    assert not (tmp_path / "new").exists()
+    assert not [path for path in (*tmp_path.iterdir(), *adapter.iterdir()) if path.name.startswith(".")]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,32 +24,52 @@ def test_rounding_of_a_share_does_not_move_the_rank():
     assert all(prune_rank((rank + 1e-6) / n, n) == rank + 1 for n in SIZES[:200] for rank in range(n))
 
 
+def search_for(share, tensors, sample=None):
+    """A search that has seen the tensors, and whether it had to see them twice."""
+    search = ThresholdSearch(share, sample)
+    for tensor in tensors:
+        search.count(tensor)
+    again = search.narrow()
+    for tensor in tensors if again else []:
+        search.count_inside(tensor)
+    return search, again
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.4, 0.5, 0.9, 0.999])
-def test_streamed_threshold_equals_kthvalue(share, dtype):
+@pytest.mark.parametrize("guess", ["none", "right", "wrong"])
+def test_streamed_threshold_equals_kthvalue(share, dtype, guess, monkeypatch):
+    monkeypatch.setattr("peft_hoe.experts.pieces.PIECE", 1000)
+    monkeypatch.setattr("peft_hoe.experts.pruning._PENDING", 100)
     generator = torch.Generator().manual_seed(0)
-    pieces = [(torch.randn(shape, generator=generator) * 1e-3).to(dtype) for shape in ((37, 11), (5,), (64, 64))]
-    search = ThresholdSearch(share)
-    for piece in pieces:
-        search.count(piece)
-    search.narrow()
-    for piece in pieces:
-        search.count_inside(piece)
-    everything = torch.cat([piece.flatten() for piece in pieces]).float().abs()
+    tensors = [(torch.randn(shape, generator=generator) * 1e-3).to(dtype) for shape in ((37, 11), (5,), (64, 64))]
+    everything = torch.cat([tensor.flatten() for tensor in tensors]).float().abs()
+    samples = {"none": None, "right": everything, "wrong": everything * 1000}
+    search, again = search_for(share, tensors, samples[guess])
+    assert again is (guess != "right")
     expected = torch.kthvalue(everything, prune_rank(share, everything.numel())).values.item()
     assert search.threshold == expected
     assert search.dropped == (everything < expected).double().mean().item()
 
 
-def test_entries_equal_to_the_threshold_stay():
+@pytest.mark.parametrize("sample", [None, torch.tensor([1.0, 2.0]), torch.zeros(3), torch.tensor([3e38, 1e-45])])
+def test_entries_equal_to_the_threshold_stay(sample):
     values = torch.tensor([0.0, 1.0, -1.0, 1.0, 2.0])
     assert magnitude_threshold(values, 0.4) == 1.0
     assert drop_below(values, 1.0).tolist() == [0.0, 1.0, -1.0, 1.0, 2.0]
-    search = ThresholdSearch(0.4)
-    search.count(values)
-    search.narrow()
-    search.count_inside(values)
-    assert search.dropped == 0.2
+    search, _ = search_for(0.4, [values], sample)
+    assert (search.threshold, search.dropped) == (1.0, 0.2)
+
+
+@pytest.mark.parametrize("threshold", [1e-45, 1e-40, 1e-38, 0.1, 1.0, 3.4e38])
+def test_dropping_compares_exactly(threshold):
+    threshold = torch.tensor(threshold).item()  # a float32
+    above, below = np.nextafter(np.float32(threshold), np.float32([np.inf, 0]))
+    values = torch.tensor([threshold, above, below, -threshold, -below, 0.0])
+    assert torch.equal(drop_below(values, threshold), torch.where(values.abs() >= threshold, values, 0))
+    assert drop_below(values, math.inf).tolist() == [0.0] * 6
+    into = torch.ones(6)
+    assert drop_below(values, threshold, out=into) is into
 
 
 def test_subnormal_and_extreme_magnitudes_keep_their_order():

@@ -1,73 +1,122 @@
-"""The files of an adapter: its tensors in PEFT's layout, its configuration and its model card."""
+"""The files of an adapter: its tensors in PEFT's layout, written as they are made, its configuration and its model card."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..output_directory import CARD
+from ..output_directory import CARD, disk_errors
 from ..tuner.lengths import gram
 from .architecture import LinearModule
+from .build_inputs import BuildInputs
 from .checkpoints import PEFT_PREFIX
 from .report import REPORT_FILE
+from .task_heads import head_tensors
+from .weight_writer import WeightWriter
 
-_EXPERTS = ".hoe_A.weight"
 # What a build writes
 WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
+_A, _B, _ROUTER, _BIAS = "hoe_A.weight", "hoe_B.weight", "hoe_router.weight", "hoe_router.bias"
+_LENGTH, _IDENTITY = "hoe_length.gram", "hoe_identity.code"
+
+
+class AdapterWriter:
+    """Writes the tensors of one module after the other; a context manager that closes the file.
+
+    Args:
+        directory: where the adapter grows.
+        output: how errors call it.
+        inputs: base and policies.
+        config: experts and routers; its ranks of a module are read when that is added.
+        dtype: what is written.
+
+    Raises:
+        CheckpointError: heads that contradict each other, or a place that cannot be written to.
+    """
+
+    def __init__(
+        self, directory: Path, output: Path, inputs: BuildInputs, config: HoEConfig, dtype: torch.dtype
+    ) -> None:
+        self._output, self._config, self._dtype = output, config, dtype
+        self._votes = torch.from_numpy(config.initial_router_bias()).float()
+        self._heads = head_tensors(inputs, dtype)
+        targets, experts, routers = inputs.architecture.targets, len(config.experts or []), len(config.routers or [])
+        parts = (_A, _B, _ROUTER, _BIAS, _LENGTH, _IDENTITY)
+        names = [f"{PEFT_PREFIX}{target.name}.{part}" for target in targets for part in parts]
+        lengths, identity = experts**2 * torch.float32.itemsize, 2 * (experts + routers) * torch.int64.itemsize
+        others = len(targets) * (lengths + identity) + sum(head.nbytes for head in self._heads.values())
+        with disk_errors(output):
+            self._weights = WeightWriter(directory / ADAPTER_WEIGHTS, dtype, [*names, *self._heads], others)
+
+    def __enter__(self) -> AdapterWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._weights.__exit__(*error)
+
+    def add_module(self, target: LinearModule, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Write one module's experts: B `(d_out, r_j)` and A `(r_j, d_in)` of each, in the configuration's order.
+
+        Raises:
+            CheckpointError: a value that the dtype cannot hold, or the disk is full.
+        """
+        lengths = self._config.interpolation == "norm"
+        tensors = module_tensors(target, factors, self._votes, self._dtype, lengths=lengths)
+        tensors[_IDENTITY] = torch.from_numpy(self._config.identity(target.name))
+        self._add({f"{PEFT_PREFIX}{target.name}.{part}": tensor for part, tensor in tensors.items()})
+
+    def finish(self) -> None:
+        """Write the heads, and what makes the file complete.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        self._add(self._heads)
+        with disk_errors(self._output):
+            self._weights.finish()
+
+    def _add(self, tensors: dict[str, Tensor]) -> None:
+        with disk_errors(self._output):
+            for name, tensor in tensors.items():
+                self._weights.add(name, tensor)
 
 
 def module_tensors(
     target: LinearModule,
-    factors: list[tuple[Tensor, Tensor]],
+    factors: Sequence[tuple[Tensor, Tensor]],
     votes: Tensor,
     dtype: torch.dtype,
-    interpolation: str,
+    *,
+    lengths: bool,
 ) -> dict[str, Tensor]:
-    """The tensors of one module, experts one after the other along the rank.
+    """The tensors of one module by the ends of their names, experts one after the other along the rank.
 
     Args:
         target: the module.
-        factors: B `(d_out, r_j)` and A `(r_j, d_in)` of each expert, in the config's order.
+        factors: B `(d_out, r_j)` and A `(r_j, d_in)` of each expert, in the configuration's order.
         votes: initial biases of the routers, `(V,)`; V may be 0.
         dtype: what is written.
-        interpolation: "norm" adds the inner products of the experts, in float32.
+        lengths: whether the inner products of the experts are added, in float32, for `interpolation="norm"`.
 
     Raises:
         CheckpointError: a value that the dtype cannot hold.
     """
-    stem = f"{PEFT_PREFIX}{target.name}"
-    tensors = {
-        f"{stem}.hoe_A.weight": torch.cat([a for _, a in factors]),
-        f"{stem}.hoe_B.weight": torch.cat([b for b, _ in factors], dim=1),
-    }
+    tensors = {_A: torch.cat([a for _, a in factors]), _B: torch.cat([b for b, _ in factors], dim=1)}
     if len(votes):
-        tensors[f"{stem}.hoe_router.weight"] = torch.zeros(len(votes), target.d_in)
-        tensors[f"{stem}.hoe_router.bias"] = votes.clone()  # safetensors refuses shared memory
-    cast = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in cast.items():
+        tensors |= {_ROUTER: torch.zeros(len(votes), target.d_in), _BIAS: votes}
+    cast = {part: tensor.to(dtype).contiguous() for part, tensor in tensors.items()}
+    for part, tensor in cast.items():
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{name} does not fit {dtype}; build with dtype=torch.float32 (--dtype float32)")
-    if interpolation == "norm":
-        ranks = tuple(b.shape[1] for b, _ in factors)
-        products = gram(cast[f"{stem}.hoe_A.weight"], cast[f"{stem}.hoe_B.weight"], ranks)
-        cast[f"{stem}.hoe_length.gram"] = products.float()
+            name = f"{PEFT_PREFIX}{target.name}.{part}"
+            raise CheckpointError(
+                f"{name} does not fit {dtype}; build with dtype=torch.float32 (--dtype float32)", tensor=name
+            )
+    if lengths:
+        cast[_LENGTH] = gram(cast[_A], cast[_B], tuple(b.shape[1] for b, _ in factors)).float()
     return cast
-
-
-def write_adapter(directory: Path, config: HoEConfig, tensors: Mapping[str, Tensor]) -> None:
-    """adapter_config.json, the model card and adapter_model.safetensors."""
-    tensors = dict(tensors)
-    for key in list(tensors):
-        if key.endswith(_EXPERTS):
-            stem = key.removesuffix(_EXPERTS)
-            code = config.identity(stem.removeprefix(PEFT_PREFIX))
-            tensors[f"{stem}.hoe_identity.code"] = torch.from_numpy(code)
-    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(directory))  # second: it writes a model card where there are weights

@@ -1,26 +1,26 @@
 """Existing single-objective policies become a steerable adapter (paper section 3.1): the one way in, `build_adapter`.
 
-Streaming, module by module: what stays in memory is one module's weights and the adapter itself; never a model.
+Streaming, module by module: what stays in memory is one module's weights; never a model, nor the adapter.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..config import HoEConfig
 from ..errors import CheckpointError, HoEWarning
 from ..output_directory import check_output, complete_directory, disk_errors
 from .adapter_config import adapter_config
-from .adapter_files import WRITTEN, module_tensors, write_adapter
+from .adapter_files import WRITTEN, AdapterWriter
+from .architecture import LinearModule
 from .build_inputs import BuildInputs, open_inputs
 from .checkpoints import PathOrHubId
 from .module_builder import ModuleBuilder
@@ -33,9 +33,12 @@ from .options import (
     Pruning,
     TaskSVD,
 )
-from .policy_statistics import PolicyStatistics, measure_policies
+from .policy_statistics import PolicyMeasurement, PolicyStatistics
 from .report import REPORT_FILE, BuildReport, ModuleReport, warn_about_pruning
-from .task_heads import head_tensors
+from .task_vectors import TaskVectorReader
+
+# By whether a policy changed the module
+_WHY_EMPTY = {True: "pruning dropped all of its changes", False: "it is the same in the base and in all policies"}
 
 
 def build_adapter(
@@ -116,11 +119,10 @@ def build_adapter(
     )  # fmt: skip
     with complete_directory(output) as directory:
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
-            statistics = measure_policies(inputs, options.pruning, bar)
-            built = _build_modules(inputs, options, config, statistics, bar)
-        report = _report(output, inputs, options, config, statistics, built)
+            built = _build_modules(inputs, options, config, directory, output, bar)
+        report = _report(output, inputs, options, config, built)
         with disk_errors(output):
-            write_adapter(directory, config, built.tensors)
+            config.save_pretrained(str(directory))  # after the weights: it writes a model card beside them
             report.save(directory / REPORT_FILE)
     if progress:
         tqdm.write(report.table())
@@ -129,51 +131,76 @@ def build_adapter(
 
 @dataclass
 class _Built:
-    """The adapter's tensors by name, the report's part on each module, and notes on modules without an expert."""
+    """The report's part on each module, notes on modules without an expert, and statistics of the policies."""
 
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    modules: dict[str, dict[str, ModuleReport]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    statistics: PolicyStatistics
+    modules: dict[str, dict[str, ModuleReport]]
+    notes: list[str]
 
 
 def _build_modules(
-    inputs: BuildInputs, options: BuildOptions, config: HoEConfig, statistics: PolicyStatistics, bar: tqdm[Any]
+    inputs: BuildInputs, options: BuildOptions, config: HoEConfig, directory: Path, output: Path, bar: tqdm[Any]
 ) -> _Built:
-    """Make all tensors of the adapter; fills in the config's targets and ranks, and what pruning dropped."""
-    dtype = options.dtype or inputs.dtype
-    votes = torch.from_numpy(config.initial_router_bias()).float()
+    """Write all tensors of the adapter; fills in the config's targets and ranks."""
+    reader = TaskVectorReader(inputs.base, inputs.policies)
     requested = [expert.r for expert in config.experts or []]
-    builder = ModuleBuilder(inputs, options, config, statistics.thresholds)
-    built = _Built(notes=list(statistics.notes))
-    rank_pattern: dict[str, list[int]] = {}
-    adapted: list[str] = []
-    for target in inputs.architecture.targets:
-        factors, rows = builder.build(target)
-        bar.update()
-        changed = any(row.tau_norm for row in rows.values())
-        if changed:
-            built.modules[target.name] = rows
-        if not any(factor.rank for factor in factors):
-            why = "pruning dropped all of its changes" if changed else "it is the same in the base and in all policies"
-            built.notes.append(f"{target.name} gets no expert: {why}")
-            continue
-        adapted.append(target.name)
-        pairs = [(factor.b, factor.a) for factor in factors]
-        built.tensors.update(module_tensors(target, pairs, votes, dtype, options.interpolation))
-        ranks = [factor.rank for factor in factors]
-        if ranks != requested:
-            rank_pattern[target.name] = ranks
-    if not adapted:
-        raise CheckpointError(
-            f"policies {list(inputs.policies)} equal the base in every weight in scope; nothing can be built"
-        )
-    for name, share in builder.dropped.items():
-        statistics.reports[name].dropped = share
-    built.tensors.update(head_tensors(inputs, dtype))
+    modules, notes = {}, []
+    config.rank_pattern, adapted = {}, []
+    with AdapterWriter(directory, output, inputs, config, options.dtype or inputs.dtype) as writer:
+        measurement = _measure_first(inputs, options, reader, bar)
+        builder = ModuleBuilder(inputs, options, config, measurement.thresholds)
+        for target in _targets(inputs, reader, bar):
+            vectors = reader.read(target, builder.needed if measurement.goes_first else None)
+            if not measurement.goes_first:
+                measurement.add(vectors)
+            factors, rows = builder.build(target, vectors)
+            changed = any(row.tau_norm for row in rows.values())
+            if changed:
+                modules[target.name] = rows
+            ranks = [factor.rank for factor in factors]
+            if not any(ranks):
+                notes.append(f"{target.name} gets no expert: {_WHY_EMPTY[changed]}")
+                continue
+            if ranks != requested:
+                config.rank_pattern[target.name] = ranks
+            writer.add_module(target, [(factor.b, factor.a) for factor in factors])
+            adapted.append(target.name)
+        if not adapted:
+            raise CheckpointError(
+                f"policies {list(inputs.policies)} equal the base in every weight in scope; nothing can be built"
+            )
+        writer.finish()
     config.modules_to_save = sorted(inputs.architecture.heads) or None
     config.target_modules = set(adapted)
-    config.rank_pattern = rank_pattern
-    return built
+    statistics = measurement.finish(builder.dropped)
+    return _Built(statistics, modules, [*statistics.notes, *notes])
+
+
+def _measure_first(
+    inputs: BuildInputs, options: BuildOptions, reader: TaskVectorReader, bar: tqdm[Any]
+) -> PolicyMeasurement:
+    """A measurement that has seen all modules where it must, once or twice, and none where it need not."""
+    measurement = PolicyMeasurement(inputs, options.pruning)
+    bar.reset(total=len(inputs.architecture.targets) * (2 if measurement.goes_first else 1))
+    if measurement.goes_first:
+        for target in _targets(inputs, reader, bar):
+            measurement.add(reader.read(target))
+        again = measurement.unfinished()
+        if again:
+            bar.reset(total=len(inputs.architecture.targets) * 2)
+            for target in _targets(inputs, reader, bar):
+                measurement.add_inside(reader.read(target, again))
+    return measurement
+
+
+def _targets(inputs: BuildInputs, reader: TaskVectorReader, bar: tqdm[Any]) -> Iterator[LinearModule]:
+    """The modules in scope, each announced to the reader while the one before it is worked on."""
+    targets = inputs.architecture.targets
+    for target, following in zip(targets, [*targets[1:], None], strict=True):
+        if following is not None:
+            reader.expect(following)
+        yield target
+        bar.update()
 
 
 def _report(
@@ -181,7 +208,6 @@ def _report(
     inputs: BuildInputs,
     options: BuildOptions,
     config: HoEConfig,
-    statistics: PolicyStatistics,
     built: _Built,
 ) -> BuildReport:
     experts, routers = [asdict(spec) for spec in config.experts or []], [asdict(spec) for spec in config.routers or []]
@@ -191,8 +217,8 @@ def _report(
         options={**options.to_dict(), "dtype": str(options.dtype or inputs.dtype).removeprefix("torch.")},
         experts=[{key: spec[key] for key in ("name", "preference", "r")} for spec in experts],
         routers=[{key: spec[key] for key in ("name", "preference", "votes_for")} for spec in routers],
-        policies=statistics.reports,
-        pairs=statistics.pairs,
+        policies=built.statistics.reports,
+        pairs=built.statistics.pairs,
         modules=built.modules,
         notes=built.notes,
     )
@@ -201,7 +227,7 @@ def _report(
         point = [0.75, 0.25] + [0.0] * (n - 2)
         written = ",".join(f"{weight:g}" for weight in point)
         report.notes.append(f"no routers; add one with routers=[{point}] (--router {written}) and train it")
-    for note in statistics.notes:
+    for note in built.statistics.notes:
         warnings.warn(note, HoEWarning, stacklevel=3)
     warn_about_pruning(report, options.pruning.share)
     return report

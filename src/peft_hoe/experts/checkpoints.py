@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import ADAPTER_WEIGHTS, read_json
+from .weight_files import FILE_ERRORS, SAFETENSORS, WeightFile, open_file
 
 PathOrHubId = str | os.PathLike[str]  # a directory, a Hub id, or `id@revision`
 
 PEFT_PREFIX = "base_model.model."  # before the names of modules in the files of an adapter
-SAFETENSORS = ".safetensors"
 _SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
 _PICKLES = ("pytorch_model.bin", "adapter_model.bin")
 _SETTINGS_PATTERNS = ["*.json"]
@@ -85,16 +83,15 @@ class Checkpoint:
         self.directory, self.label = directory, label
         path, weight_map = _find_weights(directory, label, allow_pickle)
         shards = [path] if weight_map is None else sorted(set(weight_map.values()))
-        # An open safetensors file, or a dictionary of tensors
-        self._files: dict[Path, Any] = {shard: self._open(shard) for shard in shards}
-        found = {name: shard for shard, file in self._files.items() for name in file.keys()}  # noqa: SIM118
+        self._files: dict[Path, WeightFile] = {shard: self._open(shard) for shard in shards}
+        found = {name: shard for shard, file in self._files.items() for name in file.names}
         self._where = {**found, **(weight_map or {})}
         self._check_index(path)
 
     def _check_index(self, index: Path) -> None:
         """Refuse an index that promises tensors which a shard does not have."""
         for shard, file in self._files.items():
-            missing = {name for name, place in self._where.items() if place == shard} - set(file.keys())
+            missing = {name for name, place in self._where.items() if place == shard} - set(file.names)
             if missing:
                 raise CheckpointError(
                     f"{self.label}: {shard} lacks {len(missing)} of the tensors that {index} says it has, such as "
@@ -103,16 +100,14 @@ class Checkpoint:
                     tensor=min(missing),
                 )
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Path) -> WeightFile:
         try:
-            if path.suffix == SAFETENSORS:
-                return safe_open(path, framework="pt")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return open_file(path)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"{self.label}: {path} is missing, though the index of the shards names it", path=path
             ) from error
-        except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, _unpickling_error()) as error:
+        except FILE_ERRORS as error:
             raise CheckpointError(
                 f"{self.label}: {path} is not a readable {path.suffix} file ({error}); it may be truncated, or of "
                 "another format. Download or save it again",
@@ -126,33 +121,40 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        handle = self._files[self._where[name]]
-        return tuple(handle[name].shape if isinstance(handle, dict) else handle.get_slice(name).get_shape())
+        return self._files[self._where[name]].shape(name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of one tensor; of a safetensors file at most one row is read."""
-        return self.rows(name, 0, 1).dtype
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, read now.
+        """Dtype of one tensor, without reading it.
 
         Raises:
-            CheckpointError: the file ends before the tensor does.
+            CheckpointError: torch has no such type.
         """
-        handle = self._files[self._where[name]]
         try:
-            tensor: Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{self.label}: tensor {name!r} cannot be read ({error})") from error
-        return tensor
+            return self._files[self._where[name]].dtype(name)
+        except ValueError as error:
+            raise CheckpointError(f"{self.label}: {error}", path=self._where[name], tensor=name) from error
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, read now; errors as for `rows`."""
+        shape = self.shape(name)
+        return self.rows(name, 0, shape[0] if shape else 1)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the first dimension of one tensor; a scalar is returned whole."""
-        if not self.shape(name):
-            return self.tensor(name)
-        handle = self._files[self._where[name]]
-        rows: Tensor = (handle[name] if isinstance(handle, dict) else handle.get_slice(name))[start:stop]
-        return rows
+        """Rows `start` to `stop` of the first dimension of one tensor, read now; a scalar is returned whole.
+
+        Raises:
+            CheckpointError: the file cannot be read, or ends before the tensor does.
+        """
+        try:
+            return self._files[self._where[name]].rows(name, start, stop)
+        except FILE_ERRORS as error:
+            raise CheckpointError(
+                f"{self.label}: tensor {name!r} cannot be read ({error})", path=self._where[name], tensor=name
+            ) from error
+
+    def expect(self, name: str) -> None:
+        """Say that a tensor will be read soon."""
+        self._files[self._where[name]].expect(name)
 
 
 def _find_weights(directory: Path, label: str, allow_pickle: bool) -> tuple[Path, dict[str, Path] | None]:
@@ -196,9 +198,3 @@ def _read_index(index: Path, label: str, allow_pickle: bool) -> dict[str, Path]:
                 path=index,
             )
     return {name: index.parent / shard for name, shard in weight_map.items()}
-
-
-def _unpickling_error() -> type[Exception]:
-    import pickle  # for the name of its error only
-
-    return pickle.UnpicklingError

@@ -42,24 +42,60 @@ def leading_triplets(
     smaller, width = len(matrix), min(max(rank // 4, 16), 64)  # few at once: each block sees all before it
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(width, matrix.shape[1], generator=generator).to(matrix)
-    block, basis = random @ matrix.T, matrix.new_empty(0, smaller)
-    image = torch.empty(0, matrix.shape[1], dtype=torch.float64)
-    gram = image @ image.T
+    block, grown = _product(random, matrix.T), GrowingRows(smaller, matrix.dtype)
+    images, gram = GrowingRows(matrix.shape[1], torch.float64), torch.empty(0, 0, dtype=torch.float64)
     energies: list[float] = []
     while True:
-        block = _orthonormal(block[: smaller - len(basis)], basis)
-        product = block @ matrix
-        gram = _bordered(gram, image, product.double())
-        basis, image = torch.cat([basis, block]), torch.cat([image, product.double()])
-        if len(basis) == smaller:
+        block = _orthonormal(block[: smaller - len(grown)], grown.rows)
+        product = _product(block, matrix)
+        gram = _bordered(gram, images.rows, product.double())
+        grown.append(block)
+        images.append(product)
+        if len(grown) == smaller:
             break
-        if len(basis) >= rank + width:
+        if len(grown) >= rank + width:
             energies.append(float(torch.linalg.eigvalsh(gram)[-rank:].sum()))
             if _enough(energies, norm**2 - float(gram.trace()), tolerance):
                 break
-        block = product @ matrix.T
-    u, s, vh = _triplets(gram, basis, image, rank)
-    return u, s, vh, len(basis)
+        block = _product(product, matrix.T)
+    u, s, vh = _triplets(gram, grown.rows, images.rows, rank)
+    return u, s, vh, len(grown)
+
+
+class GrowingRows:
+    """A matrix to which rows are added, without copying it each time.
+
+    >>> matrix = GrowingRows(3, torch.float32)
+    >>> matrix.append(torch.ones(2, 3))
+    >>> matrix.rows.shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self._memory, self._used = torch.empty(0, width, dtype=dtype), 0
+
+    def __len__(self) -> int:
+        return self._used
+
+    @property
+    def rows(self) -> Tensor:
+        """What was added so far, `(K, width)`."""
+        return self._memory[: self._used]
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows `(b, width)`, rounded to the matrix's dtype."""
+        used = self._used + len(rows)
+        if used > len(self._memory):
+            larger = self._memory.new_empty(2 * used, self._memory.shape[1])
+            larger[: self._used] = self.rows
+            self._memory = larger
+        self._memory[self._used : used] = rows
+        self._used = used
+
+
+def _product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """A few rows `(b, m)` times a matrix `(m, n)`, in the order that is faster for how the matrix is stored."""
+    return rows @ matrix if matrix.is_contiguous() else (matrix.T @ rows.T).T
 
 
 def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:

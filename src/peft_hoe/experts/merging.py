@@ -1,9 +1,9 @@
 """Merging: several policies' task vectors become one, for a preference (paper eq. 4).
 
-Every method is a pure function `(deltas (K, ...), weights (K,), **options) -> delta (...)` on one module's raw task
-vectors. `merge` is the way in: it drops policies of weight 0 and lets the weights sum to 1. For every method a one-hot
-weight gives that policy's (trimmed) task vector, the order of policies does not matter, and scaling all task vectors
-scales the result. Everywhere 0/0 = 0.
+Every method is a pure function `(deltas, weights, **options) -> delta (...)` of one module's raw task vectors, K float32
+tensors `(...)` of one shape, and the preference, K numbers above 0 that sum to 1. `merge` is the way in: it drops policies of
+weight 0 and lets the weights sum to 1. For every method a one-hot weight gives that policy's (trimmed) task vector, the order
+of policies does not matter, and scaling all task vectors scales the result. Everywhere 0/0 = 0.
 
 Deviation from PEFT's `ties`: that one divides a sum weighted by lambda by the *count* of policies that agree, which
 shrinks the result by up to K. Here the divisor is the sum of the weights that agree.
@@ -11,6 +11,7 @@ shrinks the result by up to K. Here the divisor is the sum of the weights that a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,43 +20,59 @@ import torch
 from torch import Tensor
 
 from ..errors import ExpertError, check_choice
-from .pruning import drop_below, magnitude_threshold, prune_rank
+from .pieces import kth_smallest_magnitude, pieces
+from .pruning import drop_below, prune_rank
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
     """Keep the ceil(density * n) largest of n entries of `delta` `(...)`; entries tied with the last one stay."""
+    return drop_below(delta, trim_threshold(delta, density))
+
+
+def trim_threshold(delta: Tensor, density: float) -> float:
+    """The magnitude below which `trim` drops: 0 where all stay, infinity where none does."""
     n = delta.numel()
     kept = prune_rank(density, n)
     if kept == n:
-        return delta
-    if kept == 0:
-        return torch.zeros_like(delta)
-    return drop_below(delta, magnitude_threshold(delta, (n - kept + 1) / n))
+        return 0.0
+    return kth_smallest_magnitude(delta, n - kept + 1) if kept else math.inf
 
 
-def linear(deltas: Tensor, weights: Tensor) -> Tensor:
+def linear(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Task arithmetic (Ilharco et al. 2023): sum_i lambda_i tau_i."""
-    return torch.tensordot(weights, deltas, dims=1)
+    merged = deltas[0] * weights[0]
+    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
+        merged.add_(delta, alpha=weight)
+    return merged
 
 
-def ties(deltas: Tensor, weights: Tensor, *, density: float) -> Tensor:
+def ties(deltas: Sequence[Tensor], weights: Sequence[float], *, density: float) -> Tensor:
     """TIES (Yadav et al. 2023): trim, elect a sign per entry, average those that agree with it.
 
     Args:
-        deltas: `(K, ...)`.
-        weights: `(K,)`.
+        deltas: K tensors `(...)`.
+        weights: K numbers.
         density: share of entries that each policy keeps, in [0, 1].
     """
-    trimmed = torch.stack([trim(delta, density) for delta in deltas])
-    shares = weights.reshape(-1, *[1] * (deltas.ndim - 1))
-    elected = torch.sign((shares * trimmed).sum(0))  # gamma
-    agree = (torch.sign(trimmed) == elected) & (elected != 0)
-    total = torch.where(agree, shares * trimmed, 0).sum(0)
-    mass = torch.where(agree, shares, 0).sum(0)
-    return torch.where(mass > 0, total / mass.clamp_min(torch.finfo(mass.dtype).tiny), 0)
+    thresholds = [trim_threshold(delta, density) for delta in deltas]
+    merged = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
+    for out, *parts in pieces(merged, *deltas):
+        trimmed = [drop_below(part, threshold) for part, threshold in zip(parts, thresholds, strict=True)]
+        out.copy_(_average_of_the_elected_sign(trimmed, weights))
+    return merged
 
 
-def pcb(deltas: Tensor, weights: Tensor, *, density: float) -> Tensor:
+def _average_of_the_elected_sign(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    elected = torch.sign(linear(parts, weights))  # gamma
+    total, mass = torch.zeros_like(elected), torch.zeros_like(elected)
+    for part, weight in zip(parts, weights, strict=True):
+        agreeing = torch.relu(part * elected)  # |tau_i| where its sign is the elected one
+        total.add_(agreeing, alpha=weight)
+        mass.add_(torch.sign(agreeing), alpha=weight)
+    return elected * total / mass.clamp_min_(torch.finfo(mass.dtype).tiny)
+
+
+def pcb(deltas: Sequence[Tensor], weights: Sequence[float], *, density: float) -> Tensor:
     """PCB-Merging (Du et al. 2024): policies compete for every entry with what is large and what the others share.
 
     n_i = sgn(tau_i) minmax(|tau_i|); the score of an entry is exp(K n_i^2) sum_j tanh(n_i n_j). Of each policy the entries with
@@ -63,8 +80,8 @@ def pcb(deltas: Tensor, weights: Tensor, *, density: float) -> Tensor:
     sum_i beta_i lambda_i tau_i / sum_i beta_i lambda_i.
 
     Args:
-        deltas: `(K, ...)`.
-        weights: `(K,)`.
+        deltas: K tensors `(...)`.
+        weights: K numbers.
         density: share of entries that each policy keeps, in [0, 1]; entries tied with the last one stay.
     """
     if len(deltas) == 1:  # beta cancels, and the score grows with |tau|
@@ -99,14 +116,21 @@ def _unit_range(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """A merge method and the defaults of its options."""
+    """A merge method.
+
+    Attributes:
+        function: what it computes.
+        options: defaults of its options.
+        sums: whether the result is the policies' weighted sum, so that low-rank policies can be merged by their factors.
+    """
 
     function: Callable[..., Tensor]
     options: Mapping[str, float]
+    sums: bool = False
 
 
 METHODS: dict[str, MergeMethod] = {
-    "linear": MergeMethod(linear, {}),
+    "linear": MergeMethod(linear, {}, sums=True),
     "ties": MergeMethod(ties, {"density": 0.6}),
     "pcb": MergeMethod(pcb, {"density": 0.2}),
 }
@@ -149,5 +173,5 @@ def merge(deltas: Sequence[Tensor], weights: Sequence[float], method: str, optio
         a tensor of the task vectors' shape.
     """
     kept = [i for i, weight in enumerate(weights) if weight > 0]
-    shares = torch.tensor([weights[i] for i in kept], dtype=torch.float32)
-    return METHODS[method].function(torch.stack([deltas[i] for i in kept]), shares / shares.sum(), **options)
+    total = sum(weights[i] for i in kept)
+    return METHODS[method].function([deltas[i] for i in kept], [weights[i] / total for i in kept], **options)

@@ -71,15 +71,18 @@ class ModelWeights:
         """The shape of one parameter as it is stored."""
         return self.checkpoint.shape(self.located[parameter])
 
+    def stored_dtype(self, parameter: str) -> torch.dtype:
+        """The dtype of one parameter as it is stored."""
+        return self.checkpoint.dtype(self.located[parameter])
+
     def rows(self, parameter: str, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of one parameter, in the dtype of the file."""
         return self.checkpoint.rows(self.located[parameter], start, stop)
 
+    def expect(self, parameter: str) -> None:
+        """Say that one parameter will be read soon."""
+        self.checkpoint.expect(self.located[parameter])
+
     def stored(self, parameter: str) -> Tensor:
         """One parameter as it is stored."""
         return self.checkpoint.tensor(self.located[parameter])
-
-    def read(self, parameter: str) -> Tensor:
-        """One parameter, in float32 or float64."""
-        tensor = self.stored(parameter)
-        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,21 +14,28 @@ from ..routing import corner
 from .architecture import LinearModule
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
-from .merging import merge
+from .merging import METHODS, merge
 from .options import BuildOptions
+from .pieces import Memory, count_nonzero, frobenius_norm
 from .pruning import drop_below, magnitude_threshold
 from .report import ModuleReport
 from .rescale import rescale_factor
 from .svd import LowRank, keep_factors, reduce_factors, truncated_svd
-from .task_vectors import task_vectors
+from .task_vectors import TaskVectors
 
 
 @dataclass(frozen=True)
 class _Expert:
+    """One expert: its name, its rank, and the weights above 0 that its preference gives to policies."""
+
     name: str
-    weights: list[float]  # the preference, one per policy
-    policy: str | None  # the policy of a one-hot expert
     rank: int
+    shares: dict[str, float]
+
+    @property
+    def policy(self) -> str | None:
+        """The policy of an expert that is made of one."""
+        return next(iter(self.shares)) if len(self.shares) == 1 else None
 
 
 class ModuleBuilder:
@@ -38,39 +46,38 @@ class ModuleBuilder:
         options: the settings.
         config: names, preferences and ranks of the experts.
         thresholds: `{policy: t}` where pruning uses one threshold for all modules.
+
+    Attributes:
+        needed: names of the policies whose task vectors are needed; a LoRA policy's only where a merge takes its entries.
     """
 
     def __init__(
         self, inputs: BuildInputs, options: BuildOptions, config: HoEConfig, thresholds: Mapping[str, float]
     ) -> None:
         self.inputs, self.options, self.thresholds = inputs, options, thresholds
-        names = list(inputs.policies)
-        self.experts = []
-        self._entries: dict[str, tuple[float, int]] = {}  # policy: entries dropped, entries seen
-        for spec in config.experts or []:
-            index = corner(spec.preference)
-            policy = None if index is None else names[index]
-            self.experts.append(_Expert(spec.name, list(spec.preference), policy, spec.r))
-        # A LoRA policy's weights are multiplied out only where a merge needs them.
-        merged = [expert for expert in self.experts if expert.policy is None]
-        self._dense = {
-            name: policy
-            for i, (name, policy) in enumerate(inputs.policies.items())
-            if not isinstance(policy, LoraPolicy) or any(expert.weights[i] > 0 for expert in merged)
-        }
+        self._experts = [
+            _Expert(spec.name, spec.r, _shares(list(inputs.policies), spec.preference)) for spec in config.experts or []
+        ]
+        self._memory = Memory()
+        self._entries: dict[str, tuple[int, int]] = {}  # policy: entries dropped, entries seen
+        dense = {name for expert in self._experts if not self._by_factors(expert) for name in expert.shares}
+        self.needed = [name for name in inputs.policies if name in dense]
 
-    def build(self, target: LinearModule) -> tuple[list[LowRank], dict[str, ModuleReport]]:
-        """Factors and report of every expert in one module, in the config's order."""
-        deltas = task_vectors(self.inputs.base, self._dense, target)
-        norms = {name: float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for name, delta in deltas.items()}
+    def build(self, target: LinearModule, vectors: TaskVectors) -> tuple[list[LowRank], dict[str, ModuleReport]]:
+        """Factors and report of every expert in one module, in the configuration's order.
+
+        Args:
+            target: the module.
+            vectors: the task vectors there, of the policies in `needed` at least.
+        """
         factors, rows = [], {}
-        for expert in self.experts:
-            if expert.policy is None:
-                factor, row = self._merged(expert, deltas, norms)
-            elif isinstance(self.inputs.policies[expert.policy], LoraPolicy):
-                factor, row = self._taken(expert, target)
+        for expert in self._experts:
+            if self._by_factors(expert):
+                factor, row = self._of_factors(expert, target)
+            elif expert.policy is not None:
+                factor, row = self._pruned(expert, expert.policy, vectors)
             else:
-                factor, row = self._pruned(expert, deltas[expert.policy], norms)
+                factor, row = self._merged(expert, vectors)
             factors.append(factor)
             rows[expert.name] = row
         return factors, rows
@@ -80,53 +87,68 @@ class ModuleBuilder:
         """`{policy: share of its entries that pruning dropped}` over the modules built so far."""
         return {name: lost / seen for name, (lost, seen) in self._entries.items()}
 
-    def _pruned(self, expert: _Expert, delta: Tensor, norms: dict[str, float]) -> tuple[LowRank, ModuleReport]:
-        """The expert of a full fine-tune: task-SVD."""
-        name = str(expert.policy)
-        threshold = self.thresholds.get(name, 0.0)
-        if self.options.pruning.share > 0 and self.options.pruning.scope == "module":
-            threshold = magnitude_threshold(delta, self.options.pruning.share)
-        lost = int((delta.abs() < threshold).sum())
-        before = self._entries.get(name, (0, 0))
-        self._entries[name] = before[0] + lost, before[1] + delta.numel()
-        kept = 1 - lost / delta.numel()
-        return self._truncated(expert, drop_below(delta, threshold), kept, norms[name], norms)
+    def _by_factors(self, expert: _Expert) -> bool:
+        """Whether an expert is a weighted sum of LoRA policies, exact in their factors, without a weight of full size."""
+        lora = all(isinstance(self.inputs.policies[name], LoraPolicy) for name in expert.shares)
+        return lora and (expert.policy is not None or METHODS[self.options.merging.method].sums)
 
-    def _merged(
-        self, expert: _Expert, deltas: dict[str, Tensor], norms: dict[str, float]
-    ) -> tuple[LowRank, ModuleReport]:
-        """A multi-objective expert: merge the raw task vectors, then task-SVD without pruning again."""
-        used = [i for i, weight in enumerate(expert.weights) if weight > 0]
-        names = list(self.inputs.policies)
-        raw, weights = [deltas[names[i]] for i in used], [expert.weights[i] for i in used]
-        delta = merge(raw, weights, self.options.merging.method, self.options.merging.options)
-        norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-        return self._truncated(expert, delta, 1.0, norm, norms)
+    def _of_factors(self, expert: _Expert, target: LinearModule) -> tuple[LowRank, ModuleReport]:
+        """A weighted sum of LoRA policies, reduced only where a smaller rank was asked for; one alone is taken as it is."""
+        read = {name: self._factors(name, target) for name in expert.shares}
+        total = sum(expert.shares.values())
+        b = torch.cat([factors[0] * (expert.shares[name] / total) for name, factors in read.items()], dim=1)
+        a = torch.cat([factors[1] for factors in read.values()])
+        factor = reduce_factors(b, a, expert.rank) if len(a) > expert.rank else keep_factors(b, a)
+        norm = math.hypot(factor.norm, factor.residual)
+        scale = 1.0
+        if expert.policy is None:
+            norms = {name: keep_factors(*factors).norm for name, factors in read.items()}
+            scale = self._scale(expert, factor, norm, norms)
+        return _with_report(factor, scale, 1.0, norm)
 
-    def _truncated(
-        self, expert: _Expert, delta: Tensor, kept: float, norm: float, norms: dict[str, float]
-    ) -> tuple[LowRank, ModuleReport]:
-        factor = truncated_svd(
-            delta,
-            expert.rank,
-            solver=self.options.svd.solver,
-            tolerance=self.options.svd.tolerance,
-            seed=self.options.seed,
-        )
-        shares = {name: weight for name, weight in zip(self.inputs.policies, expert.weights, strict=True) if weight > 0}
-        policy_norm = sum(weight * norms[name] for name, weight in shares.items())
-        scale = rescale_factor(self.options.rescale, factor.norm, norm, policy_norm)
-        return _with_report(factor, scale, kept, norm)
-
-    def _taken(self, expert: _Expert, target: LinearModule) -> tuple[LowRank, ModuleReport]:
-        """The expert of a LoRA policy: its own factors, reduced only where a smaller rank was asked for."""
-        policy = self.inputs.policies[str(expert.policy)]
+    def _factors(self, name: str, target: LinearModule) -> tuple[Tensor, Tensor]:
+        """B and A of a LoRA policy; of rank 0 where it leaves the module alone."""
+        policy = self.inputs.policies[name]
         read = policy.factors(target.name) if isinstance(policy, LoraPolicy) else None
-        if read is None:
-            read = torch.zeros(target.d_out, 0), torch.zeros(0, target.d_in)
-        b, a = read
-        factor = reduce_factors(b, a, expert.rank) if a.shape[0] > expert.rank else keep_factors(b, a)
-        return _with_report(factor, 1.0, 1.0, (factor.norm**2 + factor.residual**2) ** 0.5)
+        return read or (torch.zeros(target.d_out, 0), torch.zeros(0, target.d_in))
+
+    def _pruned(self, expert: _Expert, policy: str, vectors: TaskVectors) -> tuple[LowRank, ModuleReport]:
+        """The expert of a full fine-tune: task-SVD."""
+        delta, pruning = vectors.deltas[policy], self.options.pruning
+        threshold = self.thresholds.get(policy, 0.0)
+        if pruning.share > 0 and pruning.scope == "module":
+            threshold = magnitude_threshold(delta, pruning.share)
+        pruned = drop_below(delta, threshold, out=self._memory.take("pruned", *delta.shape))
+        kept = count_nonzero(pruned) if threshold > 0 else delta.numel()  # what stays is at least the threshold
+        before = self._entries.get(policy, (0, 0))
+        self._entries[policy] = before[0] + delta.numel() - kept, before[1] + delta.numel()
+        factor = self._truncated(pruned, expert.rank)
+        norm = vectors.norms[policy]
+        return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), kept / delta.numel(), norm)
+
+    def _merged(self, expert: _Expert, vectors: TaskVectors) -> tuple[LowRank, ModuleReport]:
+        """A multi-objective expert: merge the raw task vectors, then task-SVD without pruning again."""
+        raw, weights = [vectors.deltas[name] for name in expert.shares], list(expert.shares.values())
+        delta = merge(raw, weights, self.options.merging.method, self.options.merging.options)
+        factor, norm = self._truncated(delta, expert.rank), frobenius_norm(delta)
+        return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), 1.0, norm)
+
+    def _truncated(self, delta: Tensor, rank: int) -> LowRank:
+        svd = self.options.svd
+        return truncated_svd(delta, rank, solver=svd.solver, tolerance=svd.tolerance, seed=self.options.seed)
+
+    def _scale(self, expert: _Expert, factor: LowRank, norm: float, norms: Mapping[str, float]) -> float:
+        """The factor that gives an expert its length back; `norms` are those of the policies' task vectors."""
+        policy_norm = sum(weight * norms[name] for name, weight in expert.shares.items())
+        return rescale_factor(self.options.rescale, factor.norm, norm, policy_norm)
+
+
+def _shares(names: list[str], preference: list[float]) -> dict[str, float]:
+    """The weights above 0 by policy; of a preference for one policy alone, that one."""
+    served = corner(preference)
+    if served is not None:
+        return {names[served]: 1.0}
+    return {name: weight for name, weight in zip(names, preference, strict=True) if weight > 0}
 
 
 def _with_report(factor: LowRank, scale: float, kept: float, norm: float) -> tuple[LowRank, ModuleReport]:

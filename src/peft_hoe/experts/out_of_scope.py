@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from .architecture import LINEAR, Architecture
 from .checkpoints import FLOATING
 from .model_weights import ModelWeights
-
-_CHUNK = 1 << 24  # entries of a tensor out of scope that are read at once
+from .pieces import row_ranges
 
 
 @dataclass
@@ -50,32 +50,27 @@ def change_out_of_scope(base: ModelWeights, policy: ModelWeights, architecture: 
 
 
 def _squared_change(base: ModelWeights, policy: ModelWeights, name: str, notes: list[str]) -> float:
-    shapes = [weights.shape(name) for weights in (base, policy)]
-    if shapes[0][1:] != shapes[1][1:] or len(shapes[0]) != len(shapes[1]):
-        notes.append(f"{name} has shape {shapes[0]} in the base but {shapes[1]} in {policy.label}; ignored")
+    before, after = base.shape(name), policy.shape(name)
+    if before[1:] != after[1:] or len(before) != len(after):
+        notes.append(f"{name} has shape {before} in the base but {after} in {policy.label}; ignored")
         return 0.0
-    if shapes[0] != shapes[1]:
-        notes.append(
-            f"{name} has {shapes[0][0]} rows in the base but {shapes[1][0]} in {policy.label}; shared rows compared"
-        )
+    if before != after:
+        notes.append(f"{name} has {before[0]} rows in the base but {after[0]} in {policy.label}; shared rows compared")
+    if not {base.stored_dtype(name), policy.stored_dtype(name)} <= set(FLOATING):
+        return 0.0  # position ids and masks
     total = 0.0
-    for start, stop in _pieces(shapes):
-        rows = [weights.rows(name, start, stop) for weights in (base, policy)]
-        if not all(piece.dtype in FLOATING for piece in rows):
-            return 0.0  # position ids and masks
-        total += float((rows[1].double() - rows[0].double()).square().sum())
-    if not torch.isfinite(torch.tensor(total)):
+    for start, stop in row_ranges(min(before, after)):
+        total += _squared_distance(base.rows(name, start, stop), policy.rows(name, start, stop))
+    if not math.isfinite(total):
         notes.append(f"the change of {name} is not finite; ignored")
         return 0.0
     return total
 
 
-def _pieces(shapes: list[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
-    """First and last row, exclusive, of pieces of the rows that both tensors have."""
-    if not shapes[0]:
-        yield 0, 1
-        return
-    count = min(shape[0] for shape in shapes)
-    width = max(1, int(torch.Size(shapes[0][1:]).numel()))
-    step = max(1, _CHUNK // width)
-    yield from ((start, min(start + step, count)) for start in range(0, count, step))
+def _squared_distance(before: Tensor, after: Tensor) -> float:
+    """The squared distance of two pieces of a weight, most often the same in both."""
+    if before.dtype == after.dtype and torch.equal(before, after):
+        return 0.0
+    wide = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
+    change = after.to(wide).sub(before.to(wide)).reshape(-1)
+    return float(torch.dot(change, change))

@@ -1,13 +1,15 @@
-"""The first passes over all weights: pruning thresholds, agreement of the policies, what experts cannot hold."""
+"""What is measured of the policies: pruning thresholds, their agreement, what experts cannot hold."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
+import torch
 
-from .architecture import FUSED, HEAD
+from .agreement import Agreement
+from .architecture import FUSED, HEAD, LinearModule
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
@@ -16,57 +18,99 @@ from .out_of_scope import change_out_of_scope
 from .pruning import ThresholdSearch
 from .report import PolicyReport
 from .task_heads import heads_agree
-from .task_vectors import Agreement, task_vectors
+from .task_vectors import TaskVectors
+
+_SAMPLED = 16  # rows of each module that stand for all when a threshold is guessed
 
 
 @dataclass(frozen=True)
 class PolicyStatistics:
-    """What is known of the policies before the first expert is made.
+    """What is known of the policies when all task vectors have been seen.
 
     Attributes:
-        thresholds: `{policy: t}` of the policies pruned with one threshold; entries below it are dropped.
-        reports: one for each policy; `dropped` is filled in later where thresholds are per module.
+        reports: one for each policy.
         pairs: agreement of every pair of policies.
         notes: what is probably not as it was meant: policies that changed nothing, or the same; fused experts.
     """
 
-    thresholds: dict[str, float]
     reports: dict[str, PolicyReport]
     pairs: list[dict[str, Any]]
     notes: list[str]
 
 
-def measure_policies(inputs: BuildInputs, pruning: Pruning, bar: tqdm[Any]) -> PolicyStatistics:
-    """Read all task vectors once, or twice where a threshold over all weights is wanted."""
-    targets = inputs.architecture.targets
-    full = {name: policy for name, policy in inputs.policies.items() if isinstance(policy, ModelWeights)}
-    searched = full if pruning.share > 0 and pruning.scope == "global" else {}
-    searches = {name: ThresholdSearch(pruning.share) for name in searched}
-    bar.reset(total=len(targets) * (3 if searches else 2))
-    agreement = Agreement()
-    for target in targets:
-        deltas = task_vectors(inputs.base, inputs.policies, target)
-        agreement.add(deltas)
-        for name, search in searches.items():
-            search.count(deltas[name])
-        bar.update()
-    for search in searches.values():
-        search.narrow()
-    for target in targets if searches else []:
-        for name, delta in task_vectors(inputs.base, searched, target).items():
-            searches[name].count_inside(delta)
-        bar.update()
-    thresholds = {name: search.threshold for name, search in searches.items()}
-    captured = heads_agree(inputs)
-    reports = {name: _policy_report(name, inputs, agreement.squared[name], captured) for name in inputs.policies}
-    for name, search in searches.items():
-        reports[name].prune_threshold, reports[name].dropped = search.threshold, search.dropped
-    notes = [*_notes_on_changes(agreement), *_notes_on_fused_experts(inputs, reports)]
-    if not captured:
-        notes.append(
-            f"the policies have different heads {sorted(inputs.architecture.heads)}; the adapter has the base's"
-        )
-    return PolicyStatistics(thresholds, reports, agreement.pairs(), notes)
+class PolicyMeasurement:
+    """Sees the task vectors of one module after the other.
+
+    Where policies are pruned by one threshold for all weights, the thresholds must be known before the first expert is made,
+    and the measurement is a pass of its own; otherwise it goes along with the making.
+
+    Args:
+        inputs: base and policies.
+        pruning: what is to be dropped.
+    """
+
+    def __init__(self, inputs: BuildInputs, pruning: Pruning) -> None:
+        self.inputs = inputs
+        self._agreement = Agreement()
+        self._searches: dict[str, ThresholdSearch] = {}
+        if pruning.share > 0 and pruning.scope == "global":
+            for name, policy in inputs.policies.items():
+                if isinstance(policy, ModelWeights):
+                    self._searches[name] = ThresholdSearch(pruning.share, _sample(inputs, policy))
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether all modules must be seen before the first expert is made."""
+        return bool(self._searches)
+
+    def add(self, vectors: TaskVectors) -> None:
+        """Count one module's task vectors, of all policies."""
+        self._agreement.add(vectors)
+        for name, search in self._searches.items():
+            search.count(vectors.deltas[name])
+
+    def unfinished(self) -> list[str]:
+        """The policies whose threshold takes a second look, `add_inside` at each module; to be called after the last `add`."""
+        return [name for name, search in self._searches.items() if search.narrow()]
+
+    def add_inside(self, vectors: TaskVectors) -> None:
+        """Look at one module's task vectors again, those of unfinished policies."""
+        for name, delta in vectors.deltas.items():
+            self._searches[name].count_inside(delta)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """`{policy: t}` of the policies pruned with one threshold; entries below it are dropped."""
+        return {name: search.threshold for name, search in self._searches.items()}
+
+    def finish(self, dropped: dict[str, float]) -> PolicyStatistics:
+        """The result, with the shares of entries that were dropped where thresholds are per module."""
+        captured = heads_agree(self.inputs)
+        squared = self._agreement.squared
+        reports = {name: _policy_report(name, self.inputs, squared[name], captured) for name in self.inputs.policies}
+        for name, share in dropped.items():
+            reports[name].dropped = share
+        for name, search in self._searches.items():
+            reports[name].prune_threshold, reports[name].dropped = search.threshold, search.dropped
+        notes = [*_notes_on_changes(self._agreement), *_notes_on_fused_experts(self.inputs, reports)]
+        if not captured:
+            heads = sorted(self.inputs.architecture.heads)
+            notes.append(f"the policies have different heads {heads}; the adapter has the base's")
+        return PolicyStatistics(reports, self._agreement.pairs(), notes)
+
+
+def _sample(inputs: BuildInputs, policy: ModelWeights) -> torch.Tensor:
+    """Entries `(n,)` of a task vector, some rows of every module."""
+    return torch.cat([_sampled_rows(inputs.base, policy, target) for target in inputs.architecture.targets])
+
+
+def _sampled_rows(base: ModelWeights | None, policy: ModelWeights, target: LinearModule) -> torch.Tensor:
+    if base is None:
+        return torch.empty(0)
+    rows = target.shape[0]
+    starts: Iterable[int] = range(0, rows, -(-rows // _SAMPLED))
+    pairs = [(policy.rows(target.weight, i, i + 1), base.rows(target.weight, i, i + 1)) for i in starts]
+    return torch.cat([(after.float() - before.float()).reshape(-1) for after, before in pairs])
 
 
 def _notes_on_changes(agreement: Agreement) -> list[str]:

@@ -1,71 +1,93 @@
 """Pruning by magnitude, exact and streaming.
 
 The task vector's smallest entries are dropped: |tau| < t with t the ceil(p n)-th smallest of n, entries equal to t stay
-(bfloat16 checkpoints tie a lot). Non-negative float32 numbers keep their order when viewed as int32, so two passes of a
-radix histogram (the high 16 bits, then the low 16 inside the bucket that was hit) find t in 1 MiB at any size; t equals
-`torch.kthvalue`.
+(bfloat16 checkpoints tie a lot). Non-negative float32 numbers keep their order when viewed as int32, so a radix histogram
+(the high 16 bits, then the low 16 inside the bucket that was hit) finds t in a few megabytes at any size; t equals
+`torch.kthvalue`. Where a guess of t is right to a few percent, both halves are counted in one pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .pieces import kth_smallest_magnitude, pieces
+
 _BUCKETS = 1 << 16
 _ROUNDING = 2.0**-50  # more than a share and its product are rounded by, less than an entry of any tensor
-_CHUNK = 1 << 22  # entries counted at once, so that the integer copy stays small
+_GUESSED = 8  # buckets around the guess whose low halves are counted too; each is 0.8 % wide and takes 512 KiB
+_PENDING = 1 << 22  # entries inside them that are gathered before they are counted
 
 
 def prune_rank(share: float, n: int) -> int:
-    """ceil(share * n), where a product that is whole up to rounding (0.1 * 30 is above 3) counts as whole."""
+    """ceil(share * n), where a product that is whole up to rounding (0.07 * 100 is above 7) counts as whole."""
     return math.ceil(share * n * (1 - _ROUNDING))
 
 
 class ThresholdSearch:
-    """Finds the threshold that drops a share of all entries of tensors that are shown to it twice.
+    """Finds the threshold that drops a share of all entries of tensors that are shown to it once, or twice.
 
-    Show every tensor to `count`, then call `narrow` once, then show every tensor to `count_inside`; `threshold` and
+    Show every tensor to `count`, then call `narrow`. If it says so, show every tensor to `count_inside` too. `threshold` and
     `dropped` are exact after that.
 
     Args:
         share: the share to drop, in [0, 1).
+        sample: some of the entries `(n,)`; the better it stands for all of them, the likelier one pass is enough.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, sample: Tensor | None = None) -> None:
         self.share = share
         self.total = 0
         self._high = torch.zeros(_BUCKETS, dtype=torch.int64)
-        self._low = torch.zeros(_BUCKETS, dtype=torch.int64)
+        self._first, width = _guess(share, sample)  # of the buckets whose low halves are counted
+        self._low = torch.zeros(width * _BUCKETS, dtype=torch.int64)
+        self._pending: list[Tensor] = []
         self._bucket = 0
         self._below = 0  # entries in lower buckets
 
     def count(self, values: Tensor) -> None:
-        """Count the entries of one tensor by the high half of their bits: the first pass."""
+        """Count the entries of one tensor."""
         self.total += values.numel()
-        for bits in _magnitude_bits(values):
+        start, stop = self._first << 16, (self._first << 16) + len(self._low)
+        for (piece,) in pieces(values):
+            bits = _magnitude_bits(piece)
             self._high += torch.bincount(bits >> 16, minlength=_BUCKETS)
+            if len(self._low):
+                self._pending.append(bits[(bits >= start) & (bits < stop)] - start)
+        if sum(map(len, self._pending)) > _PENDING:
+            self._count_pending()
 
-    def narrow(self) -> None:
-        """Choose the bucket that holds the threshold, between the passes."""
+    def _count_pending(self) -> None:
+        if self._pending:
+            self._low += torch.bincount(torch.cat(self._pending), minlength=len(self._low))
+        self._pending = []
+
+    def narrow(self) -> bool:
+        """Choose the bucket that holds the threshold; whether a second pass, over its inside, is needed."""
+        self._count_pending()
         rank = prune_rank(self.share, self.total)
         if rank < 1:
-            return
+            return False
         ends = self._high.cumsum(0)
         self._bucket = int(torch.searchsorted(ends, rank))
         self._below = int(ends[self._bucket] - self._high[self._bucket])
+        place = (self._bucket - self._first) << 16
+        found = 0 <= place < len(self._low)
+        self._low = self._low[place : place + _BUCKETS] if found else torch.zeros(_BUCKETS, dtype=torch.int64)
+        return not found
 
     def count_inside(self, values: Tensor) -> None:
-        """Count the entries of one tensor inside the bucket by the low half of their bits: the second pass."""
-        for bits in _magnitude_bits(values):
-            inside = bits[(bits >> 16) == self._bucket] & 0xFFFF
-            self._low += torch.bincount(inside, minlength=_BUCKETS)
+        """Count the entries of one tensor inside the bucket, where `narrow` asked for it."""
+        for (piece,) in pieces(values):
+            bits = _magnitude_bits(piece)
+            self._low += torch.bincount(bits[(bits >> 16) == self._bucket] & 0xFFFF, minlength=_BUCKETS)
 
     @property
     def threshold(self) -> float:
-        """t; 0 where nothing is to be dropped."""
+        """The number t; 0 where nothing is to be dropped."""
         if prune_rank(self.share, self.total) < 1:
             return 0.0
         bits = (self._bucket << 16) | self._low_rank()
@@ -83,21 +105,27 @@ class ThresholdSearch:
         return int(torch.searchsorted(self._low.cumsum(0), rank))
 
 
-def _magnitude_bits(values: Tensor) -> Iterator[Tensor]:
-    flat = values.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        yield flat[start : start + _CHUNK].float().abs().view(torch.int32)
+def _guess(share: float, sample: Tensor | None) -> tuple[int, int]:
+    """The first of the buckets around the sample's own threshold, and how many of them."""
+    if sample is None or not sample.numel() or share <= 0:
+        return 0, 0
+    middle = int(_magnitude_bits(sample).sort().values[int(share * len(sample))])
+    return max(0, (middle >> 16) - _GUESSED // 2), _GUESSED
+
+
+def _magnitude_bits(values: Tensor) -> Tensor:
+    return values.float().abs().view(torch.int32)
 
 
 def magnitude_threshold(values: Tensor, share: float) -> float:
-    """The ceil(share * n)-th smallest |entry| of one tensor `(...)`; 0 for a share of 0."""
-    search = ThresholdSearch(share)
-    search.count(values)
-    search.narrow()
-    search.count_inside(values)
-    return search.threshold
+    """The ceil(share * n)-th smallest |entry| of one float32 tensor `(...)`; 0 for a share of 0."""
+    rank = prune_rank(share, values.numel())
+    return kth_smallest_magnitude(values, rank) if rank >= 1 else 0.0
 
 
-def drop_below(values: Tensor, threshold: float) -> Tensor:
-    """`values` `(...)` with entries of a magnitude below the threshold set to 0."""
-    return values if threshold == 0 else torch.where(values.abs() >= threshold, values, 0)
+def drop_below(values: Tensor, threshold: float, out: Tensor | None = None) -> Tensor:
+    """`values` `(...)`, float32, with entries of a magnitude below the threshold set to 0."""
+    if threshold == 0:
+        return values
+    # hardshrink keeps what is above its number: the float32 before the threshold keeps what is equal to it
+    return torch.hardshrink(values, float(np.nextafter(np.float32(threshold), np.float32(0))), out=out)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ExpertError, check_choice
 from .krylov import LinAlgError, leading_triplets
+from .pieces import frobenius_norm
 
 SOLVERS = ("randomized", "exact")
 TOLERANCE = 1e-4
@@ -87,14 +88,6 @@ def truncated_svd(
             u, s, vh, used = _exact(matrix)
             used += " (randomized failed)"
     return _factors(u[:, :wanted], s[:wanted], vh[:wanted], total, matrix.shape, used)
-
-
-def frobenius_norm(matrix: Tensor) -> float:
-    """The norm of a matrix `(d_out, d_in)`: rows in their own dtype, which is ten times as fast, and their sum in float64."""
-    rows = torch.linalg.vector_norm(matrix, dim=1).double()
-    if not bool(rows.isfinite().all()):  # squares beyond float32
-        rows = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64)
-    return float(rows.norm())
 
 
 def reduce_factors(b: Tensor, a: Tensor, rank: int) -> LowRank:
