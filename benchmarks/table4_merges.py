@@ -14,7 +14,6 @@ import numpy as np
 
 from figures_setting import Setting, cell, gain, hypervolume, means, parser, plain, write
 from fronts_tables import markdown
-from peft_hoe.experts.merging import METHODS
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     command.add_argument("--objectives", nargs="+", default=["positive", "rich"])
     args = command.parse_args()
     setting = Setting(args.shared, args.output, args.objectives)
-    names = ["linear", *sorted(set(METHODS) - {"linear"})]
+    names = ["linear", "pcb", "ties"]
     adapters = {name: setting.adapter("hoe" if name == "ties" else f"merge-{name}", merging=name) for name in names}
     sweeps = {name: setting.sweep("HoE" if name == "ties" else f"merge {name}", adapters[name]) for name in names}
     adapters["linear, policy_norm"] = setting.adapter("merge-linear-norm", merging="linear", rescale="policy_norm")

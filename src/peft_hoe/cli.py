@@ -13,6 +13,7 @@ from .errors import HoEError
 _COMMANDS = {
     "build": "Turn existing single-objective policies into a steerable adapter.",
     "policy": "Train one policy for each reward, where you have none to build from.",
+    "merges": "The methods of merging policies, with their options and sources.",
     "demo": "Build, save, load and steer a tiny model offline.",
     "train": "Train the routers of an adapter for their preferences.",
     "recipes": "The paper's tasks: datasets, rewards and models by name.",

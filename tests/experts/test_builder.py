@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from peft_hoe import CheckpointError, ExpertSpec, HoEWarning, Merging, Pruning
 from peft_hoe.experts import build_adapter, module_builder, policy_statistics, weight_writer
-from peft_hoe.experts.merging import ties
+from peft_hoe.experts.merging.ties import ties
 from peft_hoe.experts.pruning import drop_below
 from peft_hoe.experts.task_vectors import TaskVectorReader
 

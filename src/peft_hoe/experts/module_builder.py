@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class ModuleBuilder:
             elif expert.policy is not None:
                 factor, row = self._pruned(expert, expert.policy, vectors)
             else:
-                factor, row = self._merged(expert, vectors)
+                factor, row = self._merged(expert, target, vectors)
             factors.append(factor)
             rows[expert.name] = row
         return factors, rows
@@ -126,10 +127,11 @@ class ModuleBuilder:
         norm = vectors.norms[policy]
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), kept / delta.numel(), norm)
 
-    def _merged(self, expert: _Expert, vectors: TaskVectors) -> tuple[LowRank, ModuleReport]:
+    def _merged(self, expert: _Expert, target: LinearModule, vectors: TaskVectors) -> tuple[LowRank, ModuleReport]:
         """A multi-objective expert: merge the raw task vectors, then task-SVD without pruning again."""
         raw, weights = [vectors.deltas[name] for name in expert.shares], list(expert.shares.values())
-        delta = merge(raw, weights, self.options.merging.method, self.options.merging.options)
+        seeds = [_seed(self.options.seed, target.name, name) for name in expert.shares]
+        delta = merge(raw, weights, self.options.merging.method, self.options.merging.options, seeds)
         factor, norm = self._truncated(delta, expert.rank), frobenius_norm(delta)
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), 1.0, norm)
 
@@ -141,6 +143,11 @@ class ModuleBuilder:
         """The factor that gives an expert its length back; `norms` are those of the policies' task vectors."""
         policy_norm = sum(weight * norms[name] for name, weight in expert.shares.items())
         return rescale_factor(self.options.rescale, factor.norm, norm, policy_norm)
+
+
+def _seed(seed: int, module: str, policy: str) -> int:
+    """A seed of its own for each module and policy, the same in whatever order and company they are built."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {module} {policy}".encode()).digest()[:8], "little") >> 1
 
 
 def _shares(names: list[str], preference: list[float]) -> dict[str, float]:

@@ -78,16 +78,40 @@ def truncated_svd(
     if total == 0:
         empty = matrix.new_zeros
         return LowRank(empty(matrix.shape[0], 0), empty(0, matrix.shape[1]), 0.0, 1.0, 0.0, "none")
-    if solver == "exact" or _FULL * wanted > smaller:
+    u, s, vh, used = singular_triplets(matrix, wanted, total, solver=solver, tolerance=tolerance, seed=seed)
+    return _factors(u, s, vh, total, matrix.shape, used)
+
+
+def singular_triplets(
+    matrix: Tensor,
+    rank: int,
+    norm: float | None = None,
+    *,
+    solver: str = "randomized",
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, str]:
+    """U `(d_out, r)`, S `(r,)`, V^T `(r, d_in)` of the leading r triplets, and what was used.
+
+    Args:
+        matrix: `(d_out, d_in)` float32.
+        rank: r, at most the smaller side.
+        norm: Frobenius norm of the matrix, where it is known.
+        solver: as for `truncated_svd`, and so are the rest.
+        tolerance: see there.
+        seed: see there.
+    """
+    if solver == "exact" or _FULL * rank > min(matrix.shape):
         u, s, vh, used = _exact(matrix)
     else:
+        norm = frobenius_norm(matrix) if norm is None else norm
         try:
-            u, s, vh, directions = leading_triplets(matrix, wanted, total, tolerance=tolerance, seed=seed)
+            u, s, vh, directions = leading_triplets(matrix, rank, norm, tolerance=tolerance, seed=seed)
             used = f"randomized ({directions} directions)"
         except LinAlgError:
             u, s, vh, used = _exact(matrix)
             used += " (randomized failed)"
-    return _factors(u[:, :wanted], s[:wanted], vh[:wanted], total, matrix.shape, used)
+    return u[:, :rank], s[:rank], vh[:rank], used
 
 
 def reduce_factors(b: Tensor, a: Tensor, rank: int) -> LowRank:

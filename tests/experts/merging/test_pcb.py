@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from peft_hoe.experts.merging import merge
+from peft_hoe.experts.merging.pcb import pcb
+from peft_hoe.experts.merging.trimming import trim
+
+
+@pytest.fixture
+def deltas():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(6, 7, generator=generator) for _ in range(3)]
+
+
+def test_pcb_by_hand():
+    deltas = torch.tensor([[2.0, -1.0, 0.0, 1.0], [2.0, 2.0, 0.0, 2.0]])  # n: [1, -1/2, 0, 1/2] and [1, 1, 0, 1]
+    best = math.exp(2) * 2 * math.tanh(1)  # the score of entry 0, the highest of both
+    loses = (
+        math.exp(2) * (math.tanh(1) - math.tanh(0.5)) / best
+    )  # beta of the second in entry 1, where the first has 1e-6
+    first = math.exp(0.5) * (math.tanh(0.25) + math.tanh(0.5)) / best  # betas in entry 3
+    second = math.exp(2) * (math.tanh(1) + math.tanh(0.5)) / best
+    expected = [2.0, (2 * loses - 1e-6) / (loses + 1e-6), 0.0, (first + 2 * second) / (first + second)]
+    merged = pcb(deltas, [0.5, 0.5], density=1.0)
+    torch.testing.assert_close(merged, torch.tensor(expected), rtol=1e-5, atol=0)
+    expected[1] = (3 * 2 * loses - 1e-6) / (3 * loses + 1e-6)
+    expected[3] = (first + 3 * 2 * second) / (first + 3 * second)
+    merged = pcb(deltas, [0.25, 0.75], density=1.0)
+    torch.testing.assert_close(merged, torch.tensor(expected), rtol=1e-5, atol=0)
+    # Half of the entries: both keep 0 and 3, and in 3 both are the worst that is kept.
+    assert pcb(deltas, [0.5, 0.5], density=0.5).tolist() == [2.0, 0.0, 0.0, 1.5]
+
+
+def test_pcb_keeps_all_or_nothing_at_the_edges(deltas):
+    assert merge(deltas, [0.5, 0.2, 0.3], "pcb", {"density": 0.0}).tolist() == torch.zeros(6, 7).tolist()
+    merged = merge(deltas, [0.5, 0.2, 0.3], "pcb", {"density": 1.0})
+    stacked = torch.stack(deltas)
+    assert (merged != 0).all()
+    assert (merged <= stacked.amax(0) + 1e-6).all()
+    assert (merged >= stacked.amin(0) - 1e-6).all()
+
+
+def test_pcb_does_not_shrink_policies_that_agree(deltas):
+    torch.testing.assert_close(merge([deltas[0]] * 3, [0.5, 0.2, 0.3], "pcb", {"density": 1.0}), deltas[0])
+    same = merge([deltas[0]] * 3, [0.5, 0.2, 0.3], "pcb", {"density": 0.6})
+    torch.testing.assert_close(same, trim(deltas[0], 0.6))
+
+
+def test_pcb_takes_constant_task_vectors_and_many_policies(agree):
+    constant = torch.tensor([1.0, -1.0, 1.0])  # min-max gives 0 / 0
+    assert merge([constant, constant], [0.5, 0.5], "pcb", {"density": 1.0}).tolist() == constant.tolist()
+    many = merge([torch.tensor([1.0, -3.0, 2.0])] * 200, [1.0] * 200, "pcb", {"density": 1.0})  # exp(200) is no float32
+    agree(many, torch.tensor([1.0, -3.0, 2.0]))
