@@ -18,12 +18,6 @@ SKIPS: dict[str, str] = {
     ),
     r"test_mixed_adapter_batches": "rows differ by preference, not by adapter: adapter_names is not offered",
     r"test_add_adapter_rejects_duplicate_name_without_mutation\[True\]": "PeftMixedModel takes PEFT's own methods",
-    r"test_inject_from_state_dict_(low_cpu_mem_usage|model_with_weight_conversion)|test_prefix_removal_is_undone": (
-        "an adapter says in whole numbers which experts it holds (hoe_identity): a buffer, never on the meta device, "
-        "that no random or constant tensor may replace"
-    ),
-    r"test_inject_from_state_dict_missing_keys_warning": "takes lora_A and lora_B of a module away, and leaves hoe_identity",
-    r"test_inject_from_state_dict_extra_keys_warning": "assigns target modules to a configuration in use, which is refused",
     r"test_from_pretrained_cache_dir": "downloads into an empty folder, and nothing here reaches the Hub",
 }
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
@@ -21,8 +19,17 @@ from .model_card import complete
 from .patterns import matches
 from .peft_type import peft_type
 from .preference import FloatArray, parse_preference
-from .resolution import check_count, resolve_experts, resolve_ranks, resolve_routers, stacked
-from .routing import HULL, PreferenceRouter, coarse_weights, point_code
+from .resolution import (
+    check_count,
+    check_fingerprint,
+    check_layers,
+    fingerprint,
+    resolve_experts,
+    resolve_ranks,
+    resolve_routers,
+    stacked,
+)
+from .routing import HULL, PreferenceRouter, coarse_weights
 from .specs import (
     Assigned,
     FixedList,
@@ -66,9 +73,12 @@ class HoEConfig(Assigned, PeftConfig):
         router_temperature: T of the routers' softmax; not trained.
         interpolation: "linear" averages the experts (paper eq. 12); "norm" gives each module's average the mean length of what
             it averages (`tuner/lengths.py`).
+        fingerprint: leave empty. `to_dict` and so adapter_config.json fill it: which experts and routers, in which order, the
+            saved tensors hold, since their shapes do not tell.
 
     Raises:
         ExpertError: experts or routers that contradict each other or the objectives.
+        CheckpointError: experts, ranks or routers that contradict the fingerprint.
         PreferenceError: a preference that is not a point of the simplex.
 
     >>> from peft_hoe import HoEConfig
@@ -96,6 +106,7 @@ class HoEConfig(Assigned, PeftConfig):
     train_experts: bool = False
     router_temperature: float = 1.0
     interpolation: str = "linear"
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +115,7 @@ class HoEConfig(Assigned, PeftConfig):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         self._check()
+        self._check_fingerprint()
         self._warn_of_corners()
         if self.objectives is not None:
             self._made = True
@@ -157,7 +169,7 @@ class HoEConfig(Assigned, PeftConfig):
     # -- checks ---
 
     def _check(self) -> None:
-        self._check_targets()
+        check_layers(self.target_modules, self.layers_to_transform, self.layers_pattern)
         self.r = checked_rank(self.r, "r")
         for name in _FLAGS:
             setattr(self, name, checked_flag(getattr(self, name), name))
@@ -186,20 +198,13 @@ class HoEConfig(Assigned, PeftConfig):
         if self.default_preference is not None:
             self.default_preference = parse_preference(self.default_preference, self.objectives).tolist()
 
-    def _check_targets(self) -> None:
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError("`layers_to_transform` cannot be used when `target_modules` is a str.")
-        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
-            raise ValueError("`layers_pattern` cannot be used when `target_modules` is a str.")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
-        for name in [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []:
-            if not re.fullmatch(r"[\w.-]*", name):
-                raise ExpertError(
-                    f"layers_pattern is {name!r}; give the name of a list of layers, such as 'layers' or 'h'",
-                    argument="layers_pattern",
-                    value=name,
-                )
+    def _check_fingerprint(self) -> None:
+        given, self.fingerprint = self.fingerprint, None  # what is made from this may have other experts
+        if given is not None and self.objectives is not None:
+            check_fingerprint(given, self._fingerprint())
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.experts or [], self.routers or [], self.rank_pattern or {})
 
     def _warn_of_corners(self) -> None:
         if self.objectives is None:
@@ -249,20 +254,6 @@ class HoEConfig(Assigned, PeftConfig):
         names = self.expert_names
         return [[names.index(name) for name in router.votes_for] for router in self.routers or []]
 
-    def identity(self, module: str) -> NDArray[np.int64]:
-        """What a module's tensors hold, in their order: `(L + R, 2)`, saved with them, since shapes do not tell.
-
-        For an expert its rank and its preference's `point_code`; for a router its number of votes, and the code of its
-        preference with the sum of its experts' codes.
-        """
-        codes = np.asarray([point_code(point) for point in self.expert_preferences], dtype=np.int64)
-        experts = list(zip(self.ranks(module), codes.tolist(), strict=True))
-        routers = [
-            (len(members), (point_code(point) + int(codes[members].sum())) % 2**62)
-            for point, members in zip(self.router_preferences, self.votes(), strict=True)
-        ]
-        return np.asarray([*experts, *routers], dtype=np.int64)
-
     def static_votes(self) -> FloatArray:
         """`(R, L)`: what each router votes until it is trained, the interpolation that gives its own preference."""
         experts, points = self.expert_preferences, self.router_preferences
@@ -292,6 +283,7 @@ class HoEConfig(Assigned, PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sets as sorted lists, everything resolved."""
         plain = asdict(deepcopy(self))  # a copy's lists are ordinary ones
+        plain["fingerprint"] = None if self.objectives is None else self._fingerprint()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
 
     @classmethod

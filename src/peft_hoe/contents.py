@@ -75,7 +75,7 @@ def _check(key: str, tensor: TensorInfo, wanted: dict[int, int] | None, path: st
 
     if wanted is None:
         refuse("is a router's, but the configuration has no routers")
-    if tensor.dtype not in FLOATS and not key.endswith("hoe_identity.code"):
+    if tensor.dtype not in FLOATS:
         refuse(f"holds {tensor.dtype}, not one of {sorted(FLOATS)}")
     for axis, length in wanted.items():
         if len(tensor.shape) <= max(wanted) or tensor.shape[axis] != length:

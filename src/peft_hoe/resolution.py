@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .errors import ExpertError, PreferenceError
+from .errors import CheckpointError, ExpertError, PreferenceError
 from .preference import FloatArray, one_hot, parse_preference, uniform
-from .routing import HULL, Subdivision, check_apart, in_hull, voting_set
+from .routing import HULL, Subdivision, check_apart, in_hull, point_code, voting_set
 from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_flag, checked_rank
 
 # What a configuration may ask for: it may be a stranger's, and everything here costs time before any weight is read.
@@ -92,6 +95,66 @@ def resolve_ranks(given: Any, experts: Sequence[ExpertSpec]) -> dict[str, list[i
             value=given,
         )
     return {key: _ranks(value, f"rank_pattern[{key!r}]", experts) for key, value in (given or {}).items()}
+
+
+def check_layers(target_modules: Any, layers_to_transform: Any, layers_pattern: Any) -> None:
+    """See that a choice of layers can be read, as PEFT's LoRA asks.
+
+    Raises:
+        ExpertError: it contradicts `target_modules`, or names no list of layers.
+    """
+    if isinstance(target_modules, str) and layers_to_transform is not None:
+        raise ExpertError(
+            "`layers_to_transform` cannot be used when `target_modules` is a str.", argument="layers_to_transform"
+        )
+    if isinstance(target_modules, str) and layers_pattern is not None:
+        raise ExpertError("`layers_pattern` cannot be used when `target_modules` is a str.", argument="layers_pattern")
+    if layers_pattern and layers_to_transform is None:
+        raise ExpertError(
+            "When `layers_pattern` is specified, `layers_to_transform` must also be specified.",
+            argument="layers_pattern",
+        )
+    for name in [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern or []:
+        if not re.fullmatch(r"[\w.-]*", name):
+            raise ExpertError(
+                f"layers_pattern is {name!r}; give the name of a list of layers, such as 'layers' or 'h'",
+                argument="layers_pattern",
+                value=name,
+            )
+
+
+def fingerprint(experts: Sequence[ExpertSpec], routers: Sequence[RouterSpec], rank_pattern: Mapping[str, Any]) -> str:
+    """A hash of what says which numbers of A, B and the routers' tensors are whose, of resolved specs.
+
+    Shapes do not tell experts in another order apart. Names may change.
+    """
+    names = [expert.name for expert in experts]
+    held = {
+        "experts": [(point_code(np.asarray(expert.preference)), expert.r) for expert in experts],
+        "routers": [
+            (point_code(np.asarray(router.preference)), [names.index(name) for name in router.votes_for])
+            for router in routers
+        ],
+        "rank_pattern": sorted(rank_pattern.items()),  # JSON files sort it, too
+    }
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]
+
+
+def check_fingerprint(given: Any, expected: str) -> None:
+    """Refuse a configuration file whose experts and routers are not those of the tensors that were saved with it.
+
+    Raises:
+        CheckpointError: they have another fingerprint.
+    """
+    if given != expected:
+        raise CheckpointError(
+            f"adapter_config.json has the fingerprint {given!r}, but its experts, ranks and routers have {expected!r}: they "
+            "were changed or put in another order after the adapter was saved, and its tensors hold those of before. Take the "
+            "adapter_config.json that was saved with the weights; names, marks, the temperature and the default preference "
+            "may be edited, nothing else of them",
+            value=given,
+            allowed=expected,
+        )
 
 
 def stacked(specs: Sequence[ExpertSpec] | Sequence[RouterSpec], n: int) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -60,6 +61,10 @@ class Assigned:
             super().__setattr__(name, value)
             return
         if name not in self.followed:
+            gc.collect()  # a model that nobody holds any more may only wait for this: its parts refer to each other
+            if self.user is None:
+                super().__setattr__(name, value)
+                return
             raise ExpertError(
                 f"{type(self).__name__}.{name} cannot become {value!r}: a model has been made with {getattr(self, name)!r}. "
                 "Make another configuration and another adapter",

@@ -111,6 +111,18 @@ def test_the_bookkeeping_of_peft_stays_free(hoe_llama):
     config.modules_to_save = ["lm_head"]
 
 
+def test_everything_is_free_again_when_the_model_is_gone(llama, config):
+    # The parts of a model refer to each other, so that it may live on until the collector comes.
+    given = config()
+    model = inject_adapter_in_model(given, llama())
+    with pytest.raises(ExpertError, match="a model has been made with"):
+        given.exclude_modules = ["k_proj"]
+    del model
+    given.exclude_modules = ["k_proj"]
+    again = inject_adapter_in_model(given, llama())
+    assert not any("k_proj.hoe_A" in name for name, _ in again.named_parameters())
+
+
 def test_the_model_uses_the_callers_own_object(llama, config):
     # PEFT assigns to it after the adapter is there (token classification), and so may its user.
     given = config()

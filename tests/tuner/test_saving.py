@@ -215,7 +215,7 @@ def test_base_modules_with_our_prefix_in_their_names_stay_the_bases():
 def test_state_dict_keys_are_pefts(hoe_llama):
     keys = get_peft_model_state_dict(hoe_llama()).keys()
     parts = {key.split("q_proj.")[1] for key in keys if "q_proj" in key}
-    assert parts == {"hoe_A.weight", "hoe_B.weight", "hoe_router.weight", "hoe_router.bias", "hoe_identity.code"}
+    assert parts == {"hoe_A.weight", "hoe_B.weight", "hoe_router.weight", "hoe_router.bias"}
     assert all(key.startswith("base_model.model.model.layers.") for key in keys)
 
 

@@ -23,7 +23,7 @@ from .weight_writer import WeightWriter
 # What a build writes
 WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
 _A, _B, _ROUTER, _BIAS = "hoe_A.weight", "hoe_B.weight", "hoe_router.weight", "hoe_router.bias"
-_LENGTH, _IDENTITY = "hoe_length.gram", "hoe_identity.code"
+_LENGTH = "hoe_length.gram"
 
 
 class AdapterWriter:
@@ -46,11 +46,11 @@ class AdapterWriter:
         self._output, self._config, self._dtype = output, config, dtype
         self._votes = torch.from_numpy(config.initial_router_bias()).float()
         self._heads = head_tensors(inputs, dtype)
-        targets, experts, routers = inputs.architecture.targets, len(config.experts or []), len(config.routers or [])
-        parts = (_A, _B, _ROUTER, _BIAS, _LENGTH, _IDENTITY)
+        targets, experts = inputs.architecture.targets, len(config.experts or [])
+        parts = (_A, _B, _ROUTER, _BIAS, _LENGTH)
         names = [f"{PEFT_PREFIX}{target.name}.{part}" for target in targets for part in parts]
-        lengths, identity = experts**2 * torch.float32.itemsize, 2 * (experts + routers) * torch.int64.itemsize
-        others = len(targets) * (lengths + identity) + sum(head.nbytes for head in self._heads.values())
+        lengths = experts**2 * torch.float32.itemsize
+        others = len(targets) * lengths + sum(head.nbytes for head in self._heads.values())
         with disk_errors(output):
             self._weights = WeightWriter(directory / ADAPTER_WEIGHTS, dtype, [*names, *self._heads], others)
 
@@ -68,7 +68,6 @@ class AdapterWriter:
         """
         lengths = self._config.interpolation == "norm"
         tensors = module_tensors(target, factors, self._votes, self._dtype, lengths=lengths)
-        tensors[_IDENTITY] = torch.from_numpy(self._config.identity(target.name))
         self._add({f"{PEFT_PREFIX}{target.name}.{part}": tensor for part, tensor in tensors.items()})
 
     def finish(self) -> None:

@@ -46,29 +46,6 @@ class ExpertLayout:
     train_experts: bool
 
 
-class Identity(nn.Module):
-    """Which experts and routers a module's tensors hold (`HoEConfig.identity`), saved with them.
-
-    A configuration whose experts stand in another order has tensors of the same shapes, but is another adapter.
-
-    Attributes:
-        code: `(L + R, 2)`, as loaded.
-        expected: the same as the configuration has it.
-    """
-
-    code: torch.Tensor
-
-    def __init__(self, code: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("code", code)
-        self.expected = code.tolist()
-
-    def materialise(self) -> None:
-        """Come back from the meta device: the values are known before any file is read."""
-        if self.code.is_meta:
-            self.code = torch.tensor(self.expected, dtype=torch.int64)
-
-
 class HoELayer(BaseTunerLayer):
     """What makes a module a HoE layer: adapter tensors, trainability, votes and the plan in effect.
 
@@ -78,7 +55,7 @@ class HoELayer(BaseTunerLayer):
     'model.layers.0.self_attn.q_proj'
     """
 
-    adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length", "hoe_identity")
+    adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length")
     other_param_names: tuple[str, ...] = ()
 
     base_layer: nn.Module
@@ -92,7 +69,6 @@ class HoELayer(BaseTunerLayer):
         self.hoe_B = nn.ModuleDict()
         self.hoe_router = nn.ModuleDict()
         self.hoe_length = nn.ModuleDict()
-        self.hoe_identity = nn.ModuleDict()
         self.hoe_steering = steering
         self.hoe_layouts: dict[str, ExpertLayout] = {}
         self.module_name = name
@@ -130,7 +106,6 @@ class HoELayer(BaseTunerLayer):
         if config.init_weights:
             self.reset_parameters(adapter_name, config)
         self.measure_lengths(adapter_name)
-        self.hoe_identity[adapter_name] = Identity(torch.from_numpy(config.identity(self.module_name)))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.hoe_steering.lies_at(self.factors(adapter_name)[0])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -181,12 +156,6 @@ class HoELayer(BaseTunerLayer):
             for adapter, linear in getattr(self, part).items():
                 for name, tensor in (*linear.named_parameters(), *linear.named_buffers()):
                     yield adapter, f"{part}.{adapter}.{name}", tensor.shape
-
-    def identity(self, adapter: str) -> Identity:
-        """Which experts and routers this module has of an adapter."""
-        identity: Any = self.hoe_identity[adapter]
-        known: Identity = identity
-        return known
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter from this layer."""

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import CheckpointError, HoEWarning
-from .layer import HoELayer, Identity
+from .layer import HoELayer
 
 # PEFT puts the adapter's name only into keys that it finds a place for.
 _OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_\w+?)(\.(?P<adapter>[^.]+))?\.\w+")
 
 
-def check_state_dict(root: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *unused: Any) -> None:
+def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str, *unused: Any) -> None:
     """A load_state_dict pre-hook: an adapter is loaded whole, as its configuration describes it and finite, or not at all.
 
     A state dict with any expert tensor of an adapter must hold them all. One with router tensors alone is a router checkpoint
-    and is let through. A file of before identities were saved is taken at its word.
+    and is let through.
 
     Raises:
         CheckpointError: names the tensor, what is wrong with it and the remedy.
@@ -38,15 +38,8 @@ def check_state_dict(root: nn.Module, state_dict: MutableMapping[str, Any], pref
     for key, (adapter, shape) in expected.items():
         if key in state_dict:
             _check_tensor(key, state_dict[key], shape)
-        elif adapter in whole and ".hoe_identity." not in key:
+        elif adapter in whole:
             _refuse_missing(key, adapter, shape)
-    for name, layer in layers.items():
-        for adapter in layer.hoe_identity:
-            identity, key = layer.identity(adapter), f"{name}.hoe_identity.{adapter}.code"
-            if key in state_dict:
-                _check_identity(key, state_dict[key], identity)
-            elif adapter in whole:
-                state_dict[key] = torch.tensor(identity.expected, dtype=torch.int64)
 
 
 def check_loaded(root: nn.Module) -> None:
@@ -63,9 +56,6 @@ def check_loaded(root: nn.Module) -> None:
             for part in layer.adapter_layer_names:
                 for key, parameter in getattr(layer, part).named_parameters():
                     _check_tensor(f"{name}.{part}.{key}", parameter, parameter.shape)
-            for adapter in layer.hoe_identity:
-                identity = layer.identity(adapter)
-                _check_identity(f"{name}.hoe_identity.{adapter}.code", identity.code, identity)
 
 
 def _refuse_missing(key: str, adapter: str, shape: torch.Size) -> None:
@@ -143,22 +133,6 @@ def _same(mine: torch.Tensor, other: Any) -> bool:
     return mine.shape == other.shape and bool(torch.equal(mine.detach(), other.to(mine)))
 
 
-def _check_identity(key: str, code: Any, identity: Identity) -> None:
-    if not isinstance(code, torch.Tensor) or code.is_meta or code.tolist() == identity.expected:
-        return
-    held, asked = code.tolist(), identity.expected
-    place = next((i for i, pair in enumerate(zip(held, asked, strict=False)) if pair[0] != pair[1]), 0)
-    raise CheckpointError(
-        f"{key!r} says that the tensors hold other experts or routers than the configuration: number {place} has rank or votes "
-        f"{[row[0] for row in held][place:][:1]} there and {[row[0] for row in asked][place:][:1]} here, or stands at another "
-        "preference. Experts and routers must be listed as they were when the adapter was saved; take the adapter_config.json "
-        "that was saved with it",
-        tensor=key,
-        value=held,
-        allowed=asked,
-    )
-
-
 def _largest(key: str, dtype: torch.dtype) -> float:
     """How large a finite number may be: what it is multiplied with overflows beyond, and then the model's numbers are NaN."""
     if ".hoe_length." in key:
@@ -177,8 +151,6 @@ def _check_tensor(key: str, tensor: Any, shape: torch.Size) -> None:
             value=tuple(tensor.shape),
             allowed=tuple(shape),
         )
-    if ".hoe_identity." in key:
-        return
     if not tensor.is_floating_point():
         raise CheckpointError(
             f"the tensor {key!r} holds {tensor.dtype}, not floating-point numbers; the file is damaged",

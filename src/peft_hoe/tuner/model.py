@@ -76,9 +76,6 @@ class HoEModel(BaseTuner):
         configs: Any = self.peft_config
         adapter = Adapter(adapter_name, configs, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        for layer in _layers(model):
-            if adapter_name in layer.hoe_identity:
-                layer.identity(adapter_name).materialise()
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_loaded)
         _warn_of_fused_experts(model, config, everything)
