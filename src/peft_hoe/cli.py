@@ -21,6 +21,7 @@ _COMMANDS = {
     "reproduce": "A whole experiment, resumable: build, train routers, sweep, baselines, report.",
     "export": "A preference as an ordinary LoRA or dense checkpoint, for any engine.",
     "serve": "An OpenAI server with a preference in every request.",
+    "vllm": "The command line of a vLLM server with a preference in the model's name.",
     "weights": "A preference as the scales of a request to llama.cpp's server.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }

@@ -75,16 +75,30 @@ class LoraExporter:
         Raises:
             PreferenceError: not a point of the simplex.
         """
+        ranks = self._ranks(preference)
+        return sum(
+            ranks[module] * widths * (self.dtype or exact).itemsize for module, (widths, exact) in self._shapes.items()
+        )
+
+    def rank_at(self, preference: Any) -> int:
+        """The largest rank that the LoRA of a preference will have at most; no weights are read.
+
+        Raises:
+            PreferenceError: not a point of the simplex.
+        """
+        return max(self._ranks(preference).values())
+
+    def _ranks(self, preference: Any) -> dict[str, int]:
         votes = freeze(self.source.config, preference, self.routers)
         reached = set(torch.nonzero(votes.shared).flatten().tolist())
         if self.routers == "keep":
             names, members = self.source.config.router_names, self.source.config.votes()
             reached |= {expert for name in votes.trained for expert in members[names.index(name)]}
-        total = 0
-        for module, (widths, exact) in self._shapes.items():
-            rank = max(1, sum(rank for j, rank in enumerate(self.source.ranks(module)) if j in reached))
-            total += min(rank, self.rank or rank) * widths * (self.dtype or exact).itemsize
-        return total
+        ranks = {}
+        for module in self.source.modules:
+            whole = sum(rank for j, rank in enumerate(self.source.ranks(module)) if j in reached)
+            ranks[module] = min(max(1, whole), self.rank or max(1, whole))
+        return ranks
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, torch.dtype]]:
@@ -193,7 +207,9 @@ def _engine_notes(report: ExportReport, source: AdapterSource, factors: Mapping[
     if not report.even:
         notes.append("modules differ in rank; an engine that does not read rank_pattern needs --even")
     if source.config.modules_to_save:
-        notes.append(f"{sorted(source.config.modules_to_save)} are saved whole; PEFT loads them, vLLM refuses them")
+        notes.append(
+            f"{sorted(source.config.modules_to_save)} are saved whole; PEFT loads them, vLLM takes only classifier and score"
+        )
     return notes
 
 

@@ -1,0 +1,86 @@
+"""vLLM with a preference in the model's name: a resolver of vLLM's turns it into an exact LoRA when it is first asked for.
+
+vLLM loads this through the entry point `vllm.general_plugins` in each of its processes. It does nothing unless the environment
+names adapters (`vllm_names.Settings`). vLLM answers 404 to a name that is none of ours; its prefix cache keeps names apart, so
+preferences never share a key-value cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import HoEError
+from .vllm_names import PREFIX, Names, ServedAdapter, Settings
+
+log = logging.getLogger(__name__)
+
+RESOLVER = "peft_hoe"
+
+
+def register() -> None:
+    """The entry point: give vLLM the resolver, if the environment names adapters. Doing it again is harmless.
+
+    Raises:
+        HoEError: what the environment asks for cannot be served, or `--max-lora-rank` on the command line is too small.
+    """
+    settings = Settings.from_environment()
+    if settings is None:
+        return
+    names = Names(settings)
+    check_command_line(names.max_rank, sys.argv)
+    from vllm.lora.resolver import LoRAResolverRegistry
+
+    if RESOLVER not in LoRAResolverRegistry.get_supported_resolvers():
+        LoRAResolverRegistry.register_resolver(RESOLVER, make_resolver(names))
+    log.info("preferences of %s are served; --max-lora-rank %d is enough", ", ".join(names.adapters), names.max_rank)
+
+
+def make_resolver(names: Names) -> Any:
+    """VLLM's resolver for these names."""
+    from vllm.lora.request import LoRARequest
+    from vllm.lora.resolver import LoRAResolver
+
+    class PreferenceResolver(LoRAResolver):
+        """Names with a preference become LoRAs."""
+
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
+            """The LoRA of a name, or None where it is none of ours."""
+            path = await asyncio.to_thread(names.path, lora_name)
+            if path is None:
+                return None
+            _check_base(names.adapters[lora_name.partition("@")[0]], base_model_name)
+            return LoRARequest(lora_name=lora_name, lora_int_id=lora_id(lora_name), lora_path=str(path))
+
+    return PreferenceResolver()
+
+
+def lora_id(name: str) -> int:
+    """A number for a name, the same in every process; an API server replaces it by one of its own."""
+    return 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % (2**31 - 1)
+
+
+def check_command_line(needed: int, arguments: list[str]) -> None:
+    """See that `vllm serve` was started with a rank that suffices, where its command line says one.
+
+    Raises:
+        HoEError: it does not; says which does.
+    """
+    text = " ".join(arguments)
+    found = re.findall(r"--max[-_]lora[-_]rank[ =](\d+)", text)
+    given = int(found[-1]) if found else 16 if "--enable-lora" in text else None
+    if given is not None and given < needed:
+        raise HoEError(
+            f"LoRAs of the grid have ranks up to {needed}, but --max-lora-rank is {given}; start vLLM with "
+            f"--max-lora-rank {needed}, or set {PREFIX}RANK={given}"
+        )
+
+
+def _check_base(adapter: ServedAdapter, served: str) -> None:
+    if adapter.base and Path(adapter.base).name != Path(served).name:
+        log.warning("adapter %s was built on %s, but %s is served", adapter.name, adapter.base, served)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from peft_hoe.cli import main
+
+pytest.importorskip("fcntl")
+
+
+def test_the_line_has_all_that_the_server_needs(toys, tmp_path, capsys):
+    toys.make_policy().save_pretrained(tmp_path / "hoe")
+    command = ["vllm", f"mine={tmp_path / 'hoe'}", "--base", "a base", "--grid", "0.25", "--cache", str(tmp_path / "c")]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 \\\n" in said
+    assert f"PEFT_HOE_VLLM_ADAPTERS=mine={tmp_path / 'hoe'} \\\n" in said
+    assert "vllm serve 'a base' --enable-lora --max-lora-rank 8 --max-loras 8 --max-cpu-loras 8\n" in said
+    assert "mine@0.5,0.5 or mine@low=0.5,high=0.5" in said
+    assert "ROUTERS" not in said
+    assert main([*command, "--rank", "1"]) == 0
+    assert "--max-lora-rank 1 " in capsys.readouterr().out
+
+
+def test_what_cannot_be_served_is_one_line(toys, tmp_path, capsys):
+    model = toys.make_policy()
+    model.mark_trained("r0")
+    model.save_pretrained(tmp_path / "hoe")
+    assert main(["vllm", f"mine={tmp_path / 'hoe'}", "--base", "base"]) == 2
+    assert "choose experts by the input" in capsys.readouterr().err
+    assert main(["vllm", f"mine={tmp_path / 'hoe'}", "--routers", "drop"]) == 2
+    assert "does not name its base" in capsys.readouterr().err
+    assert main(["vllm", "mine"]) == 2
+    assert "name=directory" in capsys.readouterr().err
