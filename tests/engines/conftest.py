@@ -41,6 +41,7 @@ def model(models: Path, adapter: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
+    base.generation_config.max_length = None  # tests say how many tokens are new
     return PeftModel.from_pretrained(base, adapter).eval()
 
 

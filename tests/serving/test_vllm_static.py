@@ -181,3 +181,9 @@ def test_trained_routers_need_a_word_or_an_atlas(toys, tokenizer, tmp_path, vllm
     assert Path(found.lora_path) == tmp_path / "atlas" / "0.5,0.5"
     assert resolve(resolver, "mine@0.25,0.75") is None  # the atlas has a grid of its own
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_module_saved_whole_that_vllm_refuses_is_told_at_the_start(toys, tmp_path):
+    toys.make_policy(modules_to_save=["lm_head"]).save_pretrained(tmp_path / "hoe")
+    with pytest.raises(HoEError, match=r"\['lm_head'\] whole.*\['classifier', 'score'\] alone"):
+        Names(Settings({"mine": str(tmp_path / "hoe")}, 0.25))

@@ -25,6 +25,7 @@ from .source import PREFIX, AdapterSource
 
 # What vLLM takes as --max-lora-rank (0.32 and 0.33).
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_SAVED_WHOLE = ("classifier", "score")  # modules_to_save, of a classifier
 
 
 class LoraExporter:
@@ -206,10 +207,9 @@ def _engine_notes(report: ExportReport, source: AdapterSource, factors: Mapping[
         notes.append(f"vLLM needs --max-lora-rank {allowed} or more")
     if not report.even:
         notes.append("modules differ in rank; an engine that does not read rank_pattern needs --even")
-    if source.config.modules_to_save:
-        notes.append(
-            f"{sorted(source.config.modules_to_save)} are saved whole; PEFT loads them, vLLM takes only classifier and score"
-        )
+    if saved := sorted(source.config.modules_to_save or ()):
+        taken = "as vLLM does" if set(saved) <= set(VLLM_SAVED_WHOLE) else "vLLM takes only classifier and score"
+        notes.append(f"{saved} are saved whole; PEFT loads them, {taken}")
     return notes
 
 

@@ -20,9 +20,9 @@ from ..preference import FloatArray, parse_preference, read_preference
 from .atlas import INDEX_FILE
 from .frozen_votes import freeze
 from .lora_cache import LoraCache
-from .lora_exporter import VLLM_RANKS, LoraExporter
+from .lora_exporter import VLLM_RANKS, VLLM_SAVED_WHOLE, LoraExporter
 from .preference_grid import PreferenceGrid
-from .source import adapter_from_files
+from .source import AdapterSource, adapter_from_files
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class ServedAdapter:
             self.base = ""
             return
         adapter = adapter_from_files(source)
+        _check_saved_whole(name, adapter)
         self.grid = PreferenceGrid(adapter.objectives, settings.step)
         self.base = str(adapter.config.base_model_name_or_path or "")
         voting = {
@@ -196,6 +197,18 @@ class Names:
             return None
         point = self.adapters[adapter].read(spelled)
         return None if point is None else self.adapters[adapter].path(point)
+
+
+def _check_saved_whole(name: str, adapter: AdapterSource) -> None:
+    """Refuse modules that the adapter saves whole and vLLM would refuse later, one request at a time."""
+    if wrong := sorted(set(adapter.config.modules_to_save or ()) - set(VLLM_SAVED_WHOLE)):
+        raise HoEError(
+            f"adapter {name!r} saves {wrong} whole, and of such modules vLLM takes {list(VLLM_SAVED_WHOLE)} alone; serve it with "
+            "peft-hoe serve, or export dense checkpoints (peft-hoe export --merged BASE)",
+            argument="modules_to_save",
+            value=wrong,
+            allowed=list(VLLM_SAVED_WHOLE),
+        )
 
 
 def _read(name: str, text: str, kind: Any) -> Any:
