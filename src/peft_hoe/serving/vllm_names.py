@@ -203,8 +203,8 @@ def _check_saved_whole(name: str, adapter: AdapterSource) -> None:
     """Refuse modules that the adapter saves whole and vLLM would refuse later, one request at a time."""
     if wrong := sorted(set(adapter.config.modules_to_save or ()) - set(VLLM_SAVED_WHOLE)):
         raise HoEError(
-            f"adapter {name!r} saves {wrong} whole, and of such modules vLLM takes {list(VLLM_SAVED_WHOLE)} alone; serve it with "
-            "peft-hoe serve, or export dense checkpoints (peft-hoe export --merged BASE)",
+            f"adapter {name!r} saves {wrong} whole, and of such modules vLLM takes {list(VLLM_SAVED_WHOLE)} alone; serve it "
+            "with peft-hoe serve, or export dense checkpoints (peft-hoe export --merged BASE)",
             argument="modules_to_save",
             value=wrong,
             allowed=list(VLLM_SAVED_WHOLE),
