@@ -58,12 +58,30 @@ def imports(name: str) -> set[str]:
             base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "peft_hoe":
             base = node.module.split(".")[1:]
+        elif (given := _imported_by_name(node)) is not None:
+            base = (
+                given[len("peft_hoe") :].strip(".").split(".")
+                if given.startswith("peft_hoe")
+                else [*package, given[1:]]
+            )
+            found.add(".".join(base))
+            continue
         else:
             continue
         for alias in node.names:
             submodule = ".".join([*base, alias.name])
             found.add(submodule if submodule in MODULES else ".".join(base))
     return found - {name}
+
+
+def _imported_by_name(node: ast.AST) -> str | None:
+    """What `import_module("peft_hoe.x")` or `import_module(".x", __name__)` imports, where it says so in letters."""
+    if not isinstance(node, ast.Call) or not node.args:
+        return None
+    called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    given = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+    ours = called in {"import_module", "__import__"} and isinstance(given, str) and given.startswith(("peft_hoe", "."))
+    return given if ours else None
 
 
 GRAPH = {name: imports(name) for name in MODULES}

@@ -5,7 +5,7 @@ is first used, so that neither trl nor moocore need be installed to steer a mode
 """
 
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import versions as _versions
 
@@ -40,6 +40,20 @@ from .tuner.layer import HoELayer  # noqa: E402
 from .tuner.model import HoEModel  # noqa: E402
 
 register()
+
+
+def _export_lora(self: HoEModel, preference: Any, output: Any, **options: Any) -> Any:
+    """Write a preference as an ordinary PEFT LoRA that any engine serves; see `peft_hoe.export_lora` for the options.
+
+    Returns:
+        an `ExportReport`.
+    """
+    from .serving import export_lora
+
+    return export_lora(self.model, preference, output, **options)
+
+
+HoEModel.export_lora = _export_lora
 
 __version__ = metadata.version("peft-hoe")
 

@@ -9,7 +9,6 @@ import os
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +125,33 @@ def _trainer_class(name: str, args: Any) -> Any:
     reason = missing(TRAINERS[name][0])
     if reason:
         raise ImportError(reason)
-    training = import_module("peft_hoe.training")
-    kind, configuration = (getattr(training, item) for item in TRAINERS[name])
+    kind, configuration = _classes(name)
     if not isinstance(args, configuration):
         raise HoEError(f"args is a {type(args).__name__}, but trainer={name!r} takes a {configuration.__name__}")
     return kind
+
+
+def _classes(name: str) -> tuple[Any, Any]:
+    """The trainer and its configuration. Imported here, since GRPO and DPO import TRL, which may be missing."""
+    if name == "ppo":
+        from .ppo.config import HoERouterConfig
+        from .ppo.trainer import HoERouterTrainer
+
+        return HoERouterTrainer, HoERouterConfig
+    if name == "grpo":
+        from .grpo.config import HoEGRPOConfig
+        from .grpo.trainer import HoEGRPOTrainer
+
+        return HoEGRPOTrainer, HoEGRPOConfig
+    if name == "distill":
+        from .distillation.config import HoEDistillationConfig
+        from .distillation.trainer import HoEDistillationTrainer
+
+        return HoEDistillationTrainer, HoEDistillationConfig
+    from .dpo.config import HoEDPOConfig
+    from .dpo.trainer import HoEDPOTrainer
+
+    return HoEDPOTrainer, HoEDPOConfig
 
 
 def _train(trainer: Any, resume: bool) -> None:

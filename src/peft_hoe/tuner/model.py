@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -50,6 +49,9 @@ class HoEModel(BaseTuner):
 
     prefix: str = "hoe_"
     tuner_layer_cls = HoELayer
+    export_lora: ClassVar[
+        Callable[..., Any]
+    ]  # the package's __init__ sets it: what serves models stands above the tuner
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # -- injection ---
@@ -289,15 +291,6 @@ class HoEModel(BaseTuner):
                     if adapter in layer.hoe_A and adapter not in layer.merged_adapters:
                         layer.check_mergeable(adapter)
             yield
-
-    def export_lora(self, preference: Any, output: Any, **options: Any) -> Any:
-        """Write a preference as an ordinary PEFT LoRA that any engine serves; see `peft_hoe.export_lora` for the options.
-
-        Returns:
-            an `ExportReport`.
-        """
-        # By name: what serves models stands above the tuner, and is loaded by those who use it.
-        return import_module("peft_hoe.serving").export_lora(self.model, preference, output, **options)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not for HoE: a preference is the weighting."""
