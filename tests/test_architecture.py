@@ -28,6 +28,7 @@ FLOORS = [
     {"experts", "inputs", "metrics"},
     {"registration"},
     {"tuner"},
+    {"growth"},
     {"config"},
     {"resolution", "contents"},
     {"routing", "specs", "model_card"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -161,6 +161,24 @@ class HoEConfig(Assigned, PeftConfig):
         super().release()
         for spec in self._specs():
             spec.release()
+
+    def become(self, other: HoEConfig) -> HoEConfig:
+        """Take over all of another configuration, also while a model uses this one.
+
+        Experts and routers of the same name stay the same objects: whoever holds one goes on to see, and to assign to, what the
+        model uses.
+        """
+        user, known = self.user, {spec.name: spec for spec in self._specs()}
+        self.release()
+        for item in fields(self):
+            super().__setattr__(item.name, getattr(other, item.name))
+        for specs in (self.experts or [], self.routers or []):
+            for place, spec in enumerate(specs):
+                if spec.name in known:
+                    specs[place] = known[spec.name].become(spec)
+        if user is not None:
+            self.use(user)
+        return self
 
     def _specs(self) -> list[Any]:
         given = (*(self.experts or ()), *(self.routers or ())) if "_made" in self.__dict__ else ()

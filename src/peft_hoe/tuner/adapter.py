@@ -54,15 +54,19 @@ class Adapter:
     def __init__(self, name: str, configs: dict[str, HoEConfig], root: nn.Module) -> None:
         self.name, self.config, self._configs = name, configs[name], configs
         self._root: Any = weakref.ref(root)
+        self.places: set[Place] = set()
+        self._replan: Callable[[], None] | None = None
+        self._survey()
+        self._read()
+
+    def _survey(self) -> None:
+        """Take over where experts and routers stand."""
         self.objectives: list[str] = list(self.config.objectives or ())
         self._router = self.config.preference_router()
         self._static_votes = self.config.static_votes()
         self._slots = tuple(map(tuple, self.votes()))
         self._selections = Selections()
-        self.places: set[Place] = set()
         self._plans: OrderedDict[tuple[bytes, bytes, str], AdapterPlan] = OrderedDict()
-        self._replan: Callable[[], None] | None = None
-        self._read()
 
     # -- the configuration in use ---
 
@@ -81,6 +85,11 @@ class Adapter:
         self._read()
         if self._replan is not None:
             self._replan()
+
+    def renew(self) -> None:
+        """The configuration has other experts, routers or objectives than before."""
+        self._survey()
+        self.reread()
 
     def go_on_with(self, copy: HoEConfig) -> None:
         """Another adapter takes the configuration over; this one uses a copy of it."""

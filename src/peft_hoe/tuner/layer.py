@@ -7,7 +7,7 @@ folded into B. The sum that they make of an input is in `mixture.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,8 @@ class HoELayer(BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: HoEConfig) -> None:
         """Add an adapter: experts with a zero delta, routers that repeat their static votes."""
-        layout = ExpertLayout(
-            ranks=tuple(config.ranks(self.module_name)),
-            slots=tuple(len(members) for members in config.votes()),
-            temperature=config.router_temperature,
-            train_experts=config.train_experts,
-        )
-        self._check_ranks(layout)
+        layout = self._layout(config)
+        self.check_ranks(config)
         for part in self.adapter_layer_names:
             if adapter_name in getattr(self, part):  # an earlier adapter of this name
                 del getattr(self, part)[adapter_name]
@@ -110,11 +105,20 @@ class HoELayer(BaseTunerLayer):
         self.hoe_steering.lies_at(self.factors(adapter_name)[0])
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _check_ranks(self, layout: ExpertLayout) -> None:
+    def _layout(self, config: HoEConfig) -> ExpertLayout:
+        return ExpertLayout(
+            ranks=tuple(config.ranks(self.module_name)),
+            slots=tuple(len(members) for members in config.votes()),
+            temperature=config.router_temperature,
+            train_experts=config.train_experts,
+        )
+
+    def check_ranks(self, config: HoEConfig) -> None:
         """Refuse ranks that a module of this size has no use for, before anything of that size is made.
 
         A delta of d_in x d_out has at most the rank min(d_in, d_out); 32 experts of that rank are still allowed.
         """
+        layout = self._layout(config)
         asked = sum(layout.ranks) * (self.in_features + self.out_features)
         most = max(MOST_NUMBERS, MOST_TIMES * self.in_features * self.out_features)
         if asked > most:
@@ -137,6 +141,57 @@ class HoELayer(BaseTunerLayer):
             nn.init.zeros_(router.weight)
             with torch.no_grad():
                 router.bias.copy_(torch.from_numpy(config.initial_router_bias()))
+
+    def take(self, adapter: str, config: HoEConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Hold other tensors of an adapter, and go by another configuration.
+
+        Args:
+            adapter: its name.
+            config: the configuration that the tensors are of.
+            tensors: under the names of `adapter_tensors`. What is the same tensor as before stays where it is.
+        """
+        before = self.adapter_tensors(adapter)
+        for part in ("hoe_A", "hoe_B", "hoe_router"):
+            group = getattr(self, part)
+            weight, bias = (tensors.get(f"{part}.{name}") for name in ("weight", "bias"))
+            if weight is before.get(f"{part}.weight"):
+                continue
+            trains = _trains(group[adapter]) if adapter in group else self._trains_when_new(adapter, config)
+            if adapter in group:
+                del group[adapter]
+            if weight is not None:
+                group[adapter] = _linear(weight, bias, trains).train(self.training)
+        if "hoe_length.gram" in tensors:
+            lengths = ExpertLengths(len(config.ranks(self.module_name)))
+            lengths.gram = nn.Parameter(tensors["hoe_length.gram"], requires_grad=False)
+            self.hoe_length[adapter] = lengths.train(self.training)
+        self.hoe_identity[adapter] = Identity(tensors["hoe_identity.code"].to(self.factors(adapter)[0].device))
+        self.hoe_layouts[adapter] = self._layout(config)
+        self._steps.clear()
+
+    def _trains_when_new(self, adapter: str, config: HoEConfig) -> bool:
+        """Whether a router linear that an adapter has not had before trains, as one that it was made with would."""
+        trains = adapter in self.active_adapters and not config.inference_mode
+        if self._disable_adapters:
+            self._trained_before["hoe_router", adapter] = trains
+        return trains and not self._disable_adapters
+
+    def fresh_factors(self, rank: int, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of a new expert whose delta is zero, drawn as in `reset_parameters`."""
+        weight_a, weight_b = self.factors(adapter)
+        new_a, new_b = weight_a.new_empty(rank, self.in_features), weight_b.new_zeros(self.out_features, rank)
+        nn.init.kaiming_uniform_(new_a, a=math.sqrt(5))
+        return new_a, new_b
+
+    def adapter_tensors(self, adapter: str) -> dict[str, torch.Tensor]:
+        """An adapter's tensors by the names that they are saved under, such as "hoe_A.weight"."""
+        found: dict[str, torch.Tensor] = {}
+        for part in self.adapter_layer_names:
+            group = getattr(self, part)
+            if adapter in group:
+                tensors = (*group[adapter].named_parameters(), *group[adapter].named_buffers())
+                found |= {f"{part}.{name}": tensor for name, tensor in tensors}
+        return found
 
     def measure_lengths(self, adapter: str) -> None:
         """Take what `interpolation="norm"` needs from the experts' weights; only for those who change these by hand."""
@@ -240,6 +295,15 @@ class HoELayer(BaseTunerLayer):
         except ValueError:
             return False
         return True
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None, trains: bool) -> nn.Linear:
+    """A linear module around tensors."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=trains)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=trains)
+    return linear
 
 
 def _trains(module: nn.Module) -> bool:

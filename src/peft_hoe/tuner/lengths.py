@@ -67,7 +67,12 @@ def gram(weight_a: torch.Tensor, weight_b: torch.Tensor, ranks: tuple[int, ...])
 
     Divided by the greatest; all 0 where no expert has weights.
     """
+    products = raw_gram(weight_a, weight_b, ranks)
+    return products / products.diagonal().max().clamp_min(torch.finfo(products.dtype).tiny)
+
+
+def raw_gram(weight_a: torch.Tensor, weight_b: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
+    """As `gram`, in the unit of the weights."""
     a, b = weight_a.double(), weight_b.double()
     owner = torch.eye(len(ranks), dtype=a.dtype).repeat_interleave(torch.tensor(ranks), dim=0).to(a.device)  # (r, L)
-    products = owner.T @ ((b.T @ b) * (a @ a.T)) @ owner
-    return products / products.diagonal().max().clamp_min(torch.finfo(a.dtype).tiny)
+    return owner.T @ ((b.T @ b) * (a @ a.T)) @ owner

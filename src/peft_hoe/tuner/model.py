@@ -25,13 +25,14 @@ from . import functional
 from .adapter import Adapter
 from .base_modules import check_root
 from .calls import THIS_THREAD
+from .growing import Growing
 from .layer import HoELayer
 from .linear import HoELinear
 from .loading import check_loaded, check_state_dict
 from .steering import Steering
 
 
-class HoEModel(BaseTuner):
+class HoEModel(Growing, BaseTuner):
     """A base model whose linear modules carry hierarchical experts (HoE, arXiv 2505.20925).
 
     Made by `peft.get_peft_model(base, HoEConfig(...))`; everything here is reached through the PeftModel.
