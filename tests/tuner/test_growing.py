@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from peft_hoe import ExpertError, ExpertSpec, HoEConfig, HoELayer, PreferenceError, RouterSpec
+from peft_hoe.training.run.trained_router import TrainedRouter
 from peft_hoe.tuner.functional import adapter_of
 from peft_hoe.tuner.lengths import gram
 from peft_hoe.tuner.rearranging import rearranged
@@ -344,6 +345,33 @@ def test_compiled_models_go_on(hoe_llama, tokens):
     model.add_expert([0.75, 0.25], factors(model))
     model.set_preference([0.75, 0.25])
     torch.testing.assert_close(logits(compiled, tokens), logits(model, tokens), rtol=1e-10, atol=1e-10)
+
+
+def test_a_router_that_was_added_trains(hoe_llama, tokens):
+    model = hoe_llama(trained=True).double()
+    model.add_router([0.75, 0.25])
+    kept = router(model, "r0")
+    trained = TrainedRouter(model, "r1")
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1)
+    model.mark_trained("r1")
+    losses = []
+    with trained.attached():
+        for _ in range(4):
+            loss = model(tokens, labels=tokens, preference=[0.75, 0.25]).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    trained.write()
+    assert losses[-1] < losses[0]
+    same(kept, router(model, "r0"))
+    assert all(bool(weight.any()) for weight, _ in router(model, "r1").values())
+
+
+def test_not_while_a_router_trains(hoe_llama):
+    model = hoe_llama()
+    with TrainedRouter(model).attached(), pytest.raises(ExpertError, match="being trained; let the training end first"):
+        model.remove_router("r0")
 
 
 def test_rows_and_generation_go_on(hoe_llama, tokens):

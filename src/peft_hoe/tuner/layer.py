@@ -165,7 +165,6 @@ class HoELayer(BaseTunerLayer):
             lengths = ExpertLengths(len(config.ranks(self.module_name)))
             lengths.gram = nn.Parameter(tensors["hoe_length.gram"], requires_grad=False)
             self.hoe_length[adapter] = lengths.train(self.training)
-        self.hoe_identity[adapter] = Identity(tensors["hoe_identity.code"].to(self.factors(adapter)[0].device))
         self.hoe_layouts[adapter] = self._layout(config)
         self._steps.clear()
 

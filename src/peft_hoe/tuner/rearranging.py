@@ -41,7 +41,6 @@ def rearranged(tensors: Mapping[str, Tensor], change: Change, module: str, added
         after |= _routers(tensors, change, weight_a)
     if "hoe_length.gram" in tensors:
         after["hoe_length.gram"] = _products(tensors, after, change, ranks)
-    after["hoe_identity.code"] = torch.from_numpy(change.after.identity(module))
     return {name: tensor for name, tensor in after.items() if tensor.numel() or not name.startswith("hoe_router")}
 
 
