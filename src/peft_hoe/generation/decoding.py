@@ -9,32 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from transformers import GenerationConfig
 
 from ..errors import HoEError
+from . import checks
+from .checks import SAMPLING_OPTIONS
 
-# Options of transformers that mean something only where tokens are drawn.
-SAMPLING_OPTIONS = ("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-# Options of transformers that Decoding says by another name, or that are not for whoever writes texts: why, and what to do.
-_OTHERWISE = {
-    "eos_token_id": "say stop_tokens=",
-    "max_length": "it counts the prompt too; say max_new_tokens=",
-    "min_length": "it counts the prompt too; say min_new_tokens",
-    "max_time": "texts would depend on the machine; say max_new_tokens=",
-    "num_return_sequences": "each row has one text; ask for several where you ask for texts (texts= of a sweep)",
-    "pad_token_id": "it is the tokenizer's",
-    "bos_token_id": "it is the tokenizer's",
-    "return_dict_in_generate": "texts are all that is read",
-    "output_scores": "texts are all that is read",
-    "output_logits": "texts are all that is read",
-    "output_attentions": "texts are all that is read",
-    "output_hidden_states": "texts are all that is read",
-}
 # Of a GenerationConfig, what does not change a text.
 _NO_MATTER = {"pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
 
@@ -81,15 +65,15 @@ class Decoding:
 
     def __post_init__(self) -> None:
         checked = {
-            "max_new_tokens": _whole("max_new_tokens", self.max_new_tokens, 1),
-            "do_sample": _yes_or_no(self.do_sample),
-            "temperature": _number("temperature", self.temperature, math.inf),
-            "top_k": _whole("top_k", self.top_k, 0),
-            "top_p": _number("top_p", self.top_p, 1.0),
-            "stop_strings": _strings(self.stop_strings),
-            "stop_tokens": _tokens(self.stop_tokens),
-            "chat_template_kwargs": _template_arguments(self.chat_template_kwargs),
-            "options": _options(self.options),
+            "max_new_tokens": checks.whole("max_new_tokens", self.max_new_tokens, 1),
+            "do_sample": checks.yes_or_no(self.do_sample),
+            "temperature": checks.number("temperature", self.temperature, math.inf),
+            "top_k": checks.whole("top_k", self.top_k, 0),
+            "top_p": checks.number("top_p", self.top_p, 1.0),
+            "stop_strings": checks.strings(self.stop_strings),
+            "stop_tokens": checks.tokens(self.stop_tokens),
+            "chat_template_kwargs": checks.template_arguments(self.chat_template_kwargs),
+            "options": checks.options(self.options, {item.name for item in fields(self)}),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -235,113 +219,3 @@ def _of_generation_config(config: GenerationConfig) -> Decoding:
             value = getattr(config, name)
             kept[name] = default if value is None else value
     return Decoding.of({**kept, "do_sample": bool(config.do_sample), "stop_tokens": stops})
-
-
-# -- checks ---
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < least:
-        raise HoEError(
-            f"{name} is {value!r}; it must be a whole number, at least {least}",
-            argument=name, value=value, allowed=f"at least {least}",
-        )  # fmt: skip
-    return number
-
-
-def _number(name: str, value: Any, most: float) -> float:
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most and value < math.inf
-    if not right:
-        limits = "above 0" if most == math.inf else f"above 0 and at most {most:g}"
-        raise HoEError(
-            f"{name} is {value!r}; it must be a number {limits} (greedy is do_sample=False)",
-            argument=name, value=value, allowed=limits,
-        )  # fmt: skip
-    return float(value)
-
-
-def _yes_or_no(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise HoEError(
-            f"do_sample is {value!r}; give True (draw tokens) or False (greedy)",
-            argument="do_sample", value=value, allowed=(True, False),
-        )  # fmt: skip
-    return value
-
-
-def _strings(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else () if value is None else value
-    if not isinstance(strings, Iterable) or not all(isinstance(item, str) and item for item in list(strings)):
-        raise HoEError(
-            f'stop_strings is {value!r}; give texts that are not empty, such as ["Human:"]',
-            argument="stop_strings", value=value,
-        )  # fmt: skip
-    return tuple(dict.fromkeys(strings))
-
-
-def _tokens(value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        given = value.tolist() if hasattr(value, "tolist") else value
-        tokens = [operator.index(item) for item in (given if isinstance(given, Iterable) else [given])]
-    except TypeError:
-        tokens = [-1]
-    if any(token < 0 for token in tokens):
-        raise HoEError(
-            f"stop_tokens is {value!r}; give token ids, () for none, or None for the model's and tokenizer's",
-            argument="stop_tokens",
-            value=value,
-        )
-    return tuple(sorted(set(tokens)))
-
-
-def _template_arguments(given: Any) -> dict[str, Any]:
-    try:
-        arguments = json.loads(given) if isinstance(given, str) else {} if given is None else given
-        if not isinstance(arguments, Mapping):
-            raise TypeError(f"it is a {type(given).__name__}")
-        found: dict[str, Any] = json.loads(json.dumps(dict(arguments), sort_keys=True))
-    except (TypeError, ValueError) as error:
-        raise HoEError(
-            f"chat_template_kwargs is {given!r} ({error}); give a mapping of plain values, or its JSON, such as "
-            '{"enable_thinking": false}',
-            argument="chat_template_kwargs",
-            value=given,
-        ) from None
-    return found
-
-
-def _options(given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise HoEError(f"options is {given!r}; give a mapping of fields of GenerationConfig")
-    known = vars(GenerationConfig())
-    named = {item.name for item in fields(Decoding)}
-    for name in given:
-        if name in _OTHERWISE:
-            raise HoEError(
-                f"{name} is {given[name]!r}, which is no option of a decoding: {_OTHERWISE[name]}",
-                argument=name, value=given[name],
-            )  # fmt: skip
-        if name in named or name not in known or name.startswith("_"):
-            raise HoEError(
-                f"{name} is no option of a decoding; it has {', '.join(sorted(named - {'options'}))}, and options are other "
-                "fields of transformers' GenerationConfig",
-                argument=name,
-                value=given[name],
-                allowed=sorted(named - {"options"}),
-            )
-    try:
-        options: dict[str, Any] = json.loads(json.dumps({name: given[name] for name in sorted(given)}))
-        GenerationConfig(do_sample=True, **options)  # without it, transformers says that sampling options are ignored
-    except (TypeError, ValueError) as error:
-        raise HoEError(
-            f"the options {dict(given)!r} cannot be used: {error}; give plain values as GenerationConfig takes",
-            argument="options",
-            value=dict(given),
-        ) from None
-    return options

@@ -20,7 +20,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper,
 from ..errors import HoEError
 from ..preference import FloatArray
 from ..tuner.functional import use_preference
-from .decoding import SAMPLING_OPTIONS, Decoding
+from .checks import SAMPLING_OPTIONS
+from .decoding import Decoding
 from .prompts import PromptBatch
 from .responses import Responses, generate_responses
 

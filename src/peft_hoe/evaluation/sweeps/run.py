@@ -91,18 +91,10 @@ def sweep(
     prompts, columns = split_rows(prompts)
     normalizer = payoff if isinstance(payoff, RewardNormalizer) else None
     held_out, held_out_columns = split_rows(() if payoff is normalizer else payoff, "payoff prompts")
-    if generate is None:
-        method = HoEMethod(model, tokenizer, decoding=decoding, routers=routers)
-        plain = [prompt for prompt in [*prompts, *held_out] if isinstance(prompt, str)]
-        if plain:
-            check_prompts([{"prompt": plain[0]}], tokenizer)
-    else:
-        for what, given in (("a model", model), ("a tokenizer", tokenizer), ("decoding=", decoding)):
-            if given is not None:
-                raise HoEError(f"both {what} and generate= are given; leave {what} out, the method has its own")
-        if routers != "keep":
-            raise HoEError(f"routers is {routers!r}, but generate= is given; give routers= to the method")
-        method = generate
+    method = _method(model, tokenizer, decoding, routers, generate)
+    plain = [prompt for prompt in [*prompts, *held_out] if isinstance(prompt, str)]
+    if generate is None and plain:
+        check_prompts([{"prompt": plain[0]}], tokenizer)
     names = objective_names(objectives, getattr(method, "objectives", None), rewards)
     scorer = text_rewards(rewards, names)
     points = _preferences(preferences, names)
@@ -134,6 +126,25 @@ def sweep(
     return result
 
 
+def _method(model: Any, tokenizer: Any, decoding: Any, routers: str, generate: Any) -> Any:
+    """What completes prompts: the HoE model, or another method, which has a model, tokenizer and decoding of its own."""
+    if generate is None:
+        return HoEMethod(model, tokenizer, decoding=decoding, routers=routers)
+    for what, given in (("a model", model), ("a tokenizer", tokenizer), ("decoding=", decoding)):
+        if given is not None:
+            raise HoEError(
+                f"both {what} and generate= are given; leave {what} out, the method has its own", argument="generate"
+            )
+    if routers != "keep":
+        raise HoEError(
+            f"routers is {routers!r}, but generate= is given; give routers= to the method",
+            argument="routers",
+            value=routers,
+            allowed=["keep"],
+        )
+    return generate
+
+
 def method_name(method: Any) -> str:
     """What a method calls itself."""
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
@@ -142,15 +153,24 @@ def method_name(method: Any) -> str:
 def _preferences(value: Any, objectives: Sequence[str]) -> FloatArray:
     if isinstance(value, str):
         if value != "grid":
-            raise PreferenceError(f'preferences is {value!r}; use "grid" or give rows of {len(objectives)} numbers')
+            raise PreferenceError(
+                f'preferences is {value!r}; use "grid" or give rows of {len(objectives)} numbers',
+                argument="preferences",
+                value=value,
+                allowed=["grid"],
+            )
         return preference_grid(len(objectives))
     points = np.atleast_2d(parse_preference(value, objectives, rows=True))
     if not points.size:
-        raise PreferenceError("there are no preferences; give at least one")
+        raise PreferenceError("there are no preferences; give at least one", argument="preferences", value=value)
     _, first = np.unique(points.round(9), axis=0, return_index=True)
     twice = sorted(set(range(len(points))) - set(first.tolist()))
     if twice:
-        raise PreferenceError(f"the preference [{written(points[twice[0]])}] is given twice; give each once")
+        raise PreferenceError(
+            f"the preference [{written(points[twice[0]])}] is given twice; give each once",
+            argument="preferences",
+            value=points[twice[0]].tolist(),
+        )
     return points
 
 
