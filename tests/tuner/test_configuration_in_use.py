@@ -104,11 +104,11 @@ def test_experts_and_routers_are_fixed_too(hoe_llama):
 
 
 def test_the_bookkeeping_of_peft_stays_free(hoe_llama):
-    model = hoe_llama()
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = "somewhere"
-    config.inference_mode = True
-    config.modules_to_save = ["lm_head"]
+    config = hoe_llama().peft_config["default"]
+    written = {"base_model_name_or_path": "somewhere", "inference_mode": True, "modules_to_save": ["lm_head"]}
+    for name, value in written.items():
+        setattr(config, name, value)
+    assert {name: getattr(config, name) for name in written} == written
 
 
 def test_everything_is_free_again_when_the_model_is_gone(llama, config):
