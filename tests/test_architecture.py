@@ -12,7 +12,17 @@ import pytest
 import peft_hoe
 
 SOURCE = Path(peft_hoe.__file__).parent
-GROUND = {"errors", "preference", "versions", "tasks", "peft_type", "files", "output_directory", "patterns"}
+GROUND = {
+    "errors",
+    "preference",
+    "versions",
+    "tasks",
+    "peft_type",
+    "files",
+    "output_directory",
+    "patterns",
+    "unfinished",
+}
 # Top to bottom: a part imports what stands below it. Parts on one line know nothing of each other.
 FLOORS = [
     {"cli"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_hoe import CheckpointError, output_directory
+from peft_hoe import CheckpointError, unfinished
 from peft_hoe.output_directory import check_output, complete_directory
 
 NAMES = ("README.md", "adapter_config.json", "adapter_model.safetensors", "report.json")
@@ -60,7 +60,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output_directory.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(unfinished.tempfile, "mkdtemp", full)
     with (
         pytest.raises(CheckpointError, match=r"nothing can be written to '.*out': .*No space left"),
         complete_directory(tmp_path / "out"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,10 @@ from safetensors import SafetensorError
 
 from .errors import CheckpointError
 from .files import ADAPTER_CONFIG, read_json
+from .unfinished import PREFIX, Unfinished, undo_interrupted_moves
 
 CARD = "README.md"
-_BUILDING = ".peft_hoe-"  # prefix of the directory that is being filled
-_IGNORED = (_BUILDING, "lost+found")  # left by a killed build; the root of a volume has it
+_IGNORED = (PREFIX, "lost+found")  # left by a killed build; the root of a volume has it
 
 
 def check_output(
@@ -47,6 +46,7 @@ def check_output(
             raise CheckpointError(f"output directory {str(output)!r} is a file; give another path")
         if not os.access(real, os.W_OK | os.X_OK):
             raise CheckpointError(f"output directory {str(output)!r} cannot be written to; give another path")
+        undo_interrupted_moves(real)
         if all(entry.name.startswith(_IGNORED) for entry in real.iterdir()):
             return
         if any(real.samefile(source) for source in sources):
@@ -116,30 +116,51 @@ def complete_directory(output: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: there is no room, or the place cannot be written to.
     """
+    with resumable_directory(output, None) as building:
+        yield building.files
+
+
+@contextmanager
+def resumable_directory(output: Path, key: str | None) -> Iterator[Unfinished]:
+    """As `complete_directory`, but after a kill or an interruption the next call of the same key finds what was filled in.
+
+    Args:
+        output: the directory.
+        key: says all that decides what is written.
+
+    Raises:
+        CheckpointError: as there; or another process is at the same work.
+    """
     real = resolved(output)
     exists = real.is_dir()
     with disk_errors(output):
         if not exists:
             real.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=real if exists else real.parent))
+        building = Unfinished(real if exists else real.parent, real.name, key)
+    interrupted = False
     try:
         if (real / CARD).is_file():
-            shutil.copyfile(real / CARD, building / CARD)  # what else is written on it stays
+            shutil.copyfile(real / CARD, building.files / CARD)  # what else is written on it stays
         yield building
         with disk_errors(output):
-            umask = os.umask(0)
-            os.umask(umask)
-            for path in (
-                building,
-                *building.rglob("*"),
-            ):  # mkdtemp's directories are private, and so are safetensors' files
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+            _open_to_others(building.files)
             if exists:
-                _move_in(building, real)
+                building.move_in(real)
             else:
                 building.rename(real)
+    except BaseException as error:
+        interrupted = key is not None and not isinstance(error, Exception)
+        raise
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        building.close(keep=interrupted)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give files the permissions of new ones: temporary directories are private, and so are safetensors' files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 @contextmanager
@@ -153,31 +174,3 @@ def disk_errors(output: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"nothing can be written to {str(output)!r}: {error}") from error
-
-
-def _move_in(building: Path, output: Path) -> None:
-    """Put every file of `building` in its place, or leave all places as they were.
-
-    The configuration goes first and comes last: whoever looks in between, even after a kill, finds no adapter rather than
-    one whose files do not belong together.
-    """
-    names = sorted((file.name for file in building.iterdir()), key=lambda name: name != ADAPTER_CONFIG)
-    aside = building / "replaced"
-    aside.mkdir()
-    done: list[tuple[Path, Path]] = []
-
-    def move(source: Path, target: Path) -> None:
-        done.append((source, target))  # first: an interruption may come right after the move
-        source.rename(target)
-
-    try:
-        for name in names:
-            if os.path.lexists(output / name):
-                move(output / name, aside / name)
-        for name in reversed(names):
-            move(building / name, output / name)
-    except BaseException:
-        for source, target in reversed(done):
-            if not os.path.lexists(source):
-                target.rename(source)
-        raise

@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--default-preference", metavar="PREFERENCE", help="the preference in effect when none is given")
     add("--revision", help="revision of the base on the Hub")
     add("--allow-pickle", action="store_true", help="read .bin checkpoints too, with weights_only")
+    add(
+        "--num-processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the work, one thread each (default 1)",
+    )
     add("--overwrite", action="store_true", help="replace an adapter in the output directory")
     add("--quiet", action="store_true", help="no progress bar and no table")
 
@@ -83,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         exclude_modules=_names(arguments.exclude_modules),
         loading=Loading(arguments.task_type, arguments.revision, allow_pickle=arguments.allow_pickle),
         dtype=arguments.dtype,
+        num_processes=arguments.num_processes,
         overwrite=arguments.overwrite,
         progress=not arguments.quiet,
     )

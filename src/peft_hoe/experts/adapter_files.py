@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import HoEConfig
-from ..errors import CheckpointError
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..output_directory import CARD, disk_errors
-from ..tuner.lengths import gram
 from .architecture import LinearModule
 from .build_inputs import BuildInputs
 from .checkpoints import PEFT_PREFIX
+from .journal import from_json, to_json
+from .module_tensors import LENGTH, A, B, ModuleResult
 from .report import REPORT_FILE
 from .task_heads import head_tensors
 from .weight_writer import WeightWriter
 
 # What a build writes
 WRITTEN = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, REPORT_FILE)
-_A, _B, _ROUTER, _BIAS = "hoe_A.weight", "hoe_B.weight", "hoe_router.weight", "hoe_router.bias"
-_LENGTH = "hoe_length.gram"
+_ROUTER, _BIAS = "hoe_router.weight", "hoe_router.bias"
 
 
 class AdapterWriter:
@@ -47,7 +46,7 @@ class AdapterWriter:
         self._votes = torch.from_numpy(config.initial_router_bias()).float()
         self._heads = head_tensors(inputs, dtype)
         targets, experts = inputs.architecture.targets, len(config.experts or [])
-        parts = (_A, _B, _ROUTER, _BIAS, _LENGTH)
+        parts = (A, B, _ROUTER, _BIAS, LENGTH)
         names = [f"{PEFT_PREFIX}{target.name}.{part}" for target in targets for part in parts]
         lengths = experts**2 * torch.float32.itemsize
         others = len(targets) * lengths + sum(head.nbytes for head in self._heads.values())
@@ -60,15 +59,35 @@ class AdapterWriter:
     def __exit__(self, *error: object) -> None:
         self._weights.__exit__(*error)
 
-    def add_module(self, target: LinearModule, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Write one module's experts: B `(d_out, r_j)` and A `(r_j, d_in)` of each, in the configuration's order.
+    def add_module(self, target: LinearModule, result: ModuleResult) -> dict[str, Any]:
+        """Write one module's experts.
+
+        Returns:
+            what `add_again` must know of it, in JSON types.
 
         Raises:
-            CheckpointError: a value that the dtype cannot hold, or the disk is full.
+            CheckpointError: the disk is full.
         """
-        lengths = self._config.interpolation == "norm"
-        tensors = module_tensors(target, factors, self._votes, self._dtype, lengths=lengths)
-        self._add({f"{PEFT_PREFIX}{target.name}.{part}": tensor for part, tensor in tensors.items()})
+        tensors = dict(result.tensors)
+        if len(self._votes):
+            a = tensors[A]
+            tensors |= {_ROUTER: a.new_zeros(len(self._votes), target.d_in), _BIAS: self._votes.to(a.dtype)}
+        named = {f"{PEFT_PREFIX}{target.name}.{part}": tensor for part, tensor in tensors.items()}
+        self._add(named)
+        straight = {name: list(tensor.shape) for name, tensor in named.items() if tensor.dtype == self._dtype}
+        others = {name: tensor for name, tensor in named.items() if tensor.dtype != self._dtype}
+        return {"shapes": straight, "others": to_json(others), "checksum": self._weights.checksum}
+
+    def add_again(self, record: dict[str, Any]) -> bool:
+        """Take one module that an earlier process wrote, from what `add_module` returned; whether the file holds it."""
+        shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
+        with disk_errors(self._output):
+            return self._weights.add_again(shapes, from_json(record["others"]), record["checksum"])
+
+    def go_on(self) -> None:
+        """Forget what follows the modules that were added again."""
+        with disk_errors(self._output):
+            self._weights.go_on()
 
     def finish(self) -> None:
         """Write the heads, and what makes the file complete.
@@ -84,38 +103,3 @@ class AdapterWriter:
         with disk_errors(self._output):
             for name, tensor in tensors.items():
                 self._weights.add(name, tensor)
-
-
-def module_tensors(
-    target: LinearModule,
-    factors: Sequence[tuple[Tensor, Tensor]],
-    votes: Tensor,
-    dtype: torch.dtype,
-    *,
-    lengths: bool,
-) -> dict[str, Tensor]:
-    """The tensors of one module by the ends of their names, experts one after the other along the rank.
-
-    Args:
-        target: the module.
-        factors: B `(d_out, r_j)` and A `(r_j, d_in)` of each expert, in the configuration's order.
-        votes: initial biases of the routers, `(V,)`; V may be 0.
-        dtype: what is written.
-        lengths: whether the inner products of the experts are added, in float32, for `interpolation="norm"`.
-
-    Raises:
-        CheckpointError: a value that the dtype cannot hold.
-    """
-    tensors = {_A: torch.cat([a for _, a in factors]), _B: torch.cat([b for b, _ in factors], dim=1)}
-    if len(votes):
-        tensors |= {_ROUTER: torch.zeros(len(votes), target.d_in), _BIAS: votes}
-    cast = {part: tensor.to(dtype).contiguous() for part, tensor in tensors.items()}
-    for part, tensor in cast.items():
-        if not bool(tensor.isfinite().all()):
-            name = f"{PEFT_PREFIX}{target.name}.{part}"
-            raise CheckpointError(
-                f"{name} does not fit {dtype}; build with dtype=torch.float32 (--dtype float32)", tensor=name
-            )
-    if lengths:
-        cast[_LENGTH] = gram(cast[_A], cast[_B], tuple(b.shape[1] for b, _ in factors)).float()
-    return cast

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .pieces import pieces
 from .task_vectors import TaskVectors
+
+
+def compare(vectors: TaskVectors) -> dict[str, Any]:
+    """What `Agreement` must know of one module's task vectors, in JSON types.
+
+    Returns:
+        `norms`: `{policy: Frobenius norm}`; `pairs`: for each pair of policies in order the inner product, of how many entries
+        the signs agree, of how many neither is 0, and whether all entries are the same.
+    """
+    rows = []
+    for first, second in itertools.combinations(vectors.deltas, 2):
+        one, other = vectors.deltas[first], vectors.deltas[second]
+        same = vectors.norms[first] == vectors.norms[second] and torch.equal(one, other)
+        rows.append([*_compare(one, other), same])
+    return {"norms": dict(vectors.norms), "pairs": rows}
 
 
 class Agreement:
@@ -25,18 +41,16 @@ class Agreement:
         self._equal: dict[tuple[str, str], bool] = {}
         self.squared: dict[str, float] = {}
 
-    def add(self, vectors: TaskVectors) -> None:
-        """Count one module's task vectors."""
-        for name, norm in vectors.norms.items():
+    def add(self, comparison: dict[str, Any]) -> None:
+        """Count one module's `compare`; the sums depend on the order of modules by rounding."""
+        for name, norm in comparison["norms"].items():
             self.squared[name] = self.squared.get(name, 0.0) + norm**2
-        for pair in itertools.combinations(vectors.deltas, 2):
-            first, second = (vectors.deltas[name] for name in pair)
-            dot, same, both = _compare(first, second)
+        pairs = itertools.combinations(comparison["norms"], 2)
+        for pair, (dot, same, both, equal) in zip(pairs, comparison["pairs"], strict=True):
             self._dots[pair] = self._dots.get(pair, 0.0) + dot
             self._same[pair] = self._same.get(pair, 0) + same
             self._both[pair] = self._both.get(pair, 0) + both
-            # Compared only as long as they are the same
-            self._equal[pair] = self._equal.get(pair, True) and torch.equal(first, second)
+            self._equal[pair] = self._equal.get(pair, True) and equal
 
     def equal(self) -> list[tuple[str, str]]:
         """The pairs whose task vectors are the same in every entry."""

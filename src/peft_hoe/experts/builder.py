@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,12 @@ import torch
 from tqdm import tqdm
 
 from ..config import HoEConfig
-from ..errors import CheckpointError, HoEWarning
-from ..output_directory import check_output, complete_directory, disk_errors
+from ..errors import HoEWarning
+from ..output_directory import check_output, disk_errors, resumable_directory
 from .adapter_config import adapter_config
-from .adapter_files import WRITTEN, AdapterWriter
-from .architecture import LinearModule
+from .adapter_files import WRITTEN
 from .build_inputs import BuildInputs, open_inputs
 from .checkpoints import PathOrHubId
-from .module_builder import ModuleBuilder
 from .options import (
     DEFAULT_INTERPOLATION,
     DEFAULT_RESCALE,
@@ -33,12 +31,8 @@ from .options import (
     Pruning,
     TaskSVD,
 )
-from .policy_statistics import PolicyMeasurement, PolicyStatistics
-from .report import REPORT_FILE, BuildReport, ModuleReport, warn_about_pruning
-from .task_vectors import TaskVectorReader
-
-# By whether a policy changed the module
-_WHY_EMPTY = {True: "pruning dropped all of its changes", False: "it is the same in the base and in all policies"}
+from .report import REPORT_FILE, BuildReport, warn_about_pruning
+from .stages import Build, Built, work_key
 
 
 def build_adapter(
@@ -60,6 +54,7 @@ def build_adapter(
     exclude_modules: str | Sequence[str] | None = None,
     loading: Loading = Loading(),  # noqa: B008
     dtype: torch.dtype | str | None = None,
+    num_processes: int = 1,
     overwrite: bool = False,
     progress: bool = True,
 ) -> BuildReport:
@@ -67,7 +62,8 @@ def build_adapter(
 
     Each policy becomes the expert of its objective by task-SVD (paper eq. 3): prune, truncate, rescale. Multi-objective
     experts are merges of the policies' raw task vectors (eq. 4), truncated and rescaled likewise. A policy that is a
-    LoRA adapter is taken as it is.
+    LoRA adapter is taken as it is. A build that was killed or interrupted goes on where it stopped when it is called again
+    with the same arguments, and gives the same bytes.
 
     Args:
         base: directory or Hub id of the model that the policies were trained from.
@@ -88,6 +84,8 @@ def build_adapter(
         exclude_modules: names or a regular expression.
         loading: how base and policies are read.
         dtype: of the adapter; default the base's.
+        num_processes: share the work, with one thread each; the result does not depend on how many there are. In a script, call
+            this under `if __name__ == "__main__":`, since each process imports the script again.
         overwrite: whether an adapter in `output_dir` may be replaced.
         progress: whether to show a bar and print the report's table.
 
@@ -106,6 +104,7 @@ def build_adapter(
     """
     options = BuildOptions.checked(
         r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, seed=seed, dtype=dtype,
+        num_processes=num_processes,
     )  # fmt: skip
     output = Path(output_dir)
     check_output(output, overwrite, names=WRITTEN)
@@ -117,90 +116,16 @@ def build_adapter(
         inputs, options, experts, routers, base_model_name_or_path=str(base), revision=loading.revision,
         default_preference=default_preference,
     )  # fmt: skip
-    with complete_directory(output) as directory:
+    with resumable_directory(output, work_key(inputs, options, config)) as place:
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
-            built = _build_modules(inputs, options, config, directory, output, bar)
+            built = Build(inputs, options, config, place, output, bar).run()
         report = _report(output, inputs, options, config, built)
         with disk_errors(output):
-            config.save_pretrained(str(directory))  # after the weights: it writes a model card beside them
-            report.save(directory / REPORT_FILE)
+            config.save_pretrained(str(place.files))  # after the weights: it writes a model card beside them
+            report.save(place.files / REPORT_FILE)
     if progress:
         tqdm.write(report.table())
     return report
-
-
-@dataclass
-class _Built:
-    """The report's part on each module, notes on modules without an expert, and statistics of the policies."""
-
-    statistics: PolicyStatistics
-    modules: dict[str, dict[str, ModuleReport]]
-    notes: list[str]
-
-
-def _build_modules(
-    inputs: BuildInputs, options: BuildOptions, config: HoEConfig, directory: Path, output: Path, bar: tqdm[Any]
-) -> _Built:
-    """Write all tensors of the adapter; fills in the config's targets and ranks."""
-    reader = TaskVectorReader(inputs.base, inputs.policies)
-    requested = [expert.r for expert in config.experts or []]
-    modules, notes = {}, []
-    config.rank_pattern, adapted = {}, []
-    with AdapterWriter(directory, output, inputs, config, options.dtype or inputs.dtype) as writer:
-        measurement = _measure_first(inputs, options, reader, bar)
-        builder = ModuleBuilder(inputs, options, config, measurement.thresholds)
-        for target in _targets(inputs, reader, bar):
-            vectors = reader.read(target, builder.needed if measurement.goes_first else None)
-            if not measurement.goes_first:
-                measurement.add(vectors)
-            factors, rows = builder.build(target, vectors)
-            changed = any(row.tau_norm for row in rows.values())
-            if changed:
-                modules[target.name] = rows
-            ranks = [factor.rank for factor in factors]
-            if not any(ranks):
-                notes.append(f"{target.name} gets no expert: {_WHY_EMPTY[changed]}")
-                continue
-            if ranks != requested:
-                config.rank_pattern[target.name] = ranks
-            writer.add_module(target, [(factor.b, factor.a) for factor in factors])
-            adapted.append(target.name)
-        if not adapted:
-            raise CheckpointError(
-                f"policies {list(inputs.policies)} equal the base in every weight in scope; nothing can be built"
-            )
-        writer.finish()
-    config.modules_to_save = sorted(inputs.architecture.heads) or None
-    config.target_modules = set(adapted)
-    statistics = measurement.finish(builder.dropped)
-    return _Built(statistics, modules, [*statistics.notes, *notes])
-
-
-def _measure_first(
-    inputs: BuildInputs, options: BuildOptions, reader: TaskVectorReader, bar: tqdm[Any]
-) -> PolicyMeasurement:
-    """A measurement that has seen all modules where it must, once or twice, and none where it need not."""
-    measurement = PolicyMeasurement(inputs, options.pruning)
-    bar.reset(total=len(inputs.architecture.targets) * (2 if measurement.goes_first else 1))
-    if measurement.goes_first:
-        for target in _targets(inputs, reader, bar):
-            measurement.add(reader.read(target))
-        again = measurement.unfinished()
-        if again:
-            bar.reset(total=len(inputs.architecture.targets) * 2)
-            for target in _targets(inputs, reader, bar):
-                measurement.add_inside(reader.read(target, again))
-    return measurement
-
-
-def _targets(inputs: BuildInputs, reader: TaskVectorReader, bar: tqdm[Any]) -> Iterator[LinearModule]:
-    """The modules in scope, each announced to the reader while the one before it is worked on."""
-    targets = inputs.architecture.targets
-    for target, following in zip(targets, [*targets[1:], None], strict=True):
-        if following is not None:
-            reader.expect(following)
-        yield target
-        bar.update()
 
 
 def _report(
@@ -208,7 +133,7 @@ def _report(
     inputs: BuildInputs,
     options: BuildOptions,
     config: HoEConfig,
-    built: _Built,
+    built: Built,
 ) -> BuildReport:
     experts, routers = [asdict(spec) for spec in config.experts or []], [asdict(spec) for spec in config.routers or []]
     report = BuildReport(

@@ -60,7 +60,7 @@ class ModuleBuilder:
             _Expert(spec.name, spec.r, _shares(list(inputs.policies), spec.preference)) for spec in config.experts or []
         ]
         self._memory = Memory()
-        self._entries: dict[str, tuple[int, int]] = {}  # policy: entries dropped, entries seen
+        self._entries: dict[str, list[int]] = {}  # policy: entries dropped, entries seen
         dense = {name for expert in self._experts if not self._by_factors(expert) for name in expert.shares}
         self.needed = [name for name in inputs.policies if name in dense]
 
@@ -83,10 +83,10 @@ class ModuleBuilder:
             rows[expert.name] = row
         return factors, rows
 
-    @property
-    def dropped(self) -> dict[str, float]:
-        """`{policy: share of its entries that pruning dropped}` over the modules built so far."""
-        return {name: lost / seen for name, (lost, seen) in self._entries.items()}
+    def take_dropped(self) -> dict[str, list[int]]:
+        """`{policy: [entries that pruning dropped, entries]}` of the modules built since the last call."""
+        taken, self._entries = self._entries, {}
+        return taken
 
     def _by_factors(self, expert: _Expert) -> bool:
         """Whether an expert is a weighted sum of LoRA policies, exact in their factors, without a weight of full size."""
@@ -121,8 +121,7 @@ class ModuleBuilder:
             threshold = magnitude_threshold(delta, pruning.share)
         pruned = drop_below(delta, threshold, out=self._memory.take("pruned", *delta.shape))
         kept = count_nonzero(pruned) if threshold > 0 else delta.numel()  # what stays is at least the threshold
-        before = self._entries.get(policy, (0, 0))
-        self._entries[policy] = before[0] + delta.numel() - kept, before[1] + delta.numel()
+        self._entries[policy] = [delta.numel() - kept, delta.numel()]
         factor = self._truncated(pruned, expert.rank)
         norm = vectors.norms[policy]
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), kept / delta.numel(), norm)

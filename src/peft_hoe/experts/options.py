@@ -160,6 +160,7 @@ class BuildOptions:
         interpolation: "norm" or "linear".
         seed: of everything random.
         dtype: what is written, or None for the base's.
+        num_processes: how many share the work, which decides no number.
     """
 
     r: int | str
@@ -170,6 +171,7 @@ class BuildOptions:
     interpolation: str
     seed: int
     dtype: torch.dtype | None
+    num_processes: int = 1
 
     @classmethod
     def checked(
@@ -183,6 +185,7 @@ class BuildOptions:
         interpolation: str,
         seed: int,
         dtype: Any,
+        num_processes: Any = 1,
     ) -> BuildOptions:
         """Settings from what a user wrote, short forms included.
 
@@ -199,11 +202,14 @@ class BuildOptions:
             interpolation=interpolation,
             seed=seed,
             dtype=_check_dtype(dtype),
+            num_processes=_check_processes(num_processes),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {**asdict(self), "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
+        """What decides the numbers, in plain JSON types."""
+        content = asdict(self)
+        del content["num_processes"]
+        return {**content, "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
 
 
 def _check_rank(r: Any) -> int | str:
@@ -215,6 +221,15 @@ def _check_rank(r: Any) -> int | str:
         allowed = "a whole number of at least 1, 'full' (or None) and 'auto'"
         raise ExpertError(f"r is {r!r}; allowed are {allowed}", argument="r", value=r, allowed=allowed)
     return r
+
+
+def _check_processes(count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ExpertError(
+            f"num_processes is {count!r}; it must be a whole number of at least 1",
+            argument="num_processes", value=count, allowed="at least 1",
+        )  # fmt: skip
+    return count
 
 
 def _check_dtype(dtype: Any) -> torch.dtype | None:

@@ -29,6 +29,10 @@ class ParameterNames:
         known = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
         return cls(known, _tied(model), model.base_model_prefix, _renamer(model))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which gets names that were located before: what renames them does not travel."""
+        return {**vars(self), "_rename": None}
+
     def forms(self, name: str) -> tuple[str, str, str]:
         """A name as it is, without, and with the prefix: headed and headless classes save differently."""
         return name, name.removeprefix(f"{self.prefix}."), f"{self.prefix}.{name}"

@@ -13,12 +13,12 @@ from .architecture import FUSED, HEAD, LinearModule
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
+from .module_work import Searches
 from .options import Pruning
 from .out_of_scope import change_out_of_scope
 from .pruning import ThresholdSearch
 from .report import PolicyReport
 from .task_heads import heads_agree
-from .task_vectors import TaskVectors
 
 _SAMPLED = 16  # rows of each module that stand for all when a threshold is guessed
 
@@ -39,44 +39,71 @@ class PolicyStatistics:
 
 
 class PolicyMeasurement:
-    """Sees the task vectors of one module after the other.
+    """Gathers what is measured of one module after the other.
 
     Where policies are pruned by one threshold for all weights, the thresholds must be known before the first expert is made,
-    and the measurement is a pass of its own; otherwise it goes along with the making.
+    and the measurement is a pass of its own, or two; otherwise it goes along with the making.
 
     Args:
         inputs: base and policies.
         pruning: what is to be dropped.
+        state: of an earlier measurement, to go on from.
+
+    Attributes:
+        goes_first: whether all modules must be seen before the first expert is made.
+        counted: how many modules were seen in the present pass.
+        inside: whether the present pass is the second.
+        again: the policies that need a second pass, known when the first has ended.
     """
 
-    def __init__(self, inputs: BuildInputs, pruning: Pruning) -> None:
+    def __init__(self, inputs: BuildInputs, pruning: Pruning, state: dict[str, Any] | None = None) -> None:
         self.inputs = inputs
-        self._agreement = Agreement()
-        self._searches: dict[str, ThresholdSearch] = {}
-        if pruning.share > 0 and pruning.scope == "global":
-            for name, policy in inputs.policies.items():
-                if isinstance(policy, ModelWeights):
-                    self._searches[name] = ThresholdSearch(pruning.share, _sample(inputs, policy))
+        pruned = {name: policy for name, policy in inputs.policies.items() if isinstance(policy, ModelWeights)}
+        self.goes_first = bool(pruned) and pruning.share > 0 and pruning.scope == "global"
+        self.counted, self.inside = 0, False
+        self.again: list[str] = []
+        self._comparisons: list[dict[str, Any]] = []
+        self._searches: Searches = {}
+        if state is not None and self.goes_first:
+            self.counted, self.inside, self._comparisons = state["counted"], state["inside"], state["comparisons"]
+            self.again = state["again"]
+            self._searches = {name: ThresholdSearch.from_state(found) for name, found in state["searches"].items()}
+            return
+        if self.goes_first:
+            samples = {name: _sample(inputs, policy) for name, policy in pruned.items()}
+            self._searches = {name: ThresholdSearch(pruning.share, sample) for name, sample in samples.items()}
 
-    @property
-    def goes_first(self) -> bool:
-        """Whether all modules must be seen before the first expert is made."""
-        return bool(self._searches)
+    def state(self) -> dict[str, Any]:
+        """All that was measured, to go on from in another process."""
+        return {
+            "counted": self.counted, "inside": self.inside, "comparisons": self._comparisons, "again": self.again,
+            "searches": {name: search.state() for name, search in self._searches.items()},
+        }  # fmt: skip
 
-    def add(self, vectors: TaskVectors) -> None:
-        """Count one module's task vectors, of all policies."""
-        self._agreement.add(vectors)
-        for name, search in self._searches.items():
-            search.count(vectors.deltas[name])
+    def empty_searches(self) -> Searches:
+        """Searches that have counted nothing in the present pass, for some modules; then `add_counted`."""
+        names = self.again if self.inside else list(self._searches)
+        return {name: self._searches[name].empty() for name in names}
 
-    def unfinished(self) -> list[str]:
-        """The policies whose threshold takes a second look, `add_inside` at each module; to be called after the last `add`."""
-        return [name for name, search in self._searches.items() if search.narrow()]
+    def add_counted(self, modules: int, comparisons: list[dict[str, Any]], searches: Searches) -> None:
+        """Add what was counted of the next modules."""
+        for comparison in comparisons:
+            self.add(comparison)
+        for name, search in searches.items():
+            self._searches[name].add(search)
+        self.counted += modules
 
-    def add_inside(self, vectors: TaskVectors) -> None:
-        """Look at one module's task vectors again, those of unfinished policies."""
-        for name, delta in vectors.deltas.items():
-            self._searches[name].count_inside(delta)
+    def add(self, comparison: dict[str, Any]) -> None:
+        """Add one module's comparison."""
+        self._comparisons.append(comparison)
+
+    def end_pass(self) -> bool:
+        """To be called when a pass has seen all modules; whether another is needed."""
+        if self.inside:
+            return False
+        self.again = [name for name, search in self._searches.items() if search.narrow()]
+        self.counted, self.inside = 0, True
+        return bool(self.again)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -85,18 +112,20 @@ class PolicyMeasurement:
 
     def finish(self, dropped: dict[str, float]) -> PolicyStatistics:
         """The result, with the shares of entries that were dropped where thresholds are per module."""
-        captured = heads_agree(self.inputs)
-        squared = self._agreement.squared
+        agreement, captured = Agreement(), heads_agree(self.inputs)
+        for comparison in self._comparisons:
+            agreement.add(comparison)
+        squared = agreement.squared
         reports = {name: _policy_report(name, self.inputs, squared[name], captured) for name in self.inputs.policies}
         for name, share in dropped.items():
             reports[name].dropped = share
         for name, search in self._searches.items():
             reports[name].prune_threshold, reports[name].dropped = search.threshold, search.dropped
-        notes = [*_notes_on_changes(self._agreement), *_notes_on_fused_experts(self.inputs, reports)]
+        notes = [*_notes_on_changes(agreement), *_notes_on_fused_experts(self.inputs, reports)]
         if not captured:
             heads = sorted(self.inputs.architecture.heads)
             notes.append(f"the policies have different heads {heads}; the adapter has the base's")
-        return PolicyStatistics(reports, self._agreement.pairs(), notes)
+        return PolicyStatistics(reports, agreement.pairs(), notes)
 
 
 def _sample(inputs: BuildInputs, policy: ModelWeights) -> torch.Tensor:

@@ -8,7 +8,9 @@ The task vector's smallest entries are dropped: |tau| < t with t the ceil(p n)-t
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +67,33 @@ class ThresholdSearch:
             self._low += torch.bincount(torch.cat(self._pending), minlength=len(self._low))
         self._pending = []
 
+    def add(self, other: ThresholdSearch) -> None:
+        """Count all that another search of the same sample has counted."""
+        self._count_pending()
+        other._count_pending()
+        self.total += other.total
+        self._high += other._high
+        self._low += other._low
+
+    def empty(self) -> ThresholdSearch:
+        """A search of the same sample, in the same pass, that has counted nothing."""
+        search = copy.copy(self)
+        search.total, search._high, search._low = 0, torch.zeros_like(self._high), torch.zeros_like(self._low)
+        search._pending = []
+        return search
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, for `from_state`."""
+        self._count_pending()
+        return {**vars(self), "_pending": []}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> ThresholdSearch:
+        """A search that goes on from a `state`."""
+        search = cls(state["share"])
+        vars(search).update(state)
+        return search
+
     def narrow(self) -> bool:
         """Choose the bucket that holds the threshold; whether a second pass, over its inside, is needed."""
         self._count_pending()
@@ -76,7 +105,7 @@ class ThresholdSearch:
         self._below = int(ends[self._bucket] - self._high[self._bucket])
         place = (self._bucket - self._first) << 16
         found = 0 <= place < len(self._low)
-        self._low = self._low[place : place + _BUCKETS] if found else torch.zeros(_BUCKETS, dtype=torch.int64)
+        self._low = self._low[place : place + _BUCKETS].clone() if found else torch.zeros(_BUCKETS, dtype=torch.int64)
         return not found
 
     def count_inside(self, values: Tensor) -> None:

@@ -79,6 +79,7 @@ class SafetensorsFile(WeightFile):
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass  # the library sees that the header is sound, and the file as long as it says
+        self._path = path
         self._file = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
         header: dict[str, Any] = json.loads(self._file.read(length))
@@ -91,6 +92,14 @@ class SafetensorsFile(WeightFile):
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the file for itself."""
+        return {"_path": self._path, "_places": self._places}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._file = self._path.open("rb", buffering=0)
 
     @property
     def names(self) -> list[str]:

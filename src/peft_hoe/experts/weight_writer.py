@@ -11,6 +11,7 @@ the end and lie right before the first of those, the narrowest first: every tens
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from .weight_files import DTYPES
 
 _ALIGNMENT = 8
+_PIECE = 1 << 22  # bytes that are read at once
 _ENTRY = 200  # characters of a header's entry beside the name of its tensor, at most
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -27,21 +29,28 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class WeightWriter:
     """Writes one safetensors file, tensor after tensor; a context manager that closes it.
 
+    What an earlier process wrote is gone on with: `add_again` everything that it added, in its order, then `go_on`.
+
     Args:
         path: of the file; it is complete when `finish` has returned.
         dtype: of the tensors that go straight to the file.
         names: of all tensors that may be added.
         others: bytes of all tensors of other dtypes together, at most.
+
+    Attributes:
+        checksum: CRC-32 of all that went straight to the file.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype, names: Sequence[str], others: int) -> None:
         self._dtype, self._known = dtype, frozenset(names)
         room = 8 + _ENTRY + sum(len(json.dumps(name)) + _ENTRY for name in names) + others
         self._start = -(-room // _ALIGNMENT) * _ALIGNMENT  # of what goes straight to the file
-        self._file = path.open("wb", buffering=0)  # closing has nothing left to write, and nothing to fail at
+        path.touch()
+        self._file = path.open("r+b", buffering=0)  # closing has nothing left to write, and nothing to fail at
         self._file.seek(self._start)
         self._written: dict[str, tuple[int, ...]] = {}  # name: shape, in the order of the file
         self._others: dict[str, Tensor] = {}
+        self.checksum = 0
 
     def __enter__(self) -> WeightWriter:
         return self
@@ -63,6 +72,36 @@ class WeightWriter:
         else:
             self._write(tensor)
             self._written[name] = tuple(tensor.shape)
+
+    def add_again(self, shapes: dict[str, tuple[int, ...]], others: dict[str, Tensor], checksum: int) -> bool:
+        """Take what the file holds already, where it does.
+
+        Args:
+            shapes: of the tensors that went straight to the file, in order.
+            others: the tensors that were kept.
+            checksum: what `checksum` was after them.
+
+        Returns:
+            whether the file holds just that; where it does not, nothing was taken.
+        """
+        left, found = sum(torch.Size(shape).numel() for shape in shapes.values()) * self._dtype.itemsize, self.checksum
+        place = self._file.tell()
+        while left:
+            piece = self._file.read(min(left, _PIECE))
+            if not piece:
+                break
+            found, left = zlib.crc32(piece, found), left - len(piece)
+        if left or found != checksum:
+            self._file.seek(place)
+            return False
+        self._written |= shapes
+        self._others |= others
+        self.checksum = found
+        return True
+
+    def go_on(self) -> None:
+        """Forget whatever follows in the file."""
+        self._file.truncate(self._file.tell())
 
     def finish(self) -> None:
         """Write the header and what was kept.
@@ -90,7 +129,9 @@ class WeightWriter:
             self._write(tensor)
 
     def _write(self, tensor: Tensor) -> None:
-        self._write_bytes(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        content = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self._write_bytes(content)
+        self.checksum = zlib.crc32(content, self.checksum)
 
     def _write_bytes(self, left: memoryview) -> None:
         while len(left):
