@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import CheckpointError, ExpertError, PreferenceError
+from .errors import CheckpointError, ExpertError, PreferenceError, check_choice
 from .preference import FloatArray, one_hot, parse_preference, uniform
 from .routing import HULL, Subdivision, check_apart, in_hull, point_code, voting_set
-from .specs import ExpertSpec, RouterSpec, as_spec, check_names, checked_flag, checked_rank
+from .specs import KINDS, ExpertSpec, RouterSpec, as_spec, check_names, checked_flag, checked_rank
 
 # What a configuration may ask for: it may be a stranger's, and everything here costs time before any weight is read.
 MOST = 1024  # objectives, experts or routers
@@ -71,6 +71,7 @@ def resolve_routers(given: Any, objectives: Sequence[str], experts: Sequence[Exp
     for index, router in enumerate(routers):
         router.preference = _point(router.preference, objectives, f"router {index}")
         router.name = router.name or f"r{index}"
+        check_choice(f"kind of router {router.name!r}", router.kind, KINDS, ExpertError)
         router.trained = checked_flag(router.trained, f"trained of router {router.name!r}")
     names = [str(expert.name) for expert in experts]
     check_names([*names, *(router.name for router in routers)], "expert or router")

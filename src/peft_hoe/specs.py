@@ -16,6 +16,8 @@ from .errors import ExpertError
 Class = TypeVar("Class", bound=type)
 Own = TypeVar("Own", bound="Assigned")
 
+KINDS = ("token", "module")
+
 
 # -- fields and their help ---
 
@@ -179,6 +181,8 @@ class RouterSpec(Assigned):
         name: unique among experts and routers; default "r<index>".
         votes_for: names of the LoRA experts that it chooses among, or "all". Default: the experts that carry its
             preference, completed to N by distance. Fixed from then on: experts added later do not change it.
+        kind: "token": it votes for each token by what the module reads, softmax(W x + b). "module": one vote for each module,
+            softmax(b), the same for all tokens; it costs nothing when the model runs, merges and exports exactly.
         trained: whether its weights have been set. An untrained router votes its static weights exactly, so it prevents
             neither merging nor export.
 
@@ -193,6 +197,7 @@ class RouterSpec(Assigned):
     preference: Any
     name: str | None = None
     votes_for: Any = None
+    kind: str = "token"
     trained: bool = False
 
 

@@ -69,13 +69,14 @@ def expert_scales(
     """
     adapter, _ = open_source(source, None, None, adapter_name)
     votes = freeze(adapter.config, preference, routers)
-    if votes.trained and routers == "keep":
+    voting = [*votes.trained, *votes.modular]
+    if voting and routers == "keep":
         raise StaticMergeError(
-            f"at {list(votes.route.requested)} the trained routers {list(votes.trained)} choose experts by the input, which "
+            f"at {list(votes.route.requested)} the trained routers {voting} choose experts by the input or the module, which "
             'scales cannot. Use routers="drop" (--routers drop), or export this preference alone over calibration prompts '
             "(peft-hoe export --format gguf --preference ... --prompts FILE)",
             value=list(votes.route.requested),
-            routers=votes.trained,
+            routers=voting,
         )
     factor, lost = 1.0, 0.0
     if adapter.config.interpolation == "norm":

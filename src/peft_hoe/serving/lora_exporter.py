@@ -55,7 +55,7 @@ class LoraExporter:
             PreferenceError: not a point of the simplex.
             StaticMergeError: trained routers vote, and there are no prompts.
         """
-        votes = freeze(self.source.config, preference, self.routers)
+        votes = freeze(self.source.config, preference, self.routers).read(self.source)
         if self.routers != "keep" or not votes.trained:
             return votes
         if self.calibration is None:
@@ -94,7 +94,7 @@ class LoraExporter:
         reached = set(torch.nonzero(votes.shared).flatten().tolist())
         if self.routers == "keep":
             names, members = self.source.config.router_names, self.source.config.votes()
-            reached |= {expert for name in votes.trained for expert in members[names.index(name)]}
+            reached |= {expert for name in (*votes.trained, *votes.modular) for expert in members[names.index(name)]}
         ranks = {}
         for module in self.source.modules:
             whole = sum(rank for j, rank in enumerate(self.source.ranks(module)) if j in reached)

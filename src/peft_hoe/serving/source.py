@@ -73,6 +73,10 @@ class AdapterSource:
             )
         return a, b
 
+    def router_bias(self, module: str) -> Tensor:
+        """Biases of all routers of a module, one after the other."""
+        return self._tensor(f"{module}.hoe_router.bias")
+
     def length_factor(self, module: str, votes: Tensor) -> Tensor:
         """The factor c `(1,)` of votes `(L,)` in a module; 1 unless the adapter keeps lengths (`interpolation="norm"`)."""
         if self.config.interpolation != "norm":

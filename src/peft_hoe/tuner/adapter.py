@@ -113,6 +113,7 @@ class Adapter:
         marks = [checked_flag(spec.trained, f"trained of router {spec.name!r}") for spec in self.config.routers or []]
         self.default: FloatArray = uniform(n) if default is None else parse_preference(default, self.objectives)
         self.trained: NDArray[np.bool_] = np.asarray(marks, dtype=bool)
+        self._by_module = np.asarray([spec.kind == "module" for spec in self.config.routers or []], dtype=bool)
 
     # -- what it is ---
 
@@ -171,7 +172,7 @@ class Adapter:
         n_experts = len(self._router.experts)
         router_weights = weights[:, n_experts:]
         static = weights[:, :n_experts] + (router_weights * ~voting) @ self._static_votes
-        live = router_weights * voting
+        live = router_weights * voting  # by token or by module
         reachable = np.asarray((static > 0).any(axis=0))
         for r in np.flatnonzero(live.any(axis=0)):
             reachable[list(self._slots[r])] = True
@@ -179,13 +180,19 @@ class Adapter:
             key=preferences.tobytes() + self.trained.tobytes() + routers.encode(),
             preferences=preferences,
             static=torch.from_numpy(static),
-            live=torch.from_numpy(live),
-            is_live=bool(live.any()),
-            may_be_live=bool(self.trained.any()),
+            live=torch.from_numpy(live * ~self._by_module),
+            by_module=torch.from_numpy(live * self._by_module),
+            is_live=bool((live * ~self._by_module).any()),
+            may_be_live=self._all_trained(~self._by_module),
+            may_be_by_module=self._all_trained(self._by_module),
             selected=tuple(np.flatnonzero(reachable).tolist()),
             slots=self._slots,
             selections=self._selections,
         )
+
+    def _all_trained(self, kind: NDArray[np.bool_]) -> tuple[int, ...]:
+        """All routers of a kind if one of them is trained: shapes do not change with the preference."""
+        return tuple(np.flatnonzero(kind).tolist()) if bool((self.trained & kind).any()) else ()
 
     def _warn_outside(self, preferences: FloatArray, effective: FloatArray) -> None:
         distances = np.linalg.norm(preferences - effective, axis=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ..config import HoEConfig
 from ..errors import ExpertError
 from .base_modules import GuardedWeight
 from .calls import THIS_THREAD, Call, ForwardMemory
+from .layout import ExpertLayout
 from .lengths import ExpertLengths
 from .plan import Plan
 from .steering import Steering
@@ -29,21 +29,16 @@ MOST_NUMBERS = 2**24
 MOST_TIMES = 64  # times the numbers that the module itself has
 
 
-@dataclass(frozen=True)
-class ExpertLayout:
-    """How one adapter's experts and routers lie in the layer's tensors.
+class ModuleBias(nn.Module):
+    """What trains of a router that votes by module, in one module: b `(slots,)`.
 
-    Attributes:
-        ranks: of each expert, 0 where it has nothing here.
-        slots: number of voting slots of each router.
-        temperature: T of the routers' softmax.
-        train_experts: whether A and B train.
+    Args:
+        bias: where it starts.
     """
 
-    ranks: tuple[int, ...]
-    slots: tuple[int, ...]
-    temperature: float
-    train_experts: bool
+    def __init__(self, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().clone())
 
 
 class HoELayer(BaseTunerLayer):
@@ -100,6 +95,10 @@ class HoELayer(BaseTunerLayer):
             self.hoe_length[adapter_name] = ExpertLengths(len(layout.ranks))
         if config.init_weights:
             self.reset_parameters(adapter_name, config)
+        elif layout.slots:
+            router: Any = self.hoe_router[adapter_name]
+            with torch.no_grad():
+                router.weight[layout.unread_rows] = 0
         self.measure_lengths(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.hoe_steering.lies_at(self.factors(adapter_name)[0])
@@ -109,6 +108,7 @@ class HoELayer(BaseTunerLayer):
         return ExpertLayout(
             ranks=tuple(config.ranks(self.module_name)),
             slots=tuple(len(members) for members in config.votes()),
+            by_module=tuple(spec.kind == "module" for spec in config.routers or ()),
             temperature=config.router_temperature,
             train_experts=config.train_experts,
         )
@@ -288,9 +288,9 @@ class HoELayer(BaseTunerLayer):
         return call.plan or steering.default, call
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True where no router that was trained votes at the current preference."""
+        """True where no router that was trained votes by the input at the current preference."""
         try:
-            self.hoe_steering.merge_weights(adapter_name)
+            self.hoe_steering.mergeable_plan(adapter_name)
         except ValueError:
             return False
         return True

@@ -23,6 +23,7 @@ from .mixture import ExpertMixture
 from .plan import Plan
 from .rows import check_rows
 from .steering import Steering
+from .votes import module_votes
 
 
 class HoELinear(nn.Module, ExpertMixture):
@@ -79,7 +80,7 @@ class HoELinear(nn.Module, ExpertMixture):
         Raises:
             StaticMergeError: the votes depend on the input, or the rows differ.
         """
-        votes = self.hoe_steering.merge_weights(adapter) if votes is None else votes
+        votes = self.merged_votes(adapter) if votes is None else votes
         weight_a, weight_b = self.factors(adapter)
         dtype = torch.promote_types(weight_b.dtype, torch.float32)
         votes = votes.to(dtype).to(weight_b.device)
@@ -88,6 +89,21 @@ class HoELinear(nn.Module, ExpertMixture):
         expanded = over_ranks(votes, self.hoe_layouts[adapter].ranks)
         delta = (weight_b.to(dtype) * expanded) @ weight_a.to(dtype)
         return delta.T if self.fan_in_fan_out else delta
+
+    def merged_votes(self, adapter: str) -> torch.Tensor:
+        """`(L,)` float64: the votes of this module that merging bakes in at the current preference.
+
+        Raises:
+            StaticMergeError: the votes depend on the input, or the rows differ.
+        """
+        plan = self.hoe_steering.mergeable_plan(adapter)
+        if not plan.is_by_module:
+            return plan.static[0]
+        router: Any = self.hoe_router[adapter]
+        bias = router.bias.detach().double()
+        placed = plan.votes(bias.cpu(), tuple(range(plan.static.shape[1])))
+        added = module_votes(placed.modules, bias, self.hoe_layouts[adapter].temperature)
+        return plan.static[0] + added[0]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the deltas at the current preference to the base weight.
@@ -103,7 +119,7 @@ class HoELinear(nn.Module, ExpertMixture):
             if adapter not in self.hoe_A:
                 continue
             self.check_mergeable(adapter)
-            votes = self.hoe_steering.merge_weights(adapter)
+            votes = self.merged_votes(adapter)
             merged = self._shifted_weight(self.get_delta_weight(adapter, votes))
             if safe_merge and not bool(torch.isfinite(merged).all()):
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
@@ -149,7 +165,7 @@ class HoELinear(nn.Module, ExpertMixture):
 
     def check_mergeable(self, adapter: str) -> None:
         """Raise what `merge` would raise, before anything is changed."""
-        self.hoe_steering.merge_weights(adapter)
+        self.hoe_steering.mergeable_plan(adapter)
         weight = self._base_weight()
         shape = (self.in_features, self.out_features) if self.fan_in_fan_out else (self.out_features, self.in_features)
         if type(weight) not in (nn.Parameter, torch.Tensor) or not weight.dtype.is_floating_point:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import CheckpointError, HoEWarning
 from .layer import HoELayer
+from .layout import ExpertLayout
 
 # PEFT puts the adapter's name only into keys that it finds a place for.
 _OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_\w+?)(\.(?P<adapter>[^.]+))?\.\w+")
@@ -38,6 +39,9 @@ def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str
     for key, (adapter, shape) in expected.items():
         if key in state_dict:
             _check_tensor(key, state_dict[key], shape)
+            if key.endswith(f".hoe_router.{adapter}.weight"):
+                layer = layers[key.removesuffix(f".hoe_router.{adapter}.weight")]
+                _check_unread(key, state_dict[key], layer.hoe_layouts[adapter])
         elif adapter in whole:
             _refuse_missing(key, adapter, shape)
 
@@ -56,6 +60,9 @@ def check_loaded(root: nn.Module) -> None:
             for part in layer.adapter_layer_names:
                 for key, parameter in getattr(layer, part).named_parameters():
                     _check_tensor(f"{name}.{part}.{key}", parameter, parameter.shape)
+            for adapter, router in layer.hoe_router.items():
+                weight: Any = router.weight
+                _check_unread(f"{name}.hoe_router.{adapter}.weight", weight, layer.hoe_layouts[adapter])
 
 
 def _refuse_missing(key: str, adapter: str, shape: torch.Size) -> None:
@@ -131,6 +138,19 @@ def _same(mine: torch.Tensor, other: Any) -> bool:
     if mine.is_meta or not isinstance(other, torch.Tensor):
         return True
     return mine.shape == other.shape and bool(torch.equal(mine.detach(), other.to(mine)))
+
+
+def _check_unread(key: str, weight: Any, layout: ExpertLayout) -> None:
+    """Refuse a router that votes by module but was trained by token: its weights would be left out without a word."""
+    rows = layout.unread_rows
+    if not rows or type(weight) not in (torch.Tensor, nn.Parameter) or weight.is_meta:
+        return
+    if bool(weight[rows].any()):
+        raise CheckpointError(
+            f'the tensor {key!r} has weights of a router of kind="module", which has a bias alone; it was trained with '
+            'kind="token": load it with the adapter_config.json that was saved with it',
+            tensor=key,
+        )
 
 
 def _largest(key: str, dtype: torch.dtype) -> float:

@@ -25,10 +25,10 @@ from transformers.pytorch_utils import Conv1D
 
 from .calls import THIS_THREAD
 from .kernels.gate import over_ranks, scaled, token_votes, without_autocast
-from .layer import HoELayer
+from .layer import HoELayer, ModuleBias
 from .plan import AdapterPlan, place_of
 from .step import Source, Step, is_plain, is_there
-from .votes import PlacedVotes
+from .votes import PlacedVotes, module_votes
 
 
 class ExpertMixture(HoELayer):
@@ -43,11 +43,12 @@ class ExpertMixture(HoELayer):
             x = self._cast_input_dtype(x, step.dtype)
         tokens = x.reshape(-1, x.shape[-1])
         votes = None
-        if step.placed.rows is not None:
+        if step.scale_is_known:
+            if THIS_THREAD.recorder is not None:
+                self._record(adapter, step.placed.votes.mix, x, step, by_token=False)
+        else:
             with without_autocast(x.device.type):
-                votes = step.lengthened(self._token_votes(tokens, x, adapter, step.placed, step))
-        elif THIS_THREAD.recorder is not None:
-            self._record_static(adapter, plan, x)
+                votes = step.lengthened(self._votes(tokens, x, adapter, step.placed, step))
         total = result if result.ndim == 2 else result.reshape(-1, result.shape[-1])
         in_place = self._may_write(result)
         for stretch in step.stretches:
@@ -64,15 +65,19 @@ class ExpertMixture(HoELayer):
                 total = torch.addmm(total, inner, stretch.columns)
         return total if result.ndim == 2 else total.view(result.shape)
 
-    def _token_votes(
+    def _votes(
         self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, placed: PlacedVotes, step: Step | None
     ) -> torch.Tensor:
-        """The votes of each token for the experts in play, `(T, S)`."""
-        logits = self._logits(tokens, adapter, placed.rows, step)
-        mix = placed.votes.mix
-        votes = token_votes(placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
+        """The votes for the experts in play: of each token `(T, S)`, or `(B, S)` where none depends on the token."""
+        votes = mix = placed.votes.mix
+        if placed.rows is not None:
+            logits = self._logits(tokens, adapter, placed.rows, step)
+            votes = token_votes(placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
+        if placed.modules is not None:
+            added = module_votes(placed.modules, self._bias(tokens, adapter), self.hoe_layouts[adapter].temperature)
+            votes = votes + _for_rows(added, len(votes))
         if THIS_THREAD.recorder is not None:
-            self._record_tokens(adapter, votes, x, step)
+            self._record(adapter, votes, x, step, by_token=placed.rows is not None)
         return votes
 
     def _add_all_experts(self, result: torch.Tensor, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
@@ -87,11 +92,7 @@ class ExpertMixture(HoELayer):
             placed = plan.votes(inner, tuple(range(len(ranks))), every_router=tracing)
         lengths: Any = self.hoe_length._modules.get(adapter)
         with without_autocast(x.device.type):
-            votes = placed.votes.mix
-            if placed.rows is not None:
-                votes = self._token_votes(tokens, x, adapter, placed, None)
-            elif THIS_THREAD.recorder is not None:
-                self._record_static(adapter, plan, x)
+            votes = self._votes(tokens, x, adapter, placed, None)
             votes = votes if lengths is None else votes * lengths(votes)
             inner = scaled(inner, over_ranks(votes.to(inner.dtype), ranks))
         delta: torch.Tensor = part_b(inner)
@@ -102,7 +103,9 @@ class ExpertMixture(HoELayer):
     def _step(self, adapter: str, plan: AdapterPlan) -> Step | None:
         """What the plan needs here; None where weights are fetched by calling their modules."""
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
-        key = (adapter, plan, own is None)
+        router: Any = self.hoe_router._modules.get(adapter)
+        trains = own is not None or (router is not None and router.bias.requires_grad and torch.is_grad_enabled())
+        key = (adapter, plan, own is None, trains)
         step = self._steps.get(key)
         if step is not None and step.is_current(self.hoe_A._modules):
             return step
@@ -110,7 +113,9 @@ class ExpertMixture(HoELayer):
         if adapter in self.hoe_length:
             parts["gram"] = self.hoe_length, "gram"
         if plan.is_live and own is None:
-            parts |= {"router": (self.hoe_router, "weight"), "bias": (self.hoe_router, "bias")}
+            parts["router"] = self.hoe_router, "weight"
+        if (plan.is_live and own is None) or (plan.is_by_module and not trains):
+            parts["bias"] = self.hoe_router, "bias"
         if not all((is_there if name == "gram" else is_plain)(group[adapter]) for name, (group, _) in parts.items()):
             return None
         sources = {
@@ -119,7 +124,7 @@ class ExpertMixture(HoELayer):
         }
         graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
-            step = Step(plan, self.hoe_layouts[adapter].ranks, sources)  # a later training step may use it
+            step = Step(plan, self.hoe_layouts[adapter], sources, fixed=not trains)  # a later training step may use it
         if step.is_current(self.hoe_A._modules):
             self._steps.add(key, step, limit=sum(sources[name].parameter.nbytes for name in "AB") // 10)
         return step
@@ -131,13 +136,15 @@ class ExpertMixture(HoELayer):
         part: Any = self.hoe_router[adapter]
         temperature = self.hoe_layouts[adapter].temperature
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
+        if own is not None and isinstance(own[1], ModuleBias):
+            own = None
         if own is not None and isinstance(rows, slice) and own[0] == rows and is_plain(own[1]):
             logits = _linear(tokens, own[1].weight, own[1].bias)
         elif own is not None:
             logits = part(self._cast_input_dtype(tokens, part.weight.dtype))
             chosen = own[1](self._cast_input_dtype(tokens, next(own[1].parameters()).dtype)).to(logits.dtype)
             logits = torch.cat([logits[:, : own[0].start], chosen, logits[:, own[0].stop :]], dim=1)[:, rows]
-        elif step is None:
+        elif step is None or step.router is None:
             logits = part(self._cast_input_dtype(tokens, part.weight.dtype))[:, rows]
         elif torch.is_grad_enabled():
             logits = _linear(tokens, part.weight[rows], part.bias[rows])
@@ -145,28 +152,36 @@ class ExpertMixture(HoELayer):
             logits = _linear(tokens, *step.router)
         return logits if temperature == 1 else logits / temperature
 
+    def _bias(self, tokens: torch.Tensor, adapter: str) -> torch.Tensor:
+        """The bias of all routers, `(slots,)`, with that which trains in its place."""
+        part: Any = self.hoe_router[adapter]
+        if is_plain(part) and not torch.compiler.is_compiling():
+            bias: torch.Tensor = part.bias
+        else:  # fetched by calling the module
+            bias = part(tokens.new_zeros(1, tokens.shape[-1], dtype=part.weight.dtype))[0]
+        own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
+        if own is None or not isinstance(own[1], ModuleBias):
+            return bias
+        return torch.cat([bias[: own[0].start].to(own[1].bias), own[1].bias, bias[own[0].stop :].to(own[1].bias)])
+
     def _records(self, adapter: str) -> bool:
         recorder = THIS_THREAD.recorder
         return recorder is not None and recorder[0] is self.hoe_steering and recorder[1] == adapter
 
-    def _record_static(self, adapter: str, plan: AdapterPlan, x: torch.Tensor) -> None:
-        """Hand the votes of the rows to `record_votes`."""
+    def _record(self, adapter: str, votes: torch.Tensor, x: torch.Tensor, step: Step | None, *, by_token: bool) -> None:
+        """Hand the votes of tokens `(T, S)`, or of rows `(B, S)`, to `record_votes`."""
         if not self._records(adapter):
             return
-        votes = plan.static.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        if len(votes) == 1:
-            votes = votes[0]
+        everyone = votes.new_zeros(len(votes), len(self.hoe_layouts[adapter].ranks))
+        everyone[:, slice(None) if step is None else list(step.experts)] = votes.detach()
+        if by_token:
+            everyone = everyone.view(*x.shape[:-1], -1)
+        elif len(everyone) == 1:
+            everyone = everyone[0]
         else:
-            votes = votes.repeat_interleave(x.shape[0] // len(votes), dim=0)
-            votes = votes.view(len(votes), *([1] * (x.ndim - 2)), votes.shape[-1])
-        THIS_THREAD.recorder[2][self.module_name] = votes  # type: ignore[index]
-
-    def _record_tokens(self, adapter: str, votes: torch.Tensor, x: torch.Tensor, step: Step | None) -> None:
-        """Hand the votes `(T, S)` of tokens to `record_votes`."""
-        if self._records(adapter):
-            everyone = votes.new_zeros(len(votes), len(self.hoe_layouts[adapter].ranks))
-            everyone[:, slice(None) if step is None else list(step.experts)] = votes.detach()
-            THIS_THREAD.recorder[2][self.module_name] = everyone.view(*x.shape[:-1], -1)  # type: ignore[index]
+            everyone = everyone.repeat_interleave(x.shape[0] // len(everyone), dim=0)
+            everyone = everyone.view(len(everyone), *([1] * (x.ndim - 2)), everyone.shape[-1])
+        THIS_THREAD.recorder[2][self.module_name] = everyone  # type: ignore[index]
 
     def _may_write(self, result: torch.Tensor) -> bool:
         """Whether the base's output is nobody else's, so that the experts may be added to it in place."""
@@ -183,3 +198,10 @@ class ExpertMixture(HoELayer):
 
 def _linear(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return F.linear(tokens if tokens.dtype == weight.dtype else tokens.to(weight.dtype), weight, bias)
+
+
+def _for_rows(added: torch.Tensor, length: int) -> torch.Tensor:
+    """Votes of rows `(B, S)` for each of as many tokens; B may be 1."""
+    if len(added) in (1, length):
+        return added
+    return added.repeat_interleave(length // len(added), dim=0)

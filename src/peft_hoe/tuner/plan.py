@@ -26,9 +26,11 @@ class AdapterPlan:
         key: identifies the preference and what was done with it.
         preferences: `(rows, N)`, as requested.
         static: `(rows, L)` float64 on the CPU, the votes that do not depend on the input; rows is 1 when shared.
-        live: `(rows, R)`, the weight of each router whose softmax votes; 0 for untrained ones.
-        is_live: whether some router's softmax votes.
-        may_be_live: whether one does at another preference; the same for all plans of an adapter.
+        live: `(rows, R)`, the weight of each router whose softmax votes for each token; 0 for untrained ones.
+        by_module: `(rows, R)`, the same of routers that vote once for each module.
+        is_live: whether some router's softmax votes for each token.
+        may_be_live: the routers of which one does at another preference; the same for all plans of an adapter.
+        may_be_by_module: the routers of which one votes for each module at another preference, likewise.
         selected: experts that some row can reach, ascending.
         slots: of every router the experts that it votes for, ascending.
         selections: the adapter's.
@@ -39,8 +41,10 @@ class AdapterPlan:
     preferences: FloatArray
     static: torch.Tensor
     live: torch.Tensor
+    by_module: torch.Tensor
     is_live: bool
-    may_be_live: bool
+    may_be_live: tuple[int, ...]
+    may_be_by_module: tuple[int, ...]
     selected: tuple[int, ...]
     slots: tuple[tuple[int, ...], ...]
     selections: Selections
@@ -62,12 +66,15 @@ class AdapterPlan:
         key = (experts, every_router, *place_of(like))
         known = self._votes.get(key)
         if known is None:
+            tokens, modules = (_used(self.live), _used(self.by_module))
             if every_router:
-                routers = tuple(range(len(self.slots))) if self.may_be_live else ()
-            else:
-                routers = tuple(torch.nonzero(self.live.any(0)).flatten().tolist())
+                tokens, modules = self.may_be_live, self.may_be_by_module
             with torch.inference_mode(False):  # a later training step may use it
-                known = placed_votes(self.static, self.live, self.slots, experts, routers, *key[2:])
+                known = placed_votes(self.static, self.live, self.slots, experts, tokens, *key[2:])
+                if modules:
+                    none = torch.zeros_like(self.static)
+                    own = placed_votes(none, self.by_module, self.slots, experts, modules, *key[2:])
+                    known = known._replace(modules=own)
             if type(known.votes.mix) is torch.Tensor:  # a tracer's tensors are not for others
                 self._votes[key] = known
         return known
@@ -80,14 +87,24 @@ class AdapterPlan:
                 self.constant_shape[place] = self.votes(like, tuple(range(self.static.shape[1])), every_router=True)
 
     @property
+    def is_by_module(self) -> bool:
+        """Whether some router votes for each module."""
+        return bool(self.may_be_by_module) and bool(self.by_module.any())
+
+    @property
     def numbers(self) -> int:
         """How many numbers it holds."""
         placed = (*self.constant_shape.values(), *self._votes.values())
-        return self.static.numel() + self.live.numel() + sum(each.votes.mix.numel() for each in placed)
+        return self.static.numel() + 2 * self.live.numel() + sum(each.numbers for each in placed)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy goes its own way, perhaps to another device."""
         return {**self.__dict__, "constant_shape": {}, "_votes": {}}
+
+
+def _used(weights: torch.Tensor) -> tuple[int, ...]:
+    """The routers to which some row of `(rows, R)` gives a weight."""
+    return tuple(torch.nonzero(weights.any(0)).flatten().tolist())
 
 
 def place_of(like: torch.Tensor) -> Place:

@@ -31,7 +31,7 @@ from ..errors import PreferenceError, StaticMergeError, check_choice
 from ..preference import FloatArray, parse_preference, read_preference
 from ..routing import Route
 from .adapter import ROUTERS, Adapter
-from .plan import Place, Plan, place_of
+from .plan import AdapterPlan, Place, Plan, place_of
 from .root_hooks import RootHooks
 
 PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference`
@@ -205,11 +205,11 @@ class Steering:
                 raise
             raise PreferenceError(f"adapter {adapter!r}: {error}") from None
 
-    def merge_weights(self, adapter: str) -> torch.Tensor:
-        """`(L,)` float64: the votes that merging bakes in at the current preference.
+    def mergeable_plan(self, adapter: str) -> AdapterPlan:
+        """The plan that merging bakes in at the current preference; its votes are those of a module, whatever it reads.
 
         Raises:
-            StaticMergeError: a trained router votes here, or the preference differs between rows.
+            StaticMergeError: a trained router votes by the input here, or the preference differs between rows.
         """
         preference = self.current(adapter)
         plan = self.adapters[adapter].plan(preference, self._in_block().routers)
@@ -222,7 +222,7 @@ class Steering:
                 value=preference.tolist(),
                 routers=voting,
             )
-        return plan.static[0]
+        return plan
 
     # -- blocks ---
 

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from .kernels.gate import over_ranks
+from .layout import ExpertLayout
 from .lengths import gram_root, lengthened
 from .plan import AdapterPlan
 from .selection import Selection
+from .votes import module_votes
 
 _MOST_SPANS = 8  # more stretches of neighbouring experts than this are read as all experts at once
 _MOST_STEPS = 16
@@ -117,14 +119,17 @@ class Step:
 
     Args:
         plan: of an adapter.
-        ranks: of its experts in this module, `(L,)`.
+        layout: of the adapter in this module.
         sources: "A", "B", and where they play a part "gram" (of all experts, `(L, L)`, where c is not 1), "router" and "bias".
+        fixed: whether votes of routers that vote by module are taken from "bias" now; else they are computed at each call,
+            because they train.
 
     Attributes:
         dtype: of A and B.
         experts: in play, ascending.
         stretches: of these.
         placed: its votes.
+        scale_is_known: whether they are the same for all tokens and stay as they are; then stretches have their scales.
         router: the live routers' rows of the router linear, `(slots, d_in)` and `(slots,)`; None where none is read from there.
         nbytes: of what is copied or computed.
     """
@@ -139,25 +144,34 @@ class Step:
         "nbytes",
         "placed",
         "router",
+        "scale_is_known",
         "stretches",
     )
 
-    def __init__(self, plan: AdapterPlan, ranks: tuple[int, ...], sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self, plan: AdapterPlan, layout: ExpertLayout, sources: Mapping[str, Source], *, fixed: bool = True
+    ) -> None:
+        ranks = layout.ranks
         weight_a, weight_b = sources["A"].parameter, sources["B"].parameter
         selection = plan.selection(ranks, whole=False)
         if len(selection.spans) > _MOST_SPANS:
             selection = plan.selection(ranks, whole=True)
         self.placed = plan.votes(weight_a, selection.experts)
+        modules = self.placed.modules
+        if modules is not None and fixed:
+            bias = sources["bias"].parameter.detach()
+            self.placed = self.placed.with_rows(module_votes(modules, bias, layout.temperature))
         mix = self.placed.votes.mix
         self._sources, self._parts = tuple(sources.values()), sources["A"].parts
         self.dtype, self.experts = weight_a.dtype, selection.experts
         self._root = self._make_root(sources["gram"].parameter, mix) if "gram" in sources else ()
         self.router, scale, copies = None, None, list(self._root)
         slots = self.placed.rows
-        if slots is None:
+        self.scale_is_known = slots is None and self.placed.modules is None
+        if self.scale_is_known:
             scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
             copies = [scale]
-        elif "router" in sources:
+        elif slots is not None and "router" in sources:
             self.router = sources["router"].parameter.detach()[slots], sources["bias"].parameter.detach()[slots]
             copies += [] if isinstance(slots, slice) else self.router
         self.nbytes = sum(copy.nbytes for copy in copies)

@@ -4,16 +4,17 @@
 
 The paper prints raw logits, which cannot be mixed with the one-hot votes of LoRA experts, so each router votes with its
 softmax. Static votes and the routers' weights belong to a preference, and so to a row; only the softmax belongs to a token.
+A router that votes by module has W = 0: its softmax belongs to a module, and so its vote to a row again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from .kernels.gate import Votes
+from .kernels.gate import Votes, token_votes
 
 
 class PlacedVotes(NamedTuple):
@@ -23,10 +24,38 @@ class PlacedVotes(NamedTuple):
         votes: for the gate.
         rows: of the adapter's router linear that hold the slots of the live routers, one router after the other: a slice
             where they are neighbours, else indices `(slots,)`; None without live routers.
+        modules: what routers that vote by module add, with their rows and without static votes; None without such routers.
     """
 
     votes: Votes
     rows: slice | torch.Tensor | None
+    modules: Any = None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it holds."""
+        return self.votes.mix.numel() + (0 if self.modules is None else self.modules.numbers)
+
+    def with_rows(self, added: torch.Tensor) -> PlacedVotes:
+        """The same, with further votes of the rows, `(B, S)`, as they stand when no module's votes are left to be computed."""
+        mix, routers = self.votes.mix, self.votes.routers
+        if routers:
+            share = added / routers
+            added = share[0].unsqueeze(1) if mix.ndim == 2 else share.unsqueeze(1)
+        return PlacedVotes(self.votes._replace(mix=mix + added), self.rows)
+
+
+def module_votes(placed: PlacedVotes, bias: torch.Tensor, temperature: float) -> torch.Tensor:
+    """What routers that vote by module give to each expert in play, `(B, S)`.
+
+    Args:
+        placed: `PlacedVotes.modules`.
+        bias: b of all routers of the module, `(slots,)`.
+        temperature: T.
+    """
+    mix = placed.votes.mix
+    logits = (bias.to(mix.dtype).to(mix.device)[placed.rows] / temperature).unsqueeze(0)
+    return token_votes(placed.votes, logits if mix.ndim == 2 else logits.expand(len(mix), -1))
 
 
 def placed_votes(

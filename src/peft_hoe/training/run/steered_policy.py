@@ -157,8 +157,8 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
     before = bool(adapter.trained[router.index])
     mark_trained(policy, router.router, adapter_name=router.adapter)
     try:
-        live = adapter.plan(router.preference).live
-        if live is None or float(live[0, router.index]) < 1 - 1e-6:
+        plan = adapter.plan(router.preference)
+        if float((plan.live + plan.by_module)[0, router.index]) < 1 - 1e-6:
             raise ExpertError(
                 f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"
             )

@@ -19,12 +19,12 @@ from ...errors import ExpertError, HoEWarning
 from ...preference import FloatArray
 from ...tuner.adapter import Adapter
 from ...tuner.functional import adapter_of
-from ...tuner.layer import HoELayer
+from ...tuner.layer import HoELayer, ModuleBias
 from ...tuner.steering import Steering
 
 
 class TrainedRouter(nn.Module):
-    """A router of a HoE adapter: one small linear for each HoE layer.
+    """A router of a HoE adapter: one small linear for each HoE layer, or for a router that votes by module its bias alone.
 
     Args:
         model: a model that carries HoE layers.
@@ -46,6 +46,7 @@ class TrainedRouter(nn.Module):
         self.router = _router_name(adapted, router)
         self.index = adapted.router_names.index(self.router)
         members = adapted.votes()[self.index]
+        self.kind: str = (adapted.config.routers or [])[self.index].kind
         self.voting_experts = [adapted.expert_names[i] for i in members]
         self.layers: list[HoELayer] = [
             module for module in model.modules() if isinstance(module, HoELayer) and self.adapter in module.hoe_router
@@ -62,11 +63,13 @@ class TrainedRouter(nn.Module):
         row: FloatArray = adapted.router_preferences[self.index]
         return row
 
-    def _own(self, layer: HoELayer) -> nn.Linear:
+    def _own(self, layer: HoELayer) -> nn.Module:
         source: Any = layer.hoe_router[self.adapter]
         weight = source.weight
         # 16-bit Parameters lose Adam's small steps.
         dtype = weight.dtype if weight.dtype.itemsize >= 4 else torch.float32
+        if self.kind == "module":
+            return ModuleBias(source.bias[self.rows].to(dtype))
         rows = len(self.voting_experts)
         own = nn.Linear(weight.shape[1], rows, device=weight.device, dtype=dtype)
         with torch.no_grad():
@@ -80,8 +83,9 @@ class TrainedRouter(nn.Module):
         own: Any
         for layer, own in zip(self.layers, self.linears, strict=True):
             source: Any = layer.hoe_router[self.adapter]
-            own.weight.copy_(source.weight[self.rows])
             own.bias.copy_(source.bias[self.rows])
+            if self.kind == "token":
+                own.weight.copy_(source.weight[self.rows])
 
     @torch.no_grad()
     def write(self, values: dict[str, torch.Tensor] | None = None) -> None:
@@ -93,7 +97,8 @@ class TrainedRouter(nn.Module):
         values = dict(self.state_dict() if values is None else values)
         for i, layer in enumerate(self.layers):
             target: Any = layer.hoe_router[self.adapter]
-            target.weight[self.rows] = values[f"linears.{i}.weight"].to(target.weight)
+            if self.kind == "token":
+                target.weight[self.rows] = values[f"linears.{i}.weight"].to(target.weight)
             target.bias[self.rows] = values[f"linears.{i}.bias"].to(target.bias)
 
     @contextlib.contextmanager
