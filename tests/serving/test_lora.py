@@ -12,7 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 import peft_hoe
-from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError, HoELayer, PreferenceError, StaticMergeError
+from peft_hoe import (
+    CheckpointError,
+    ExpertError,
+    HoEConfig,
+    HoEError,
+    HoELayer,
+    PreferenceError,
+    RouterSpec,
+    StaticMergeError,
+)
 from peft_hoe.serving import export_lora
 
 EXACT = {"atol": 1e-11, "rtol": 0}
@@ -209,6 +218,19 @@ def test_routers_that_ignore_the_input_freeze_exactly(steerable, as_lora, toys, 
     assert report.logits["kl"] == pytest.approx(0, abs=1e-12)
     assert report.logits["agreement"] == 1
     assert report.logits["largest"] < 1e-11
+
+
+@pytest.mark.parametrize("preference", [[0.25, 0.75], [0.3, 0.7]])
+def test_routers_by_module_leave_exactly_without_prompts(steerable, as_lora, ids, tmp_path, preference):
+    router = RouterSpec([0.25, 0.75], kind="module")
+    model = steerable(routers=[router, [0.75, 0.25]], trained=("r0",), input_matters=False, interpolation="norm")
+    report = model.export_lora(preference, tmp_path / "lora")
+    with torch.no_grad():
+        expected = model(input_ids=ids, preference=preference).logits
+        static = model(input_ids=ids, preference=preference, routers="static").logits
+    torch.testing.assert_close(as_lora(tmp_path / "lora", ids), expected, **EXACT)
+    assert not torch.allclose(static, expected, atol=1e-3)
+    assert report.trained_routers == []
 
 
 def test_calibration_takes_the_mean_and_tells_how_far_it_is(steerable, as_lora, tokenizer, tmp_path):

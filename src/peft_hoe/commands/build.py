@@ -10,6 +10,7 @@ from ..experts.merging import METHODS
 from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
+from ..specs import KINDS
 from .arguments import read_number, read_pairs
 
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a multi-objective expert, such as 0.5,0.5 or helpful=0.5,harmless=0.5; default the centroid",
     )
     add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
+    add("--router-kind", default=KINDS[0], help=f"of the routers: {' or '.join(KINDS)} (default {KINDS[0]})")
     add("--output", required=True, metavar="DIR", help="where the adapter goes")
     add("--rank", default="auto", help=f"a number, full, or auto: {DEFAULT_RANK}, and LoRA policies at their own")
     add("--prune", default=str(Pruning.share), help=f"share of entries to drop, or none (default {Pruning.share})")
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         read_pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
         arguments.output,
         experts=_preferences(arguments.expert),
-        routers=_preferences(arguments.router),
+        routers=_routers(arguments),
         default_preference=read_preference(arguments.default_preference) if arguments.default_preference else None,
         r=read_number(arguments.rank, int),
         pruning=_pruning(arguments),
@@ -109,6 +111,11 @@ def _merge_options(items: list[str] | None) -> dict[str, Any]:
 
 def _preferences(items: list[str] | None) -> list[Any] | None:
     return None if items is None else [read_preference(item) for item in items]
+
+
+def _routers(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
+    points = _preferences(arguments.router)
+    return None if points is None else [{"preference": point, "kind": arguments.router_kind} for point in points]
 
 
 def _names(text: str | None) -> str | list[str] | None:

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from peft_hoe import ExpertError, HoEWarning
+from peft_hoe import ExpertError, HoEWarning, RouterSpec
 from peft_hoe.training.ppo.critics import ValueHeads
 from peft_hoe.training.run.trained_router import TrainedRouter
 
@@ -36,6 +36,23 @@ def test_attached_router_votes_as_written_one(toys: ModuleType, name: str, agree
         written = model(IDS, preference=router.preference).logits
     agree(attached, written)
     assert (attached - static).abs().max() > 1e-2
+
+
+def test_a_router_by_module_is_its_biases_alone(toys: ModuleType, agree: Callable[..., None]) -> None:
+    model = toys.make_policy(routers=[RouterSpec([0.25, 0.75], kind="module"), [0.75, 0.25]])
+    router = TrainedRouter(model, "r0")
+    assert all(parameter.shape == (2,) for parameter in router.parameters())
+    model.mark_trained("r0")
+    randomise(router)
+    with torch.no_grad():
+        static = model(IDS, preference=router.preference).logits
+        with router.attached():
+            attached = model(IDS, preference=router.preference).logits
+        router.write()
+        written = model(IDS, preference=router.preference).logits
+    agree(attached, written)
+    assert (attached - static).abs().max() > 1e-2
+    assert not any(layer.hoe_router["default"].weight[:2].any() for layer in router.layers)
 
 
 def test_write_changes_only_its_rows_and_read_takes_them_back(toys: ModuleType) -> None:
