@@ -1,13 +1,17 @@
 """TRL's script examples/scripts/ppo/ppo.py, called as its documentation calls it: what it does, in its order, offline.
 
 HoERouterTrainer and HoERouterConfig stand in the places of PPOTrainer and PPOConfig. The policy has a HoE adapter, and there is
-a reward model for each objective.
+a reward model for each objective. TRL's distributions do not ship the script; where TRL_CHECKOUT names a clone of its repository
+(1.9 to 1.12), the file itself runs too.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import runpy
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,10 +45,53 @@ def saved(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.manual_seed(3)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
     toys.make_tokenizer().save_pretrained(tmp_path / "reward")
-    (tmp_path / "data").mkdir()
+    (tmp_path / "prompts" / "data").mkdir(parents=True)  # there `datasets` takes a split's name from a file's
     rows = [{"prompt": f"w{i % 28} w{7 * i % 28}"[: None if i % 2 else 3], "completion": "w1"} for i in range(132)]
-    (tmp_path / "data" / "descriptiveness.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "prompts" / "data" / "descriptiveness-00000-of-00001.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
+
+
+def call(saved: Path) -> list[str]:
+    """The arguments as TRL's documentation gives them, with local names, and what a tiny model needs."""
+    return [
+        "--dataset_name", str(saved / "prompts"), "--dataset_train_split", "descriptiveness", "--learning_rate", "3e-6",
+        "--num_ppo_epochs", "1", "--num_mini_batches", "1",
+        "--output_dir", str(saved / "ppo"), "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
+        "--total_episodes", "32", "--model_name_or_path", str(saved / "base"), "--sft_model_path", str(saved / "base"),
+        "--reward_model_path", str(saved / "reward"), "--missing_eos_penalty", "1.0",
+        "--router", "r0", "--response_length", "8", "--use_cpu", "true", "--report_to", "none", "--payoff_prompts", "16",
+    ]  # fmt: skip
+
+
+def check_saved(saved: Path, printed: str) -> None:
+    """The router that was to train is saved as trained, and samples were shown in training and at the end."""
+    if importlib.util.find_spec("rich") is not None:
+        assert printed.count("model response") >= 2
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved / "base"), saved / "ppo")
+    assert [router.trained for router in loaded.peft_config["default"].routers] == [True, False]
+
+
+@pytest.mark.skipif("TRL_CHECKOUT" not in os.environ, reason="TRL_CHECKOUT names no clone of TRL's repository")
+def test_the_file_itself(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file as it is; the two names are ours, and its trainer gets the adapter and a reward for the second objective."""
+    ppo = pytest.importorskip("trl.experimental.ppo")
+    made: list[HoERouterTrainer] = []
+
+    def trainer(**arguments: Any) -> HoERouterTrainer:
+        torch.manual_seed(5)
+        other = LlamaForSequenceClassification(arguments["reward_model"].config)
+        arguments |= {"reward_model": {"low": arguments["reward_model"], "high": other}, "peft_config": saved / "adapter"}
+        made.append(HoERouterTrainer(**arguments))
+        return made[0]
+
+    monkeypatch.setattr(ppo, "PPOTrainer", trainer)
+    monkeypatch.setattr(ppo, "PPOConfig", HoERouterConfig)
+    script = Path(os.environ["TRL_CHECKOUT"]) / "examples" / "scripts" / "ppo" / "ppo.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *call(saved)])
+    runpy.run_path(str(script), run_name="__main__")
+
+    assert (made[0].state.global_step, made[0].state.episode) == (4, 32)
+    check_saved(saved, capsys.readouterr().out)
 
 
 def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,15 +100,7 @@ def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[s
     from datasets import load_dataset
 
     parser = HfArgumentParser((trl.ScriptArguments, HoERouterConfig, trl.ModelConfig))
-    script_args, training_args, model_args = parser.parse_args_into_dataclasses(
-        [
-            "--dataset_name", str(saved / "data"), "--dataset_train_split", "descriptiveness", "--learning_rate", "3e-6",
-            "--output_dir", str(saved / "ppo"), "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
-            "--total_episodes", "32", "--model_name_or_path", str(saved / "base"), "--sft_model_path", str(saved / "base"),
-            "--reward_model_path", str(saved / "reward"), "--missing_eos_penalty", "1.0",
-            "--router", "r0", "--response_length", "8", "--use_cpu", "true", "--report_to", "none", "--payoff_prompts", "16",
-        ]
-    )  # fmt: skip
+    script_args, training_args, model_args = parser.parse_args_into_dataclasses(call(saved))
 
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, padding_side="left")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -76,7 +115,6 @@ def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[s
         script_args.dataset_name,
         name=script_args.dataset_config,
         split=script_args.dataset_train_split,
-        data_files={"descriptiveness": "descriptiveness.json"},
     )
     train, held_out = dataset.select(range(len(dataset) - 100)), dataset.select(range(len(dataset) - 100, len(dataset)))
 
@@ -111,9 +149,4 @@ def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[s
 
     assert trainer.state.global_step == 4
     assert trainer.state.episode == 32
-    if importlib.util.find_spec("rich") is not None:
-        assert capsys.readouterr().out.count("model response") >= 2  # in training and at the end
-    loaded = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(training_args.sft_model_path), training_args.output_dir
-    )
-    assert [router.trained for router in loaded.peft_config["default"].routers] == [True, False]
+    check_saved(saved, capsys.readouterr().out)
