@@ -317,15 +317,15 @@ def test_bad_input(make_dpo_trainer: Make, toys: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"margin": "reward"}, "experts, column, none"),
+        ({"margin": "reward"}, "'experts', 'column', 'none'"),
         ({"beta": 0.0}, "beta is 0.0"),
         ({"margin_beta": -1.0}, "margin_beta is -1.0"),
         ({"loss_type": ["sigmoid", "aot"]}, "sorts the pairs"),
         ({"f_divergence_type": "forward_kl"}, "no log-ratios"),
         ({"loss_type": "nca_pair", "margin": "column"}, "each answer by itself"),
-        ({"sync_ref_model": True}, "nothing to synchronise"),
+        ({"sync_ref_model": True}, "never moves"),
         ({"fp16": True}, "bf16"),
-        ({"use_liger_kernel": True}, "margins"),
+        ({"use_liger_kernel": True}, "past the model's own forward"),
     ],
 )
 def test_bad_settings(make_dpo_trainer: Make, changes: dict[str, Any], said: str) -> None:

@@ -364,12 +364,12 @@ def test_bad_input_raises_before_the_first_step(make_grpo: Make, toys: ModuleTyp
         ({"cast_lm_head_to_fp32": True}, "for good"),
         ({"sync_ref_model": True, "beta": 0.1}, "does not move"),
         ({"reward_weights": [0.5, 0.5]}, "give the router a preference"),
-        ({"advantage_scaling": "none"}, "joint, objective"),
-        ({"scale_rewards": "all"}, "batch, group, none"),
+        ({"advantage_scaling": "none"}, "'joint', 'objective'"),
+        ({"scale_rewards": "all"}, "'batch', 'group', 'none'"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "advantage_scaling='joint' is 'sum_then_normalize'"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"objective_beta": 1.5}, "must be in"),
-        ({"weighting": "none"}, "saddle, paper"),
+        ({"weighting": "none"}, "'saddle', 'paper'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make_grpo: Make, changes: dict[str, Any], said: str) -> None:

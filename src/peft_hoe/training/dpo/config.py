@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig  # type: ignore[attr-defined]
 
-from ...errors import HoEError
-from ..run.arguments import RouterArguments, check_choice
+from ...errors import HoEError, check_choice
+from ..run.arguments import RouterArguments
+from ..run.refused_arguments import refuse_changed
 
 # Losses of the difference between chosen and rejected alone.
 _OF_THE_DIFFERENCE = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "sft"}
 _ACROSS_PAIRS = {"aot", "aot_unpaired"}
+_REFUSED = {
+    "fp16": "there is no loss scaling here; use bf16=True",
+    "sync_ref_model": "the reference is the base model, which never moves, or the ref_model that you give",
+}
 
 
 @dataclass
@@ -34,25 +39,16 @@ class HoEDPOConfig(RouterArguments, DPOConfig):  # type: ignore[misc]
     margin_beta: float | None = field(default=None, metadata={"help": "Beta of the experts' rewards; default beta."})
 
     def __post_init__(self) -> None:
+        refuse_changed(self, _REFUSED)
         super().__post_init__()
         check_choice("margin", self.margin, ("experts", "column", "none"))
         for name in ("beta", "margin_beta"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise HoEError(f"{name} is {value}; it must be a number above 0")
+                raise HoEError(
+                    f"{name} is {value}; it must be a number above 0", argument=name, value=value, allowed="above 0"
+                )
         self._check_losses()
-        if self.use_liger_kernel:
-            raise HoEError(
-                "use_liger_kernel=True is not supported: its fused loss knows neither margins nor a weight per pair, and its "
-                "kernels stay in the model; leave it out"
-            )
-        if self.sync_ref_model:
-            raise HoEError(
-                "sync_ref_model=True has nothing to synchronise: the reference is the base model, which never moves, or the "
-                "ref_model that you give; leave it out"
-            )
-        if self.fp16:
-            raise HoEError("fp16=True is not supported; use bf16=True")
 
     def _check_losses(self) -> None:
         """Margin and λ enter as each pair's own reference and β: see that the loss is one where that is right."""
@@ -62,15 +58,23 @@ class HoEDPOConfig(RouterArguments, DPOConfig):  # type: ignore[misc]
         if losses & _ACROSS_PAIRS:
             raise HoEError(
                 f"loss_type {sorted(losses & _ACROSS_PAIRS)} sorts the pairs of a batch, so that one pair's margin and λ would "
-                'meet another pair; use margin="none" or another loss'
+                'meet another pair; use margin="none" or another loss',
+                argument="loss_type",
+                value=self.loss_type,
             )
         if self.f_divergence_type != "reverse_kl":
             raise HoEError(
                 f"f_divergence_type is {self.f_divergence_type!r}, under which rewards are no log-ratios, so that a margin "
-                'cannot be subtracted from them; use reverse_kl or margin="none"'
+                'cannot be subtracted from them; use reverse_kl or margin="none"',
+                argument="f_divergence_type",
+                value=self.f_divergence_type,
+                allowed=("reverse_kl",),
             )
         if self.margin == "column" and losses - _OF_THE_DIFFERENCE:
             raise HoEError(
                 f'margin="column" is the difference between two answers, but loss_type {sorted(losses - _OF_THE_DIFFERENCE)} '
-                f"looks at each answer by itself; use one of {sorted(_OF_THE_DIFFERENCE)}"
+                f"looks at each answer by itself; use one of {sorted(_OF_THE_DIFFERENCE)}",
+                argument="loss_type",
+                value=self.loss_type,
+                allowed=sorted(_OF_THE_DIFFERENCE),
             )

@@ -16,9 +16,9 @@ from trl.trainer.utils import selective_log_softmax
 from ...errors import HoEError
 from ...generation.settings import evaluating
 from ...tuner.functional import use_preference
-from ..run.arguments import refuse_arguments
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
+from ..run.refused_arguments import refuse_arguments
 from ..run.steered_policy import check_padding
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEDPOConfig

@@ -6,17 +6,14 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig  # type: ignore[attr-defined]
 
-from ...errors import HoEError
-from ..run.arguments import ObjectiveArguments, RouterArguments, check_choice
+from ...errors import HoEError, check_choice
+from ..run.arguments import ObjectiveArguments, RouterArguments
+from ..run.refused_arguments import refuse_changed
 
 _AGGREGATIONS = {"joint": "sum_then_normalize", "objective": "normalize_then_sum"}
 
 _REFUSED = {
     "use_vllm": "vLLM generates with merged weights, but a router's vote depends on the token: it would be another policy",
-    "use_liger_kernel": (
-        "Liger's loss calls the backbone past the model's own forward, where a backward pass learns its preference, and its "
-        "kernels replace modules of the model for good"
-    ),
     "cast_lm_head_to_fp32": "it changes the model's head for good, and nothing but the router may change",
     "sync_ref_model": "the reference is the base model, which does not move",
     "reward_weights": "the weights are those of the objectives: give the router a preference",
@@ -61,9 +58,7 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
     advantage_scaling: str = field(default="joint", metadata={"help": "joint or objective."})
 
     def __post_init__(self) -> None:
-        for name, reason in _REFUSED.items():
-            if getattr(self, name, None):
-                raise HoEError(f"{name}={getattr(self, name)!r} is not supported: {reason}. Leave it out")
+        refuse_changed(self, _REFUSED)
         super().__post_init__()
         check_choice("advantage_scaling", self.advantage_scaling, tuple(_AGGREGATIONS))
         check_choice("scale_rewards", self.scale_rewards, ("batch", "group", "none"))

@@ -31,9 +31,9 @@ from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 from ...rewards.functions import ObjectiveFunction
 from ...rewards.sources import Rewards
-from ..run.arguments import refuse_arguments
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
+from ..run.refused_arguments import refuse_arguments
 from ..run.steered_policy import check_padding, reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEGRPOConfig

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...errors import HoEError
+from ...errors import HoEError, check_choice
 from ...generation.decoding import Decoding
-from ..run.arguments import ObjectiveArguments, RouterArguments, check_choice
+from ..run.arguments import ObjectiveArguments, RouterArguments
+from ..run.refused_arguments import refuse_changed
 from ..trl_versions import trl_ppo
 from .advantages import SCALINGS
+from .refused_arguments import REFUSED
 
 if TYPE_CHECKING or trl_ppo() is None:
     from .ppo_fields import PPOFields as PPOConfig
@@ -60,19 +62,20 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
     shard_policy: bool = field(default=False, metadata={"help": "Shard the frozen policy over the processes."})
 
     def __post_init__(self) -> None:
+        refuse_changed(self, REFUSED)
         super().__post_init__()
         check_choice("kl_reference", self.kl_reference, ("base", "static"))
         check_choice("advantage_scaling", self.advantage_scaling, SCALINGS)
         if self.kl_estimator != "k3":
             raise HoEError(
-                f"kl_estimator is {self.kl_estimator!r}; the KL divergence is a loss term here, estimated by k3: leave it out"
-            )
-        if self.whiten_rewards:
+                f"kl_estimator is {self.kl_estimator!r}; the KL divergence is a loss term here, estimated by k3: leave it out",
+                argument="kl_estimator", value=self.kl_estimator, allowed=("k3",),
+            )  # fmt: skip
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             raise HoEError(
-                "whiten_rewards=True would undo the payoff table's scale; leave it out, and see advantage_scaling"
-            )
-        if self.fp16:
-            raise HoEError("fp16=True is not supported: there is no loss scaling here; use bf16=True")
+                f"lr_scheduler_type is {self.lr_scheduler_type.value!r}, which follows a metric; updates here follow a schedule",
+                argument="lr_scheduler_type", value=self.lr_scheduler_type,
+            )  # fmt: skip
         self.decoding()
 
     def decoding(self) -> Decoding:

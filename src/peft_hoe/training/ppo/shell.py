@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from transformers import enable_full_determinism
+from transformers.utils import logging
 
 from ...errors import HoEError
 from ...generation.decoding import Decoding
@@ -49,10 +52,8 @@ class PPOShell(UpdateLoop):
         *,
         normalizer: RewardNormalizer | None = None,
     ) -> None:
-        if not isinstance(args, HoERouterConfig):
-            raise HoEError(f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig")
-        if train_dataset is None or reward_model is None:
-            raise HoEError("train_dataset and reward_model are required")
+        _check_given(args, train_dataset, reward_model)
+        args = copy.copy(args)  # sizes and numbers are counted out in it
         policy = steerable(model, peft_config)
         if args.shard_policy:  # before anything holds on to the weights that are given up
             shard(policy, args.device)
@@ -62,15 +63,11 @@ class PPOShell(UpdateLoop):
         rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         for dataset in (train_dataset, eval_dataset):
             check_countable(dataset)
-        if data_collator is None:
-            check_prompts(train_dataset, processing_class)
-            data_collator = PromptCollator(processing_class, decoding.chat_template_kwargs)
-        elif decoding.chat_template_kwargs:
-            raise HoEError(
-                f"chat_template_kwargs is {args.chat_template_kwargs!r}, but the data_collator makes tokens of chats itself; "
-                "give them to it, or leave it out"
-            )
+        data_collator = _collator(data_collator, train_dataset, processing_class, decoding)
         count_batches(args, len(train_dataset))
+        logging.set_verbosity(args.get_process_log_level())  # this and the next PPOTrainer leaves out
+        if args.full_determinism:
+            enable_full_determinism(args.seed)
         critic = make_critic(policy, value_model, len(self.objectives))
         self.actor_critic = ActorCritic(policy, self.router, critic, bf16=bool(args.bf16), sharded=args.shard_policy)
         with self.model_settings.applied(), frozen(policy):
@@ -91,16 +88,7 @@ class PPOShell(UpdateLoop):
         self.value_model: Any = None if value_model is None else critic
         self._weigh_objectives(args, args.beta)
         self.normalizer = normalizer
-        self.ppo = RouterPPO(
-            self.training_state,
-            self.model,
-            self.optimizer,
-            rewards,
-            _settings(args, decoding),
-            reference=make_reference(self.actor_critic, self.ref_model, args.kl_reference),
-            tokenizer=getattr(processing_class, "tokenizer", processing_class),
-            accelerator=self.accelerator,
-        )
+        self.ppo = self._make_ppo(rewards, decoding)
 
     # -- what is made with the trainer below ---
 
@@ -116,6 +104,19 @@ class PPOShell(UpdateLoop):
         self.local_seed = args.seed + self.accelerator.process_index * 100_003  # as PPOTrainer's
         torch.manual_seed(self.local_seed)
 
+    def _make_ppo(self, rewards: Rewards, decoding: Decoding) -> RouterPPO:
+        """The part that makes the updates, of what the trainer below has prepared."""
+        return RouterPPO(
+            self.training_state,
+            self.model,
+            self.optimizer,
+            rewards,
+            _settings(self.args, decoding),
+            reference=make_reference(self.actor_critic, self.ref_model, self.args.kl_reference),
+            tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
+            accelerator=self.accelerator,
+        )
+
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Put actor and critic into the place of the model, and make an optimizer of what trains in it."""
         self.model = self.actor_critic
@@ -127,6 +128,36 @@ class PPOShell(UpdateLoop):
         if rate is None and isinstance(critic, ValueHeads):
             rate = HEADS_LEARNING_RATE
         return [*super()._parameter_groups(), critic_group(critic, rate)]
+
+
+def _check_given(args: Any, train_dataset: Any, reward_model: Any) -> None:
+    """See that the constructor has a configuration, and what there is no training without."""
+    if not isinstance(args, HoERouterConfig):
+        raise HoEError(
+            f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig", argument="args", value=args
+        )
+    for name, value in (("train_dataset", train_dataset), ("reward_model", reward_model)):
+        if value is None:
+            raise HoEError(f"{name} is None; train_dataset and reward_model are required", argument=name)
+
+
+def _collator(given: Any, train_dataset: Any, processing_class: Any, decoding: Decoding) -> Any:
+    """The user's collator as it is, or ours.
+
+    Raises:
+        HoEError: there are no prompts; or arguments of the chat template, which a user's collator does not get.
+    """
+    if given is None:
+        check_prompts(train_dataset, processing_class)
+        return PromptCollator(processing_class, decoding.chat_template_kwargs)
+    if decoding.chat_template_kwargs:
+        raise HoEError(
+            f"chat_template_kwargs is {decoding.chat_template_kwargs!r}, but the data_collator makes tokens of chats itself; "
+            "give them to it, or leave it out",
+            argument="chat_template_kwargs",
+            value=decoding.chat_template_kwargs,
+        )
+    return given
 
 
 def _settings(args: HoERouterConfig, decoding: Decoding) -> PPOSettings:

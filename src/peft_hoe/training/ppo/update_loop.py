@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 
 from ...errors import HoEError
 from ...generation.prompt_rows import drawn_rows, prompt_rows
@@ -41,6 +42,7 @@ class UpdateLoop(RouterTrainer):
 
     same_settings = (
         "seed",
+        "data_seed",
         "average_routers",
         "advantage_scaling",
         "temperature",
@@ -58,7 +60,8 @@ class UpdateLoop(RouterTrainer):
     def next_prompts(self) -> PromptBatch:
         """This process's prompts of the next update, as the update's number says."""
         args, size = self.args, len(self.train_dataset)
-        chosen = prompt_rows(size, self.state.global_step * args.batch_size, args.batch_size, args.seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        chosen = prompt_rows(size, self.state.global_step * args.batch_size, args.batch_size, seed)
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
         return self._prompts(self.train_dataset, mine)
 
@@ -98,15 +101,22 @@ class UpdateLoop(RouterTrainer):
         self._begin(folder)
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        if self.args.eval_on_start:
+            self.evaluate()
         while self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
             started = time.monotonic()
             metrics = self.ppo.step(self.next_prompts())
             metrics["eps"] = self.args.batch_size / (time.monotonic() - started)
             self._finish_step(metrics)
+            every = self.args.torch_empty_cache_steps
+            if every is not None and self.state.global_step % every == 0:
+                clear_device_cache()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             best = read_state(Path(self.state.best_model_checkpoint))
             self.training_state.load_router(best, self.accelerator.device)
+        if self.args.push_to_hub:
+            self._finish_current_push()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
     def _begin(self, folder: Path | None) -> None:
@@ -211,6 +221,8 @@ class UpdateLoop(RouterTrainer):
             write_state(unfinished, state)
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
             finish_checkpoint(unfinished, folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
         self.accelerator.wait_for_everyone()
 
     def _run_state(self) -> dict[str, Any]:

@@ -6,13 +6,13 @@ Mixins before a configuration of TRL or transformers: their defaults win over th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ...errors import HoEError
+from ...errors import HoEError, check_choice
+from .refused_arguments import REFUSED_BY_ALL, refuse_changed
 
 
 @dataclass
@@ -46,6 +46,7 @@ class RouterArguments:
     def __post_init__(self) -> None:
         settings: Any = self
         _check_launch(settings.deepspeed, settings.fsdp)  # first: transformers would start what is refused
+        refuse_changed(self, REFUSED_BY_ALL)
         super().__post_init__()  # type: ignore[misc]
         if not torch.accelerator.is_available():  # torch would warn that there is nothing to pin memory for
             settings.dataloader_pin_memory = False
@@ -78,33 +79,15 @@ class ObjectiveArguments:
         super().__post_init__()  # type: ignore[misc]
         check_choice("weighting", self.weighting, ("saddle", "paper"))
         if self.payoff_prompts < 1:
-            raise HoEError(f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed")
+            raise HoEError(
+                f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed",
+                argument="payoff_prompts", value=self.payoff_prompts, allowed="at least 1",
+            )  # fmt: skip
         if self.reward_timeout is not None and not self.reward_timeout > 0:
-            raise HoEError(f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever")
-
-
-def refuse_arguments(given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    """Refuse arguments of a trainer of TRL that ours does not take; None is no argument.
-
-    Raises:
-        HoEError: one is given; says why it cannot work.
-        TypeError: there is no such argument.
-    """
-    for name, value in given.items():
-        if name not in reasons:
-            raise TypeError(f"there is no argument {name!r}")
-        if value is not None:
-            raise HoEError(f"{name} is not supported: {reasons[name]}", argument=name, value=value)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """See that a setting is one of its choices.
-
-    Raises:
-        HoEError: it is not.
-    """
-    if value not in choices:
-        raise HoEError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+            raise HoEError(
+                f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever",
+                argument="reward_timeout", value=self.reward_timeout, allowed="above 0",
+            )  # fmt: skip
 
 
 def _check_launch(deepspeed: Any, fsdp: Any) -> None:
@@ -113,11 +96,15 @@ def _check_launch(deepspeed: Any, fsdp: Any) -> None:
         raise HoEError(
             "accelerate's FSDP is not supported: it would shard the router and the critic too, which are read and written "
             "whole. Launch plain processes (distributed_type: MULTI_GPU); HoERouterConfig alone has shard_policy=True, which "
-            "shards the frozen policy with torch's FSDP"
+            "shards the frozen policy with torch's FSDP",
+            argument="fsdp",
+            value=fsdp or None,
         )
     if deepspeed or launched["DEEPSPEED"]:
         raise HoEError(
             "DeepSpeed is not supported: it takes over the optimizer step, and ZeRO-3 shards the router's weights, which are "
             "read and written whole. Launch plain processes (distributed_type: MULTI_GPU); for a policy that does not fit one "
-            "GPU there is HoERouterConfig(shard_policy=True), with HoERouterTrainer only"
+            "GPU there is HoERouterConfig(shard_policy=True), with HoERouterTrainer only",
+            argument="deepspeed",
+            value=deepspeed,
         )
