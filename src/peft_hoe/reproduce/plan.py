@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from .. import recipes
-from ..errors import HoEError, RewardError
+from ..errors import HoEError, RewardError, check_choice
 from ..evaluation.baselines import BASELINES
 from ..generation.decoding import Decoding
 from ..preference import parse_preference, preference_grid, uniform
-from ..training.run.arguments import check_choice
 from ..training.run.reports import check_reports
 
 OWN = "own"

@@ -78,7 +78,12 @@ class Watched(HoERouterConfig):
     """Notes which of its fields are read, but by what writes all of them."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in FIELDS and sys._getframe(1).f_code.co_name not in ("to_dict", "__post_init__", "__repr__", "__str__"):
+        if name in FIELDS and sys._getframe(1).f_code.co_name not in (
+            "to_dict",
+            "__post_init__",
+            "__repr__",
+            "__str__",
+        ):
             READ.add(name)
         return super().__getattribute__(name)
 

@@ -1,8 +1,8 @@
 """TRL's script examples/scripts/ppo/ppo.py, called as its documentation calls it: what it does, in its order, offline.
 
 HoERouterTrainer and HoERouterConfig stand in the places of PPOTrainer and PPOConfig. The policy has a HoE adapter, and there is
-a reward model for each objective. TRL's distributions do not ship the script; where TRL_CHECKOUT names a clone of its repository
-(1.9 to 1.12), the file itself runs too.
+a reward model for each objective. TRL's distributions do not ship the script; where TRL_CHECKOUT names a clone of its
+repository (1.9 to 1.12), the file itself runs too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def saved(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     toys.make_tokenizer().save_pretrained(tmp_path / "reward")
     (tmp_path / "prompts" / "data").mkdir(parents=True)  # there `datasets` takes a split's name from a file's
     rows = [{"prompt": f"w{i % 28} w{7 * i % 28}"[: None if i % 2 else 3], "completion": "w1"} for i in range(132)]
-    (tmp_path / "prompts" / "data" / "descriptiveness-00000-of-00001.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "prompts" / "data" / "descriptiveness-00000-of-00001.jsonl").write_text(
+        "\n".join(map(json.dumps, rows))
+    )
     return tmp_path
 
 
@@ -80,7 +82,10 @@ def test_the_file_itself(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     def trainer(**arguments: Any) -> HoERouterTrainer:
         torch.manual_seed(5)
         other = LlamaForSequenceClassification(arguments["reward_model"].config)
-        arguments |= {"reward_model": {"low": arguments["reward_model"], "high": other}, "peft_config": saved / "adapter"}
+        arguments |= {
+            "reward_model": {"low": arguments["reward_model"], "high": other},
+            "peft_config": saved / "adapter",
+        }
         made.append(HoERouterTrainer(**arguments))
         return made[0]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from transformers import SchedulerType
+
 from ...errors import HoEError, check_choice
 from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments
@@ -71,10 +73,11 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
                 f"kl_estimator is {self.kl_estimator!r}; the KL divergence is a loss term here, estimated by k3: leave it out",
                 argument="kl_estimator", value=self.kl_estimator, allowed=("k3",),
             )  # fmt: skip
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+        schedule = SchedulerType(self.lr_scheduler_type).value
+        if schedule in ("reduce_lr_on_plateau", "greedy"):
             raise HoEError(
-                f"lr_scheduler_type is {self.lr_scheduler_type.value!r}, which follows a metric; updates here follow a schedule",
-                argument="lr_scheduler_type", value=self.lr_scheduler_type,
+                f"lr_scheduler_type is {schedule!r}, which follows a metric; updates follow a schedule",
+                argument="lr_scheduler_type", value=schedule,
             )  # fmt: skip
         self.decoding()
 

@@ -6,7 +6,9 @@ _NO_LOADER = "prompts are taken by number in the process itself, there is no Dat
 _OWN_EVALUATION = "evaluate() writes and scores responses, it has no predictions or labels"
 _PLAIN_PROCESSES = "the router and the critic are few numbers, and are averaged as accelerate does it by default"
 _COUNTED = "it is counted out from per_device_train_batch_size, gradient_accumulation_steps, num_mini_batches and the processes"
-_NOT_COMPILED = "a router trains through modules that are read anew in every forward; compile the model for generation instead"
+_NOT_COMPILED = (
+    "a router trains through modules that are read anew in every forward; compile the model for generation instead"
+)
 
 REFUSED = {
     "accelerator_config": _NO_LOADER,

@@ -134,7 +134,9 @@ def _check_given(args: Any, train_dataset: Any, reward_model: Any) -> None:
     """See that the constructor has a configuration, and what there is no training without."""
     if not isinstance(args, HoERouterConfig):
         raise HoEError(
-            f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig", argument="args", value=args
+            f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig",
+            argument="args",
+            value=args,
         )
     for name, value in (("train_dataset", train_dataset), ("reward_model", reward_model)):
         if value is None:
