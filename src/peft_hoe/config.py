@@ -64,6 +64,9 @@ class HoEConfig(Assigned, PeftConfig):
         layers_to_transform: layer index or indices to adapt (0 is an index); default all.
         layers_pattern: name of the layer list that `layers_to_transform` counts.
         modules_to_save: modules that are trained and saved whole, such as a classification head.
+        target_embeddings: names of embeddings and output heads that get low-rank experts. Routers vote there as before their
+            training. A head that is tied to embeddings follows them, and need not be named.
+        target_norms: names of norms whose weights (and biases) get a delta from each expert; routers vote as there.
         fan_in_fan_out: whether target weights are stored (in, out). Conv1D is recognised without it.
         init_weights: True starts every expert at a zero delta. False draws random experts and routers (for tests).
         rank_pattern: `{module: rank, or one rank per expert}`; beats `ExpertSpec.r`, which beats `r`. A rank of 0 in a list
@@ -99,6 +102,8 @@ class HoEConfig(Assigned, PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    target_embeddings: list[str] | None = None
+    target_norms: list[str] | None = None
     fan_in_fan_out: bool = False
     init_weights: bool = True
     rank_pattern: dict[str, Any] | None = field(default_factory=dict)
@@ -189,6 +194,9 @@ class HoEConfig(Assigned, PeftConfig):
     def _check(self) -> None:
         check_layers(self.target_modules, self.layers_to_transform, self.layers_pattern)
         self.r = checked_rank(self.r, "r")
+        for name in ("target_embeddings", "target_norms"):
+            given = getattr(self, name)
+            setattr(self, name, check_names(given, f"{name}' module") if given else None)
         for name in _FLAGS:
             setattr(self, name, checked_flag(getattr(self, name), name))
         self.router_temperature = checked_temperature(self.router_temperature)
@@ -266,6 +274,11 @@ class HoEConfig(Assigned, PeftConfig):
                 found: list[int] = ranks
                 return found
         return [expert.r for expert in self.experts or []]
+
+    def votes_statically(self, module: str) -> bool:
+        """Whether `target_embeddings` or `target_norms` name a module, so that routers vote there as before their training."""
+        named = (*(self.target_embeddings or ()), *(self.target_norms or ()))
+        return any(module == name or module.endswith(f".{name}") for name in named)
 
     def votes(self) -> list[list[int]]:
         """For each router the ascending indices of the experts that it votes for."""

@@ -25,6 +25,9 @@ class Asks(Protocol):
     def ranks(self, module: str) -> list[int]:
         """Rank of each expert in a module."""
 
+    def votes_statically(self, module: str) -> bool:
+        """Whether a module has no routers."""
+
     def votes(self) -> list[list[int]]:
         """For each router the experts that it votes for."""
 
@@ -50,7 +53,8 @@ def check_contents(config: Asks, tensors: Mapping[str, TensorInfo], path: str | 
     slots = sum(len(members) for members in config.votes())
     for key, match in found.items():
         ranks = config.ranks(match["module"])
-        wanted = _wanted(f"{match['part']}.{match['leaf']}", sum(ranks), slots, len(ranks))
+        routed = 0 if config.votes_statically(match["module"]) else slots
+        wanted = _wanted(f"{match['part']}.{match['leaf']}", sum(ranks), routed, len(ranks))
         _check(key, tensors[key], wanted, path)
 
 
@@ -61,6 +65,8 @@ def _wanted(part: str, rank: int, slots: int, experts: int) -> dict[int, int] | 
         "hoe_B.weight": {1: rank},
         "hoe_router.weight": {0: slots} if slots else None,
         "hoe_router.bias": {0: slots} if slots else None,
+        "hoe_norm.weight": {0: experts},
+        "hoe_norm.bias": {0: experts},
         "hoe_length.gram": {0: experts, 1: experts},
     }.get(part, {})
 
@@ -74,7 +80,7 @@ def _check(key: str, tensor: TensorInfo, wanted: dict[int, int] | None, path: st
         )
 
     if wanted is None:
-        refuse("is a router's, but the configuration has no routers")
+        refuse("is a router's, but the configuration has no routers there")
     if tensor.dtype not in FLOATS:
         refuse(f"holds {tensor.dtype}, not one of {sorted(FLOATS)}")
     for axis, length in wanted.items():

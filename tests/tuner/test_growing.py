@@ -273,10 +273,10 @@ def refusals(model):
         (lambda: model.add_expert([0.7, 0.3]), r"weights is None.*give weights=\{module: \(A, B\)\}"),
         (lambda: model.add_expert([0.7, 0.3], {}), r"weights is \{\}; give"),
         (lambda: model.add_expert([0.7, 0.3], {"nowhere": (a, b)}), r"name the modules \['nowhere'\]"),
-        (lambda: model.add_expert([0.7, 0.3], {name: (b, a)}), r"give A \(r, 32\) and B \(32, r\), finite"),
+        (lambda: model.add_expert([0.7, 0.3], {name: (b, a)}), r"give \(A, B\) with A \(r, 32\) and B \(32, r\), finite"),
         (lambda: model.add_expert([0.7, 0.3], {name: (nan, b)}), r"finite"),
-        (lambda: model.add_expert([0.7, 0.3], {name: 3}), r"are 3; give A"),
-        (lambda: model.add_expert(ExpertSpec([0.7, 0.3], r=2), {name: (a, b)}), r"of one rank of at most 2"),
+        (lambda: model.add_expert([0.7, 0.3], {name: 3}), r"are 3; give \(A"),
+        (lambda: model.add_expert(ExpertSpec([0.7, 0.3], r=2), {name: (a, b)}), r"r at most 2"),
         (lambda: model.add_objective("a", weights=factors(model)), r"objective names \['a'\] are used twice"),
         (lambda: model.add_objective("c", [0.5, 0.5], factors(model)), r"expert 3: preference"),
         (lambda: model.add_router([0.25, 0.75]), r"only 0 apart"),
@@ -366,6 +366,27 @@ def test_a_router_that_was_added_trains(hoe_llama, tokens):
     assert losses[-1] < losses[0]
     same(kept, router(model, "r0"))
     assert all(bool(weight.any()) for weight, _ in router(model, "r1").values())
+
+
+def test_routers_by_module_come_and_go_among_the_others(hoe_llama, tokens, llama, tmp_path):
+    model = hoe_llama(trained=True).double()
+    far = logits(model, tokens, preference=[0.25, 0.75])
+    model.add_router(RouterSpec([0.75, 0.25], name="m", kind="module"))
+    layer = layers(model)["model.layers.0.mlp.up_proj"]
+    assert layer.hoe_layouts["default"].by_module == (False, True)
+    with torch.no_grad():
+        for each in layers(model).values():
+            each.hoe_router["default"].bias[2:] += torch.tensor([0.3, -0.2])
+    model.mark_trained("m")
+    wanted = logits(model, tokens, preference=[0.75, 0.25])
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(llama().double(), tmp_path)
+    torch.testing.assert_close(logits(loaded, tokens, preference=[0.75, 0.25]), wanted, **EXACT)
+    model.remove_router("r0")
+    torch.testing.assert_close(logits(model, tokens, preference=[0.75, 0.25]), wanted, **EXACT)
+    model.set_preference([0.75, 0.25])
+    torch.testing.assert_close(logits(model.merge_and_unload(), tokens), wanted, **EXACT)
+    torch.testing.assert_close(logits(loaded, tokens, preference=[0.25, 0.75]), far, **EXACT)
 
 
 def test_not_while_a_router_trains(hoe_llama):

@@ -17,7 +17,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..config import HoEConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HoEError
 from ..experts.checkpoints import Checkpoint, fetch
 from ..files import ADAPTER_CONFIG, read_json
 from ..tuner.functional import adapter_of
@@ -104,6 +104,18 @@ class AdapterSource:
         return tensor.cpu()
 
 
+def _check_linear(config: HoEConfig, label: str) -> None:
+    """Refuse experts outside linear modules, which no engine's LoRA holds at a preference."""
+    apart = [*(config.target_embeddings or ()), *(config.target_norms or ())]
+    if apart:
+        raise HoEError(
+            f"{label} has experts of {apart} (target_embeddings, target_norms), which an ordinary LoRA cannot hold; merge them "
+            "instead: model.set_preference(...), then model.merge_and_unload().save_pretrained(...)",
+            argument="source",
+            value=apart,
+        )
+
+
 def adapter_from_files(source: str | os.PathLike[str]) -> AdapterSource:
     """An adapter's directory, or its Hub id (`id` or `id@revision`); the base is not read.
 
@@ -117,6 +129,7 @@ def adapter_from_files(source: str | os.PathLike[str]) -> AdapterSource:
             f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export"
         )
     config = HoEConfig.from_pretrained(directory)
+    _check_linear(config, label)
     weights = Checkpoint(directory, label)
     keys = {name.removeprefix(PREFIX): _reader(weights, name) for name in weights.names}
     modules = list(dict.fromkeys(match["module"] for key in keys if (match := _OURS.fullmatch(key))))
@@ -151,6 +164,7 @@ def adapter_from_model(model: nn.Module, adapter_name: str | None = None) -> Ada
     """
     served = adapter_of(model, adapter_name)
     adapter, config = served.name, served.config
+    _check_linear(config, f"adapter {adapter!r}")
     keys: dict[str, Callable[[], Tensor]] = {}
     modules, transposed, root = [], [], ""
     for path, layer in model.named_modules():

@@ -180,6 +180,7 @@ class Adapter:
             key=preferences.tobytes() + self.trained.tobytes() + routers.encode(),
             preferences=preferences,
             static=torch.from_numpy(static),
+            fixed=torch.from_numpy(weights[:, :n_experts] + router_weights @ self._static_votes),
             live=torch.from_numpy(live * ~self._by_module),
             by_module=torch.from_numpy(live * self._by_module),
             is_live=bool((live * ~self._by_module).any()),

@@ -6,7 +6,7 @@ stays the one that the model reads. New Parameters take the places of the old on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from ..growth import Change, with_expert, with_objective, with_router, without_e
 from ..specs import ExpertSpec, as_spec, checked_rank
 from .functional import adapter_of
 from .layer import HoELayer
-from .rearranging import Factors, rearranged
+from .rearranging import rearranged
 from .steering import Steering
 from .step import is_plain
 
-Weights = Mapping[str, tuple[Tensor, Tensor]]
+Weights = Mapping[str, Sequence[Tensor]]
 _PARTS = ("hoe_A", "hoe_B", "hoe_router")
 
 
@@ -40,8 +40,9 @@ class Growing:
 
         Args:
             expert: a preference or `ExpertSpec`.
-            weights: `{module: (A, B)}`, A `(r, d_in)` and B `(d_out, r)`, every scale folded into B; it has nothing in
-                modules that are left out. May be left out where experts train: then it starts with a delta of zero.
+            weights: `{module: (A, B)}`, A `(r, d_in)` and B `(d_out, r)`, every scale folded into B; of a norm a tuple of the
+                delta of its weight, `(d,)`, and that of its bias where it has one. It has nothing in modules that are left
+                out. None where experts train: it starts with a delta of zero.
             adapter_name: of the adapter.
 
         Raises:
@@ -97,7 +98,7 @@ class Growing:
             ExpertError: there is no such expert, it is the only one, or routers vote for it; nothing has changed.
         """
         adapter = _changeable(self.model, adapter_name)
-        modules = [layer.module_name for layer in layers_of(self.model, adapter.name)]
+        modules = [layer.module_name for layer in layers_of(self.model, adapter.name) if layer.low_rank]
         _carry_out(self.model, adapter.name, without_expert(adapter.config, name, modules), None)
 
     def remove_router(self, name: str, *, adapter_name: str | None = None) -> None:
@@ -154,9 +155,8 @@ def _ranks(model: nn.Module, adapter: Any, expert: Any, weights: Weights | None)
                 "weights={module: (A, B)}, or add it to the saved adapter with `peft-hoe add-expert`",
                 argument="weights",
             )
-        return dict.fromkeys(
-            layers, adapter.config.r if spec.r is None else checked_rank(spec.r, "the new expert's rank")
-        )
+        rank = adapter.config.r if spec.r is None else checked_rank(spec.r, "the new expert's rank")
+        return {module: rank for module, layer in layers.items() if layer.low_rank}
     if not isinstance(weights, Mapping) or not weights:
         raise ExpertError(
             f"weights is {weights!r}; give {{module: (A, B)}} for at least one module, such as {next(iter(layers))!r}",
@@ -172,39 +172,36 @@ def _ranks(model: nn.Module, adapter: Any, expert: Any, weights: Weights | None)
             value=unknown,
             allowed=list(layers),
         )
-    for module, pair in weights.items():
-        _check_factors(layers[module], pair, spec.r)
-    return {module: weights[module][0].shape[0] if module in weights else 0 for module in layers}
+    for module, given in weights.items():
+        _check_weights(layers[module], adapter.name, given, spec.r)
+    low_rank = [module for module, layer in layers.items() if layer.low_rank]
+    return {module: weights[module][0].shape[0] if module in weights else 0 for module in low_rank}
 
 
-def _check_factors(layer: HoELayer, pair: Any, rank: int | None) -> None:
-    wanted = f"A (r, {layer.in_features}) and B ({layer.out_features}, r), finite floating-point tensors of one rank"
-    if rank is not None:
-        wanted += f" of at most {rank}"
-    fits = (
-        isinstance(pair, (tuple, list))
-        and len(pair) == 2
-        and all(isinstance(part, Tensor) and part.ndim == 2 and part.is_floating_point() for part in pair)
-        and pair[0].shape[1] == layer.in_features
-        and pair[1].shape[0] == layer.out_features
-        and 0 < pair[0].shape[0] == pair[1].shape[1] <= (rank or pair[0].shape[0])
-    )
-    if not fits or not all(bool(part.isfinite().all()) for part in pair):
-        shown = (
-            [tuple(part.shape) if isinstance(part, Tensor) else part for part in pair]
-            if fits or _is_pair(pair)
-            else pair
-        )
+def _check_weights(layer: HoELayer, adapter: str, given: Any, rank: int | None) -> None:
+    """See that a new expert's weights fit a layer."""
+    if layer.low_rank:
+        wanted = f"(A, B) with A (r, {layer.in_features}) and B ({layer.out_features}, r)"
+        wanted += "" if rank is None else f", r at most {rank}"
+    else:
+        wanted = f"a tuple of {len(layer.adapter_tensors(adapter))} deltas ({layer.in_features},)"
+    parts = list(given) if isinstance(given, (tuple, list)) else []
+    tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+    fits = len(tensors) == len(parts) > 0 and all(bool(part.isfinite().all()) for part in tensors)
+    shapes = [tuple(part.shape) for part in tensors]
+    if layer.low_rank:
+        r = shapes[0][0] if fits and shapes[0] else 0
+        fits = fits and 0 < r <= (rank or r) and shapes == [(r, layer.in_features), (layer.out_features, r)]
+    else:
+        fits = fits and shapes == [(layer.in_features,)] * len(layer.adapter_tensors(adapter))
+    if not fits:
+        shown = [tuple(part.shape) if isinstance(part, Tensor) else part for part in parts] or given
         raise ExpertError(
-            f"the weights of {layer.module_name} are {shown}; give {wanted}",
+            f"the weights of {layer.module_name} are {shown}; give {wanted}, finite floating-point tensors",
             argument="weights",
             value=shown,
             allowed=wanted,
         )
-
-
-def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, (tuple, list))
 
 
 def _carry_out(model: nn.Module, adapter: str, change: Change, weights: Weights | None) -> None:
@@ -213,10 +210,10 @@ def _carry_out(model: nn.Module, adapter: str, change: Change, weights: Weights 
     with torch.inference_mode(False), torch.no_grad():
         for layer in layers_of(model, adapter):
             layer.check_ranks(change.after)
-            added: Factors | None = None
+            added: Sequence[Tensor] | None = None
             if weights is not None and layer.module_name in weights:
                 added = weights[layer.module_name]
-            elif weights is None and None in change.experts:
+            elif weights is None and None in change.experts and layer.low_rank:
                 added = layer.fresh_factors(change.after.ranks(layer.module_name)[-1], adapter)
             made.append((layer, rearranged(layer.adapter_tensors(adapter), change, layer.module_name, added)))
         for layer, tensors in made:

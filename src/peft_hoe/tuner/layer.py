@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..config import HoEConfig
-from ..errors import ExpertError
+from ..errors import ExpertError, PreferenceError
+from ..preference import FloatArray
 from .base_modules import GuardedWeight
 from .calls import THIS_THREAD, Call, ForwardMemory
 from .layout import ExpertLayout
@@ -53,6 +55,9 @@ class HoELayer(BaseTunerLayer):
     adapter_layer_names: tuple[str, ...] = ("hoe_A", "hoe_B", "hoe_router", "hoe_length")
     other_param_names: tuple[str, ...] = ()
 
+    votes_statically = False  # whether routers vote here as before their training
+    low_rank = True  # whether experts are A and B here
+
     base_layer: nn.Module
     in_features: int
     out_features: int
@@ -72,6 +77,7 @@ class HoELayer(BaseTunerLayer):
         # A router that trains has Parameters of its own: by adapter, its voting slots and what computes their logits.
         self.trained_rows: dict[str, tuple[slice, nn.Module]] = {}
         self._trained_before: dict[tuple[str, str], bool] = {}
+        self._merged: dict[str, tuple[FloatArray, torch.Tensor]] = {}  # preference and votes merged in
         self._memory = ForwardMemory()
         self._steps = Steps()
 
@@ -86,29 +92,34 @@ class HoELayer(BaseTunerLayer):
                 del getattr(self, part)[adapter_name]
         self.hoe_layouts[adapter_name] = layout
         self._steps.clear()
+        self._make(adapter_name, config)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.hoe_steering.lies_at(next(iter(self.adapter_tensors(adapter_name).values())))
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _make(self, adapter: str, config: HoEConfig) -> None:
+        """Make the tensors of an adapter, whose layout is there."""
+        layout = self.hoe_layouts[adapter]
         rank = sum(layout.ranks)
-        self.hoe_A[adapter_name] = nn.Linear(self.in_features, rank, bias=False)
-        self.hoe_B[adapter_name] = nn.Linear(rank, self.out_features, bias=False)
+        self.hoe_A[adapter] = nn.Linear(self.in_features, rank, bias=False)
+        self.hoe_B[adapter] = nn.Linear(rank, self.out_features, bias=False)
         if layout.slots:
-            self.hoe_router[adapter_name] = nn.Linear(self.in_features, sum(layout.slots))
+            self.hoe_router[adapter] = nn.Linear(self.in_features, sum(layout.slots))
         if config.interpolation == "norm":
-            self.hoe_length[adapter_name] = ExpertLengths(len(layout.ranks))
+            self.hoe_length[adapter] = ExpertLengths(len(layout.ranks))
         if config.init_weights:
-            self.reset_parameters(adapter_name, config)
+            self.reset_parameters(adapter, config)
         elif layout.slots:
-            router: Any = self.hoe_router[adapter_name]
+            router: Any = self.hoe_router[adapter]
             with torch.no_grad():
                 router.weight[layout.unread_rows] = 0
-        self.measure_lengths(adapter_name)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.hoe_steering.lies_at(self.factors(adapter_name)[0])
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.measure_lengths(adapter)
 
     def _layout(self, config: HoEConfig) -> ExpertLayout:
         return ExpertLayout(
             ranks=tuple(config.ranks(self.module_name)),
-            slots=tuple(len(members) for members in config.votes()),
-            by_module=tuple(spec.kind == "module" for spec in config.routers or ()),
+            slots=() if self.votes_statically else tuple(len(members) for members in config.votes()),
+            by_module=() if self.votes_statically else tuple(spec.kind == "module" for spec in config.routers or ()),
             temperature=config.router_temperature,
             train_experts=config.train_experts,
         )
@@ -246,15 +257,15 @@ class HoELayer(BaseTunerLayer):
     def _freeze_experts(self) -> None:
         self.hoe_length.requires_grad_(False)
         for name, layout in self.hoe_layouts.items():
-            if not layout.train_experts and name in self.hoe_B:
-                self.hoe_A[name].requires_grad_(False)
-                self.hoe_B[name].requires_grad_(False)
+            for part in () if layout.train_experts else self.adapter_layer_names:
+                if part != "hoe_router" and name in getattr(self, part):
+                    getattr(self, part)[name].requires_grad_(False)
 
     @property
     def weight(self) -> torch.Tensor:
         """The base weight. While the model runs steered, it is guarded against being computed with past this layer."""
         weight: torch.Tensor = super().weight
-        steered = any(name in self.hoe_A for name in self.active_adapters) and not (
+        steered = any(name in self.hoe_layouts for name in self.active_adapters) and not (
             self.merged or self.disable_adapters
         )
         plain = type(weight) in (nn.Parameter, torch.Tensor)
@@ -286,6 +297,20 @@ class HoELayer(BaseTunerLayer):
         if call.grad:
             self._memory.remember(call)
         return call.plan or steering.default, call
+
+    def check_merged(self, plan: Plan) -> None:
+        """See that a forward asks for what is merged in.
+
+        Raises:
+            PreferenceError: it asks for another preference.
+        """
+        for adapter, (preference, _) in self._merged.items():
+            wanted = plan.adapters.get(adapter)
+            if wanted is not None and not np.allclose(wanted.preferences, preference, rtol=0, atol=1e-9):
+                raise PreferenceError(
+                    f"adapter {adapter!r} is merged at {preference.tolist()}, but {wanted.preferences.tolist()} is asked for; "
+                    "call unmerge_adapter() first, or merge_and_unload() for a model of its own"
+                )
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True where no router that was trained votes by the input at the current preference."""

@@ -6,21 +6,18 @@ import warnings
 import weakref
 from typing import Any
 
-import numpy as np
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..config import HoEConfig
-from ..errors import PreferenceError, StaticMergeError
-from ..preference import FloatArray
+from ..errors import StaticMergeError
 from .base_modules import features
 from .calls import THIS_THREAD
 from .kernels.gate import over_ranks
 from .layer import HoELayer
 from .mixture import ExpertMixture
-from .plan import Plan
 from .rows import check_rows
 from .steering import Steering
 from .votes import module_votes
@@ -34,14 +31,22 @@ class HoELinear(nn.Module, ExpertMixture):
     ) -> None:
         super().__init__()
         HoELayer.__init__(self, base_layer, name, steering)
-        self.in_features, self.out_features = features(self.get_base_layer(), name)
-        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
-        if config.fan_in_fan_out and isinstance(self.get_base_layer(), nn.Linear):
-            warnings.warn(f"{name} is an nn.Linear, which stores (out, in); fan_in_fan_out is ignored", stacklevel=2)
-        self._merged: dict[str, tuple[FloatArray, torch.Tensor]] = {}  # preference and votes merged in
+        self._measure(config)
         self._before_merging: weakref.ref[torch.Tensor] | None = None  # the base weight that other modules may share
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
+
+    def _measure(self, config: HoEConfig) -> None:
+        base, name = self.get_base_layer(), self.module_name
+        self.in_features, self.out_features = features(base, name)
+        self.fan_in_fan_out = isinstance(base, Conv1D)
+        if config.fan_in_fan_out and isinstance(base, nn.Linear):
+            warnings.warn(f"{name} is an nn.Linear, which stores (out, in); fan_in_fan_out is ignored", stacklevel=3)
+
+    @staticmethod
+    def _in_rows(x: torch.Tensor) -> torch.Tensor:
+        """The input as `check_rows` reads it, features last."""
+        return x
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """base(x) plus the deltas of the active adapters, `(..., d_out)` in the base's dtype."""
@@ -53,10 +58,10 @@ class HoELinear(nn.Module, ExpertMixture):
         plan, call = self._plan()
         result = self.base_layer(x, *args, **kwargs)
         if self.merged_adapters:
-            self._check_merged(plan)
+            self.check_merged(plan)
             return result
         if plan.rows is not None:
-            check_rows(x, plan, call, self.module_name)
+            check_rows(self._in_rows(x), plan, call, self.module_name)
         for adapter in self.active_adapters:
             if adapter in self.hoe_layouts and adapter in plan.adapters:
                 result = self._add_experts(result, x, adapter, plan.adapters[adapter])
@@ -97,6 +102,8 @@ class HoELinear(nn.Module, ExpertMixture):
             StaticMergeError: the votes depend on the input, or the rows differ.
         """
         plan = self.hoe_steering.mergeable_plan(adapter)
+        if self.votes_statically:
+            return plan.fixed[0]
         if not plan.is_by_module:
             return plan.static[0]
         router: Any = self.hoe_router[adapter]
@@ -178,15 +185,6 @@ class HoELinear(nn.Module, ExpertMixture):
             f"{self.module_name} cannot be merged: {reason}, and adding to it would lose or change the adapter. Keep it "
             "unmerged, or load the base with plain weights"
         )
-
-    def _check_merged(self, plan: Plan) -> None:
-        for adapter, (preference, _) in self._merged.items():
-            wanted = plan.adapters.get(adapter)
-            if wanted is not None and not np.allclose(wanted.preferences, preference, rtol=0, atol=1e-9):
-                raise PreferenceError(
-                    f"adapter {adapter!r} is merged at {preference.tolist()}, but {wanted.preferences.tolist()} is asked for; "
-                    "call unmerge_adapter() first, or merge_and_unload() for a model of its own"
-                )
 
     def __repr__(self) -> str:
         return "hoe." + super().__repr__()

@@ -13,8 +13,10 @@ from torch import nn
 from ..errors import CheckpointError, HoEWarning
 from .layer import HoELayer
 from .layout import ExpertLayout
+from .norm import HoENorm
 
 # PEFT puts the adapter's name only into keys that it finds a place for.
+_PARTS = (*HoELayer.adapter_layer_names, *HoENorm.adapter_layer_names)
 _OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_\w+?)(\.(?P<adapter>[^.]+))?\.\w+")
 
 
@@ -86,7 +88,7 @@ def _check_places(
     adapters = {adapter for adapter, _ in expected.values()}
     for key in state_dict:
         match = _OURS.fullmatch(key)
-        if match is None or key in expected or match["part"] not in HoELayer.adapter_layer_names:
+        if match is None or key in expected or match["part"] not in _PARTS:
             continue
         if match["adapter"] not in {None, *adapters}:
             continue  # of an adapter that this model does not have

@@ -25,10 +25,12 @@ from . import functional
 from .adapter import Adapter
 from .base_modules import check_root
 from .calls import THIS_THREAD
+from .embedding import HoEEmbedding, HoEHead, TiedHead, follows_embeddings, tie_heads
 from .growing import Growing
 from .layer import HoELayer
 from .linear import HoELinear
 from .loading import check_loaded, check_state_dict
+from .norm import HoENorm
 from .steering import Steering
 
 
@@ -72,6 +74,7 @@ class HoEModel(Growing, BaseTuner):
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
         config: Any = self.peft_config[adapter_name]
+        _check_named(model, config)
         everything = isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear"
         config.renew()
         _check_injectable(adapter_name, model)
@@ -79,6 +82,7 @@ class HoEModel(Growing, BaseTuner):
         configs: Any = self.peft_config
         adapter = Adapter(adapter_name, configs, model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        tie_heads(model, adapter_name)
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_loaded)
         _warn_of_fused_experts(model, config, everything)
@@ -86,6 +90,8 @@ class HoEModel(Growing, BaseTuner):
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> Any:
         """PEFT's, but patterns, which may be a stranger's, are matched with a limit of time (`patterns.py`)."""
+        if peft_config.votes_statically(key):
+            return True
         names: dict[str, Any] = {}
         for field in ("target_modules", "exclude_modules"):
             pattern = getattr(peft_config, field)
@@ -115,10 +121,15 @@ class HoEModel(Growing, BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        static = peft_config.votes_statically(current_key)
         if isinstance(target, HoELayer):
+            _check_same_kind(target, static, adapter_name)
             target.update_layer(adapter_name, peft_config)
             return
-        module = HoELinear(target, adapter_name, peft_config, current_key, self.steering)
+        if static and follows_embeddings(target, self.model, peft_config):
+            return
+        kind: Any = HoELinear if not static else _kind_of(target)
+        module = kind(target, adapter_name, peft_config, current_key, self.steering)
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
@@ -308,6 +319,35 @@ def _check_injectable(adapter_name: str, model: nn.Module) -> None:
             f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another",
             argument="adapter_name",
             value=adapter_name,
+        )
+
+
+def _check_named(model: nn.Module, config: HoEConfig) -> None:
+    """See that `target_embeddings` and `target_norms` name modules of the model."""
+    names = [name for name, _ in model.named_modules()]
+    for field in ("target_embeddings", "target_norms"):
+        for wanted in getattr(config, field) or ():
+            if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+                raise ModuleError(
+                    f"{field} names {wanted!r}, but {type(model).__name__} has no module of that name",
+                    module=wanted,
+                    argument=field,
+                    value=wanted,
+                )
+
+
+def _kind_of(target: nn.Module) -> type[HoELayer]:
+    if isinstance(target, nn.Embedding):
+        return HoEEmbedding
+    return HoENorm if "Norm" in type(target).__name__ else HoEHead
+
+
+def _check_same_kind(layer: HoELayer, static: bool, adapter: str) -> None:
+    if layer.votes_statically != static or isinstance(layer, TiedHead):
+        raise ModuleError(
+            f"{layer.module_name} already has an adapter, by target_modules or by target_embeddings; adapter {adapter!r} must "
+            "name it in the same way",
+            module=layer.module_name,
         )
 
 

@@ -26,6 +26,7 @@ class AdapterPlan:
         key: identifies the preference and what was done with it.
         preferences: `(rows, N)`, as requested.
         static: `(rows, L)` float64 on the CPU, the votes that do not depend on the input; rows is 1 when shared.
+        fixed: as `static`, with all routers voting as before their training: what modules without routers go by.
         live: `(rows, R)`, the weight of each router whose softmax votes for each token; 0 for untrained ones.
         by_module: `(rows, R)`, the same of routers that vote once for each module.
         is_live: whether some router's softmax votes for each token.
@@ -40,6 +41,7 @@ class AdapterPlan:
     key: bytes
     preferences: FloatArray
     static: torch.Tensor
+    fixed: torch.Tensor
     live: torch.Tensor
     by_module: torch.Tensor
     is_live: bool
@@ -50,6 +52,7 @@ class AdapterPlan:
     selections: Selections
     constant_shape: dict[Place, PlacedVotes] = field(default_factory=dict)
     _votes: dict[Any, PlacedVotes] = field(default_factory=dict)
+    _fixed: dict[Place, torch.Tensor] = field(default_factory=dict)
 
     def selection(self, ranks: tuple[int, ...], *, whole: bool) -> Selection:
         """Where the experts that it reaches, or all, lie in tensors of these ranks."""
@@ -79,12 +82,24 @@ class AdapterPlan:
                 self._votes[key] = known
         return known
 
+    def fixed_votes(self, like: torch.Tensor) -> torch.Tensor:
+        """`fixed` on the device of `like`, in float32 (float64 for a float64 `like`)."""
+        place = place_of(like)
+        known = self._fixed.get(place)
+        if known is None:
+            with torch.inference_mode(False):
+                known = self.fixed.to(place[1]).to(place[0])
+            if type(known) is torch.Tensor:
+                self._fixed[place] = known
+        return known
+
     def place(self, places: Iterable[Place]) -> None:
         """Make the votes of all experts and routers, whose shapes do not depend on the preference, where compilers look."""
         for place in places:
             if place not in self.constant_shape:
                 like = torch.empty(0, device=place[0], dtype=place[1])
                 self.constant_shape[place] = self.votes(like, tuple(range(self.static.shape[1])), every_router=True)
+                self.fixed_votes(like)
 
     @property
     def is_by_module(self) -> bool:
@@ -99,7 +114,7 @@ class AdapterPlan:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy goes its own way, perhaps to another device."""
-        return {**self.__dict__, "constant_shape": {}, "_votes": {}}
+        return {**self.__dict__, "constant_shape": {}, "_votes": {}, "_fixed": {}}
 
 
 def _used(weights: torch.Tensor) -> tuple[int, ...]:

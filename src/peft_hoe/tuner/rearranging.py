@@ -18,30 +18,43 @@ from ..config import HoEConfig
 from ..growth import Change
 from .lengths import raw_gram
 
-Factors = tuple[Tensor, Tensor]  # A (r, d_in) and B (d_out, r), every scale folded into B
 
-
-def rearranged(tensors: Mapping[str, Tensor], change: Change, module: str, added: Factors | None) -> dict[str, Tensor]:
+def rearranged(
+    tensors: Mapping[str, Tensor], change: Change, module: str, added: Sequence[Tensor] | None
+) -> dict[str, Tensor]:
     """The tensors of one module by the names that they are saved under, such as "hoe_A.weight".
 
     Args:
         tensors: of the module before.
         change: of the adapter.
         module: its name.
-        added: the weights of a new expert; None for one without any here.
+        added: the weights of a new expert, of a norm its deltas (of the weight and, where there is one, of the bias), each
+            `(d,)`; None for one without any here.
     """
     after = dict(tensors)
+    if "hoe_norm.weight" in tensors:
+        return _norms(tensors, change, added)
     ranks = change.before.ranks(module), change.after.ranks(module)
     weight_a, weight_b = tensors["hoe_A.weight"], tensors["hoe_B.weight"]
     if change.experts != tuple(range(len(ranks[0]))):
         rows = _stretches(weight_a, 0, change.experts, *ranks, None if added is None else added[0])
         columns = _stretches(weight_b, 1, change.experts, *ranks, None if added is None else added[1])
         after["hoe_A.weight"], after["hoe_B.weight"] = torch.cat(rows, 0), torch.cat(columns, 1)
-    if change.routers != tuple(range(len(change.before.routers or []))):
+    routed = not change.after.votes_statically(module)
+    if routed and change.routers != tuple(range(len(change.before.routers or []))):
         after |= _routers(tensors, change, weight_a)
     if "hoe_length.gram" in tensors:
         after["hoe_length.gram"] = _products(tensors, after, change, ranks)
     return {name: tensor for name, tensor in after.items() if tensor.numel() or not name.startswith("hoe_router")}
+
+
+def _norms(tensors: Mapping[str, Tensor], change: Change, added: Sequence[Tensor] | None) -> dict[str, Tensor]:
+    """The deltas of a norm's experts, `(L, d)`."""
+    after = {}
+    for place, (name, old) in enumerate(tensors.items()):
+        new = old.new_zeros(old.shape[1]) if added is None else added[place].to(old)
+        after[name] = torch.stack([new if source is None else old[source] for source in change.experts])
+    return after
 
 
 def _stretches(

@@ -15,6 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ...errors import HoEError
+from ...tuner.layer import HoELayer
 from ...tuner.linear import HoELinear
 
 _TORCH = "2.7"  # fully_shard's ignored_params
@@ -54,7 +55,7 @@ def written_with_adapter(model: Any) -> set[nn.Parameter]:
     """The Parameters that are saved with the adapter; they stay whole."""
     kept: set[nn.Parameter] = set()
     for module in model.modules():
-        if isinstance(module, HoELinear):
+        if isinstance(module, HoELayer):
             for part in module.adapter_layer_names:
                 kept.update(getattr(module, part).parameters())
         elif isinstance(module, ModulesToSaveWrapper):
