@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ from peft import PeftModel
 
 import peft_hoe
 from peft_hoe import cli
+from peft_hoe.commands import train
+from peft_hoe.commands.train_settings import configuration
 from peft_hoe.training import HoEDistillationConfig
 
 REWARDS = ("--reward", "low=router_toys:low", "--reward", "high=router_toys:high")
@@ -60,6 +63,24 @@ def test_command_trains_all_routers(saved: Path, toys: ModuleType, trainer: str,
     assert all("hoe_router" in name for name in moved)
 
 
+@pytest.mark.parametrize("trainer", ["ppo", "grpo", "distill"])
+def test_how_texts_are_written_reaches_every_trainer(trainer: str) -> None:
+    """By the fields that its configuration has for it."""
+    if trainer == "grpo":
+        pytest.importorskip("trl")
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    given = ("--stop", r"w1\n", "--top-k", "5", "--top-p", "0.9", "--chat-template-kwargs", '{"brief": true}')
+    arguments = parser.parse_args(["adapter", "--output", "out", "--trainer", trainer, "--cpu", *given])
+    args = configuration(arguments, 0.1)
+    assert (args.stop_strings, args.top_k, args.top_p, args.temperature) == (["w1\n"], 5, 0.9, 1.0)
+    assert args.chat_template_kwargs == {"brief": True}
+    length = {"ppo": "response_length", "grpo": "max_completion_length", "distill": "max_new_tokens"}[trainer]
+    assert getattr(args, length) == 64
+    if trainer != "grpo":
+        assert args.decoding().record["top_p"] == 0.9
+
+
 def test_command_distils_on_texts(saved: Path, toys: ModuleType) -> None:
     assert cli.main(command(saved, "distill", "--prompts", str(saved / "texts.json"), "--router", "r1")) == 0
     model = PeftModel.from_pretrained(toys.make_base(), saved / "out")
@@ -89,6 +110,9 @@ def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> 
         ("dpo", ("--pairs", "low=prompts.json"), "must hold a list of pairs: objects with `chosen`"),
         ("dpo", ("--pairs", "low=low.json", "--pairs", "low=low.json"), "names 'low' twice"),
         ("dpo", ("--pairs", "low=low.json", "--mu", "1"), "has no use for --mu"),
+        ("dpo", ("--pairs", "low=low.json", "--stop", "w1"), "has no use for --stop"),
+        ("dpo", ("--pairs", "low=low.json", "--temperature", "1"), "has no use for --temperature"),
+        ("distill", ("--prompts", "prompts.json", "--top-p", "0"), "top_p is 0.0"),
         ("distill", ("--prompts", "prompts.json", *REWARDS), "has no use for --reward"),
         ("distill", ("--prompts", "nowhere.json"), "cannot read the prompts"),
         ("distill", ("--prompts", "prompts.json", "--report-to", "tensorbord"), "cannot be reported to 'tensorbord'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -19,7 +21,7 @@ from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.evaluation import Sweep, sweep
 from peft_hoe.inputs import load_adapter
 from peft_hoe.reproduce import Plan, describe, reproduce
-from peft_hoe.reproduce.training import check_trainer, ppo_settings
+from peft_hoe.reproduce.training import _arguments, check_trainer
 
 # With four prompts some replicates lie below the reference point.
 pytestmark = [
@@ -90,17 +92,13 @@ def test_the_decoding_on_the_command_line(saved, tmp_path, capsys):
         "max_new_tokens": 5, "do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 0.9, "stop_strings": ["w9", "\n"],
         "stop_tokens": None,
     }  # fmt: skip
-    plan = Plan.of(
-        **settings(saved, tmp_path, decoding={"max_new_tokens": 5, "stop_strings": ["w9"], "do_sample": True})
-    )
-    assert ppo_settings(plan, progress=False) | {"stop_strings": ["w9"], "temperature": 1.0, "response_length": 5} == (
-        ppo_settings(plan, progress=False)
-    )
+    wanted = {"stop_strings": ["w9"], "temperature": 0.7, "top_k": 3, "top_p": 0.9}
+    plan = Plan.of(**settings(saved, tmp_path, decoding={"max_new_tokens": 5, "do_sample": True, **wanted}))
+    for trainer in ("ppo", "grpo", "distill"):
+        if trainer != "grpo" or importlib.util.find_spec("trl") is not None:
+            args = _arguments(dataclasses.replace(plan, trainer=trainer), 0.1, progress=False)
+            assert {name: getattr(args, name) for name in wanted} == wanted
     for changes, told in (
-        (
-            {"trainer": "grpo", "decoding": {"stop_strings": ["w9"]}},
-            "TRL's GRPO ends them at the tokenizer's end of text",
-        ),
         ({"trainer": "grpo", "batch_size": 11}, "the batch of 11 cannot be divided into groups"),
         ({"decoding": {"repetition_penalty": 1.2}}, "routers train with the stop tokens of tokenizer and model"),
     ):

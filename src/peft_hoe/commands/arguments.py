@@ -60,10 +60,15 @@ def read_reports(arguments: argparse.Namespace) -> list[str]:
 
 def add_decoding(parser: argparse.ArgumentParser, length: str = "default 64") -> None:
     """Declare how texts are written, for `read_decoding`."""
+    parser.add_argument("--sample", action="store_true", help="sample, which the next three imply; default greedy")
+    add_sampling(parser, length)
+
+
+def add_sampling(parser: argparse.ArgumentParser, length: str = "default 64") -> None:
+    """Declare how texts are sampled, for `read_decoding`."""
     add = parser.add_argument
     add("--max-new-tokens", type=int, metavar="N", help=f"length of a completion ({length})")
-    add("--sample", action="store_true", help="sample; default greedy")
-    add("--temperature", type=float, metavar="T", help="of sampling, which it implies (default 1)")
+    add("--temperature", type=float, metavar="T", help="of sampling (default 1)")
     add("--top-k", type=int, metavar="K", help="sample from so many tokens; default all")
     add("--top-p", type=float, metavar="P", help="sample from the tokens of so much probability; default all")
     add(
@@ -83,7 +88,7 @@ def read_decoding(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `Decoding.of` takes, of what was given."""
     given = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
     found = {name: value for name, value in given.items() if value is not None}
-    if arguments.sample or found.keys() & {"temperature", "top_k", "top_p"}:
+    if getattr(arguments, "sample", False) or found.keys() & {"temperature", "top_k", "top_p"}:
         found["do_sample"] = True
     if arguments.stop:
         found["stop_strings"] = [text.replace("\\n", "\n") for text in arguments.stop]

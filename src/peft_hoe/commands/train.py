@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import load_adapter, read_rows
-from .arguments import add_reports, read_pairs
+from .arguments import add_reports, add_sampling, read_pairs
 from .train_settings import check_options, configuration
 
 _TRAINERS = (
@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="responses or pairs in a forward; default the batch, and 64 in rollouts of ppo",
     )
     add("--group-size", type=int, help="responses to a prompt, for grpo (default 8)")
-    add("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
-    add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
+    add_sampling(parser)
     add("--learning-rate", type=float, help="of the router; default 2 / hidden size")
     add("--kl-coef", type=float, help="weight of the divergence from the base: kl_coef of ppo, beta of grpo and dpo")
     add("--mu", type=float, help="temperature of the weights of objectives (default 0.1)")

@@ -7,16 +7,18 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import HoEError
-from .arguments import read_reports
+from ..generation.decoding import Decoding
+from .arguments import read_decoding, read_reports
 
 # What a trainer cannot do without, and what it has no use for.
 _NEEDS = {"ppo": ("prompts", "reward"), "grpo": ("prompts", "reward"), "distill": ("prompts",), "dpo": ("pairs",)}
+_TEXTS = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat_template_kwargs")  # how they are written
 _REWARDS_ONLY = ("reward", "reward_timeout", "eval_prompts", "mu", "beta")
 _UNUSED = {
     "ppo": ("pairs", "group_size"),
     "grpo": ("pairs",),
     "distill": ("pairs", "group_size", "kl_coef", *_REWARDS_ONLY),
-    "dpo": ("prompts", "group_size", *_REWARDS_ONLY),
+    "dpo": ("prompts", "group_size", *_TEXTS, *_REWARDS_ONLY),
 }
 
 
@@ -29,22 +31,34 @@ def check_options(arguments: argparse.Namespace) -> None:
     trainer = arguments.trainer
     for name in _NEEDS[trainer]:
         if not getattr(arguments, name):
-            raise HoEError(f"--trainer {trainer} needs {_option(name)}")
+            raise HoEError(f"--trainer {trainer} needs {_option(name)}", argument=_option(name))
     for name in _UNUSED[trainer]:
         if getattr(arguments, name) is not None:
-            raise HoEError(f"--trainer {trainer} has no use for {_option(name)}; leave it out")
-    for name in ("updates", "batch_size", "micro_batch_size", "group_size", "max_new_tokens", "save_steps"):
+            raise HoEError(
+                f"--trainer {trainer} has no use for {_option(name)}; leave it out",
+                argument=_option(name), value=getattr(arguments, name),
+            )  # fmt: skip
+    for name in ("updates", "batch_size", "micro_batch_size", "group_size", "save_steps"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise HoEError(f"{_option(name)} is {value}; it must be at least 1")
+            raise HoEError(
+                f"{_option(name)} is {value}; it must be at least 1",
+                argument=_option(name), value=value, allowed="at least 1",
+            )  # fmt: skip
     micro = arguments.micro_batch_size or arguments.batch_size
     if arguments.batch_size % micro:
-        raise HoEError(f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}")
+        raise HoEError(
+            f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}",
+            argument="--micro-batch-size", value=micro, allowed=f"a divisor of {arguments.batch_size}",
+        )  # fmt: skip
     group = arguments.group_size or 8  # TRL's default
     if trainer == "grpo" and (group < 2 or arguments.batch_size % group):
         raise HoEError(
             f"--group-size is {group}, but the {arguments.batch_size} responses of an update (--batch-size) are divided into "
-            "groups of as many, at least 2; choose a divisor"
+            "groups of as many, at least 2; choose a divisor",
+            argument="--group-size",
+            value=group,
+            allowed=f"a divisor of {arguments.batch_size}, at least 2",
         )
 
 
@@ -77,11 +91,27 @@ def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
     return kind(**{name: value for name, value in settings.items() if value is not None})
 
 
+def _texts(arguments: argparse.Namespace, length: str) -> dict[str, Any]:
+    """How texts are written, as fields of a configuration; `length` is what it calls that of a text.
+
+    Raises:
+        HoEError: an option is out of range.
+    """
+    decoding = Decoding.of({"max_new_tokens": 64, **read_decoding(arguments), "do_sample": True})
+    return {
+        length: decoding.max_new_tokens,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        "stop_strings": list(decoding.stop_strings) or None,
+        "chat_template_kwargs": dict(decoding.chat_template_kwargs) or None,
+    }
+
+
 def _ppo(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
+        **_texts(arguments, "response_length"),
         "local_rollout_forward_batch_size": min(64, arguments.micro_batch_size or 64),
-        "response_length": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
         "stop_token": "eos",
         "mu": arguments.mu,
         "beta": arguments.beta,
@@ -93,9 +123,8 @@ def _ppo(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _grpo(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
+        **_texts(arguments, "max_completion_length"),
         "num_generations": arguments.group_size,
-        "max_completion_length": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
         "mu": arguments.mu,
         "objective_beta": arguments.beta,
         "beta": arguments.kl_coef,
@@ -104,7 +133,7 @@ def _grpo(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _distill(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"max_new_tokens": arguments.max_new_tokens, "temperature": arguments.temperature}
+    return _texts(arguments, "max_new_tokens")
 
 
 def _dpo(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Plan:
         preferences: `(K, N)` rows that fronts are measured at.
         baselines: names of `evaluation.baselines`.
         decoding: of all sweeps, and of their payoff table. Routers train on samples of the same length that end at the same
-            places, at its temperature if it samples, else at 1, from the whole vocabulary.
+            places, at its temperature, top_k and top_p if it samples, else at 1 from the whole vocabulary.
         limit: test prompts at most; None for all.
         rank: as `build_adapter`'s `r`.
         seed: of prompts, build and training.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import HoEError
+from ..generation.decoding import Decoding
 from ..training.every_router import RUN_FILE, TRAINERS, finished_routers, train_routers
 from ..training.run.steered_policy import hidden_size
 from ..training.trl_versions import missing
@@ -27,11 +28,6 @@ def check_trainer(plan: Plan) -> None:
     if reason:
         raise HoEError(reason)
     decoding = plan.decoding
-    if decoding.stop_strings and plan.trainer == "grpo":
-        raise HoEError(
-            f"the completions end at {list(decoding.stop_strings)}, but TRL's GRPO ends them at the tokenizer's end of text "
-            "alone; take another trainer, or leave the stop strings out"
-        )
     if plan.trainer == "grpo":
         _group(plan.batch_size)
     if decoding.stop_tokens is not None or decoding.options:
@@ -85,8 +81,7 @@ def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
 
         return HoEGRPOConfig(
             max_completion_length=plan.decoding.max_new_tokens,
-            temperature=plan.decoding.temperature,
-            chat_template_kwargs=dict(plan.decoding.chat_template_kwargs) or None,
+            **_texts(plan.decoding),
             num_generations=_group(plan.batch_size),
             **shared,
         )
@@ -94,20 +89,27 @@ def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
 
     return HoEDistillationConfig(
         max_new_tokens=plan.decoding.max_new_tokens,
-        temperature=plan.decoding.temperature,
-        stop_strings=list(plan.decoding.stop_strings) or None,
-        chat_template_kwargs=dict(plan.decoding.chat_template_kwargs) or None,
+        **_texts(plan.decoding),
         **shared,
     )
+
+
+def _texts(decoding: Decoding) -> dict[str, Any]:
+    """What all trainers that write texts call the same; they always sample."""
+    return {
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        "stop_strings": list(decoding.stop_strings) or None,
+        "chat_template_kwargs": dict(decoding.chat_template_kwargs) or None,
+    }
 
 
 def ppo_settings(plan: Plan, progress: bool) -> dict[str, Any]:
     """Fields of HoERouterConfig, but for the folder, the learning rate and checkpoints."""
     return _shared_settings(plan, progress) | {
         "response_length": plan.decoding.max_new_tokens,
-        "temperature": plan.decoding.temperature,
-        "stop_strings": list(plan.decoding.stop_strings) or None,
-        "chat_template_kwargs": dict(plan.decoding.chat_template_kwargs) or None,
+        **_texts(plan.decoding),
         "local_rollout_forward_batch_size": min(64, plan.micro_batch_size or plan.batch_size),
         "stop_token": "eos",
         "num_sample_generations": 0,

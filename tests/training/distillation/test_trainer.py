@@ -135,7 +135,7 @@ def test_bad_input_raises_before_the_first_step(make: Make, toys: ModuleType) ->
         ({"constructor": {"train_dataset": toys.PROMPTS}, "lmbda": 0.5}, "holds prompts only"),
         ({"constructor": {"train_dataset": [{"answer": "w1"}]}}, "columns are"),
         ({"constructor": {"args": object()}}, "use HoEDistillationConfig"),
-        ({"constructor": {"processing_class": None}}, "are required"),
+        ({"constructor": {"processing_class": None}}, "processing_class is None"),
     ):
         with pytest.raises((HoEError, ExpertError), match=said):
             make(**changes)

@@ -304,7 +304,7 @@ def test_bad_input(make_dpo_trainer: Make, toys: ModuleType) -> None:
         make_dpo_trainer(model="some/model")
     with pytest.raises(HoEError, match="no pairs for"):
         make_dpo_trainer(constructor={"train_dataset": {"low": toys.make_pairs("low")}})
-    with pytest.raises(HoEError, match="train_dataset is required"):
+    with pytest.raises(HoEError, match="train_dataset is None"):
         make_dpo_trainer(constructor={"train_dataset": None})
     with pytest.raises(HoEError, match="HoEDPOConfig"):
         make_dpo_trainer(constructor={"args": TrainingArguments("x", use_cpu=True)})

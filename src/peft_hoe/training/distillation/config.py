@@ -21,6 +21,8 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
             dataset holds text, 1 where it holds prompts only.
         beta: the divergence: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher), in between a Jensen-Shannon divergence.
         temperature: of the student's sampling.
+        top_k: it draws from so many most likely tokens; 0 for the whole vocabulary.
+        top_p: likewise from the most likely tokens of so much probability; 1 for the whole vocabulary.
         max_new_tokens: length of a sampled completion.
         stop_strings: texts that end one, besides the stop tokens of the tokenizer and of the policy's `generation_config`.
         max_length: tokens of the dataset's text that are used; None for all.
@@ -36,6 +38,8 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
     lmbda: float | None = field(default=None, metadata={"help": "Share of batches with the student's own completions."})
     beta: float = field(default=0.0, metadata={"help": "0: KL(teacher, student); 1: KL(student, teacher)."})
     temperature: float = field(default=1.0, metadata={"help": "Of the student's sampling."})
+    top_k: int = field(default=0, metadata={"help": "Draw from so many most likely tokens; default all."})
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the most likely tokens of so much probability."})
     max_new_tokens: int = field(default=64, metadata={"help": "Length of a sampled completion."})
     stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a sampled completion."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of the dataset's text; default all."})
@@ -64,6 +68,8 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
             max_new_tokens=self.max_new_tokens,
             do_sample=True,
             temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
             stop_strings=self.stop_strings or (),  # type: ignore[arg-type]
             chat_template_kwargs=self.chat_template_kwargs,  # type: ignore[arg-type]
         )

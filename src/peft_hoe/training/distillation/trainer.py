@@ -14,6 +14,7 @@ from ...generation.prompts import PromptBatch
 from ...generation.responses import generate_responses
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
+from ..run.refused_arguments import check_given
 from ..run.steered_policy import without_dropout
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEDistillationConfig
@@ -60,6 +61,8 @@ class HoEDistillationTrainer(TransformersLoop):
         "lmbda",
         "beta",
         "temperature",
+        "top_k",
+        "top_p",
         "max_new_tokens",
         "stop_strings",
         "chat_template_kwargs",
@@ -82,9 +85,8 @@ class HoEDistillationTrainer(TransformersLoop):
         peft_config: Any = None,
     ) -> None:
         if not isinstance(args, HoEDistillationConfig):
-            raise HoEError(f"args is a {type(args).__name__}; use HoEDistillationConfig")
-        if train_dataset is None or processing_class is None:
-            raise HoEError("train_dataset and processing_class are required")
+            raise HoEError(f"args is a {type(args).__name__}; use HoEDistillationConfig", argument="args")
+        check_given(train_dataset=train_dataset, processing_class=processing_class)
         check_texts(train_dataset)
         for each in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
             _check_evaluation(each)

@@ -18,7 +18,7 @@ from ...generation.settings import evaluating
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
-from ..run.refused_arguments import refuse_arguments
+from ..run.refused_arguments import check_given, refuse_arguments
 from ..run.steered_policy import check_padding
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEDPOConfig
@@ -98,9 +98,10 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
     ) -> None:
         refuse_arguments(others, _NOT_TAKEN)
         if not isinstance(args, HoEDPOConfig):
-            raise HoEError(f"args is a {type(args).__name__}; use HoEDPOConfig, which extends DPOConfig")
-        if train_dataset is None:
-            raise HoEError("train_dataset is required: {objective: rows with prompt, chosen and rejected}")
+            raise HoEError(
+                f"args is a {type(args).__name__}; use HoEDPOConfig, which extends DPOConfig", argument="args"
+            )
+        check_given(train_dataset=train_dataset)
         used = () if ref_model is None else (ref_model,)
         policy = self._choose_router(model, args, peft_config, *used)
         self._margin = args.margin

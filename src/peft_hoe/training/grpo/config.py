@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig  # type: ignore[attr-defined]
 
 from ...errors import HoEError, check_choice
+from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments
 from ..run.refused_arguments import refuse_changed
 
@@ -37,6 +38,8 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
             of prompts and objectives is kept. "group" has a σ for each prompt, so that prompts whose completions differ
             little count more; "none" divides by nothing.
         multi_objective_aggregation: follows from `advantage_scaling`.
+        stop_strings: texts that end a completion, which is trained on up to and including the token that completes one, and
+            scored without it, see `Decoding`. TRL's `completions/clipped_ratio` counts such a completion as clipped.
 
     The rest of what is new is in `RouterArguments` and `ObjectiveArguments`.
 
@@ -57,6 +60,8 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
     objective_beta: float = field(default=0.1, metadata={"help": "How fast the weights of objectives forget."})
     advantage_scaling: str = field(default="joint", metadata={"help": "joint or objective."})
 
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a completion."})
+
     def __post_init__(self) -> None:
         refuse_changed(self, _REFUSED)
         super().__post_init__()
@@ -67,13 +72,38 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
             raise HoEError(
                 f"multi_objective_aggregation is {self.multi_objective_aggregation!r}, but advantage_scaling="
                 f"{self.advantage_scaling!r} is {expected!r}; leave it out, and set advantage_scaling to one of "
-                f"{', '.join(_AGGREGATIONS)}"
+                f"{', '.join(_AGGREGATIONS)}",
+                argument="multi_objective_aggregation",
+                value=self.multi_objective_aggregation,
+                allowed=(expected,),
             )
         self.multi_objective_aggregation = expected
-        if not self.temperature > 0:
-            raise HoEError(f"temperature is {self.temperature}; it must be above 0")
+        self._check_decoding()
+
+    def _check_decoding(self) -> None:
+        """See that completions can be written as the fields say.
+
+        Raises:
+            HoEError: a field is out of range, or cannot work here.
+        """
+        Decoding(do_sample=True, temperature=self.temperature, stop_strings=self.stop_strings or ())  # type: ignore[arg-type]
+        if "stop_strings" in (self.generation_kwargs or {}):
+            raise HoEError(
+                "generation_kwargs has stop_strings, which transformers cannot look for without a tokenizer; say stop_strings=",
+                argument="generation_kwargs",
+                value=self.generation_kwargs,
+            )
+        if self.stop_strings and self.mask_truncated_completions:
+            raise HoEError(
+                "mask_truncated_completions=True with stop_strings is not supported: TRL tells a completion that has ended by "
+                "its last token, so that those that a stop string ended would be left out. Leave one of them out",
+                argument="mask_truncated_completions",
+                value=True,
+            )
         if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
             raise HoEError(
                 "use_transformers_continuous_batching with bf16 or fp16 is not supported: TRL would cast the whole model, "
-                "experts and router included, for good. Use one of them"
+                "experts and router included, for good. Use one of them",
+                argument="use_transformers_continuous_batching",
+                value=True,
             )

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,11 +33,12 @@ from ...rewards.functions import ObjectiveFunction
 from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
-from ..run.refused_arguments import refuse_arguments
+from ..run.refused_arguments import check_given, refuse_arguments
 from ..run.steered_policy import check_padding, reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEGRPOConfig
 from .rewards import fill_missing, known_means, processing_classes, reward_functions
+from .stop_strings import cut_texts, cut_tokens, stopping_at
 
 # Arguments of GRPOTrainer that cannot work here.
 _NOT_TAKEN = {
@@ -83,7 +84,8 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
     same_settings = (
         *TransformersLoop.same_settings,
         "beta", "advantage_scaling", "scale_rewards", "loss_type", "temperature", "num_generations",
-        "num_iterations", "generation_batch_size", "max_completion_length",
+        "num_iterations", "generation_batch_size", "max_completion_length", "top_k", "top_p", "min_p",
+        "repetition_penalty", "generation_kwargs", "chat_template_kwargs", "stop_strings",
     )  # fmt: skip
 
     _buffered_inputs: Any
@@ -107,9 +109,10 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         refuse_arguments(others, _NOT_TAKEN)
         if not isinstance(args, HoEGRPOConfig):
-            raise HoEError(f"args is a {type(args).__name__}; use HoEGRPOConfig, which extends GRPOConfig")
-        if train_dataset is None or reward_funcs is None:
-            raise HoEError("train_dataset and reward_funcs are required")
+            raise HoEError(
+                f"args is a {type(args).__name__}; use HoEGRPOConfig, which extends GRPOConfig", argument="args"
+            )
+        check_given(train_dataset=train_dataset, reward_funcs=reward_funcs)
         policy = self._choose_router(model, args, peft_config)
         functions = reward_functions(reward_funcs, self.objectives, timeout=args.reward_timeout)
         tokenizers = processing_classes(reward_processing_classes, self.objectives)
@@ -141,14 +144,13 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
     @property
     def weights(self) -> ObjectiveWeights:
         """The weights of the objectives."""
-        weights = super().weights
-        assert weights is not None  # the constructor makes them
-        return weights
+        return cast(ObjectiveWeights, super().weights)  # the constructor makes them
 
     # -- rewards ---
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Normalised rewards `(B, N)` of all processes; a training batch moves the weights that TRL mixes them by."""
+        completions = cut_texts(completions, self.args.stop_strings or ())
         gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.normalizer is None:
             raise HoEError("there is no normalizer yet: call train() or evaluate(), or set it to measure_payoff()")
@@ -187,7 +189,11 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
             rows = [source[row] for row in drawn_rows(len(source), args.payoff_prompts, args.seed)]
         else:  # a stream
             rows = list(itertools.islice(source, args.payoff_prompts))
-        decoding = replace(Decoding.of(self.generation_config), chat_template_kwargs=args.chat_template_kwargs)
+        decoding = replace(
+            Decoding.of(self.generation_config),
+            chat_template_kwargs=args.chat_template_kwargs,
+            stop_strings=args.stop_strings or (),
+        )
         completer = Completer(self.policy, self.processing_class, decoding)
         return measure_payoff(
             self.policy,
@@ -221,10 +227,8 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
     def _train(self, folder: Path | None, **others: Any) -> Any:
         if folder is None and self.normalizer is None:  # a checkpoint brings its own
             self.normalizer = self.measure_payoff()
-        self._step, self._buffered_inputs = (
-            0,
-            None,
-        )  # a run that failed before its first update leaves some of a generation
+        # A run that failed before its first update leaves some of a generation.
+        self._step, self._buffered_inputs = 0, None
         self._use_weights()
         return super()._train(folder, **others)
 
@@ -236,8 +240,16 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         return super().evaluate(*args, **others)
 
     def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
-        if not self.use_transformers_continuous_batching:
-            return super()._generate_single_turn(*args, **others)
+        """TRL's completions, as token ids, and their log-probabilities; cut at stop strings."""
+        strings, tokenizer = self.args.stop_strings, getattr(self.processing_class, "tokenizer", self.processing_class)
+        if self.use_transformers_continuous_batching:
+            ids, logprobs = self._generate_in_a_thread(*args, **others)
+        else:
+            with stopping_at(self.policy, tokenizer, strings or ()):
+                ids, logprobs = super()._generate_single_turn(*args, **others)
+        return (cut_tokens(ids, tokenizer, strings) if strings else ids), logprobs
+
+    def _generate_in_a_thread(self, *args: Any, **others: Any) -> Any:
         training = self.policy.training
         try:
             with reaching_threads(self.policy, self.router):

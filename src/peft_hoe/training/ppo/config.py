@@ -33,6 +33,9 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives).
         value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
             `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
+        top_k: responses are drawn from so many most likely tokens; 0 for the whole vocabulary. Their probabilities in the loss
+            are those of the whole vocabulary, as in GRPO.
+        top_p: likewise from the most likely tokens of so much probability; 1 for the whole vocabulary.
         stop_strings: texts that end a response, which is counted up to and including the token that completes one, and scored
             without it, see `Decoding`. With `stop_token="eos"` a response also ends at the tokenizer's end of text and at what
             the policy's `generation_config` stops at; with neither that nor `stop_token_id` at no token.
@@ -57,6 +60,8 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         default=None,
         metadata={"help": "Learning rate of the critic; default 1e-3 for heads, learning_rate for a value model."},
     )
+    top_k: int = field(default=0, metadata={"help": "Draw from so many most likely tokens; default all."})
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the most likely tokens of so much probability."})
     stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a response."})
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of the chat template."}
@@ -92,6 +97,8 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
             max_new_tokens=self.response_length,
             do_sample=True,
             temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
             stop_strings=self.stop_strings or (),  # type: ignore[arg-type]
             stop_tokens=None if self.stop_token == "eos" else tokens,
             chat_template_kwargs=self.chat_template_kwargs,  # type: ignore[arg-type]

@@ -210,7 +210,7 @@ class RouterPPO:
     @property
     def greedy(self) -> Decoding:
         """The run's decoding without chance."""
-        return replace(self.settings.decoding, do_sample=False, temperature=1.0)
+        return replace(self.settings.decoding, do_sample=False, temperature=1.0, top_k=0, top_p=1.0)
 
     def respond(self, prompts: PromptBatch, decoding: Decoding) -> Responses:
         """Responses to prompts; the policy's own generation settings play no part."""

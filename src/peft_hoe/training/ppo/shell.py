@@ -16,6 +16,7 @@ from ...generation.prompts import PromptCollator
 from ...objectives.normalizer import RewardNormalizer
 from ...rewards.sources import Rewards
 from ..run.optimizer import critic_group, frozen
+from ..run.refused_arguments import check_given
 from ..run.steered_policy import steerable, stop_dropout
 from .actor_critic import ActorCritic
 from .batches import check_countable, count_batches
@@ -52,7 +53,11 @@ class PPOShell(UpdateLoop):
         *,
         normalizer: RewardNormalizer | None = None,
     ) -> None:
-        _check_given(args, train_dataset, reward_model)
+        if not isinstance(args, HoERouterConfig):
+            raise HoEError(
+                f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig", argument="args"
+            )
+        check_given(train_dataset=train_dataset, reward_model=reward_model)
         args = copy.copy(args)  # sizes and numbers are counted out in it
         policy = steerable(model, peft_config)
         if args.shard_policy:  # before anything holds on to the weights that are given up
@@ -128,19 +133,6 @@ class PPOShell(UpdateLoop):
         if rate is None and isinstance(critic, ValueHeads):
             rate = HEADS_LEARNING_RATE
         return [*super()._parameter_groups(), critic_group(critic, rate)]
-
-
-def _check_given(args: Any, train_dataset: Any, reward_model: Any) -> None:
-    """See that the constructor has a configuration, and what there is no training without."""
-    if not isinstance(args, HoERouterConfig):
-        raise HoEError(
-            f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig",
-            argument="args",
-            value=args,
-        )
-    for name, value in (("train_dataset", train_dataset), ("reward_model", reward_model)):
-        if value is None:
-            raise HoEError(f"{name} is None; train_dataset and reward_model are required", argument=name)
 
 
 def _collator(given: Any, train_dataset: Any, processing_class: Any, decoding: Decoding) -> Any:

@@ -46,6 +46,8 @@ class UpdateLoop(RouterTrainer):
         "average_routers",
         "advantage_scaling",
         "temperature",
+        "top_k",
+        "top_p",
         "response_length",
         "stop_token",
         "stop_token_id",

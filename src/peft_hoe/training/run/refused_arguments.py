@@ -56,3 +56,14 @@ def refuse_arguments(given: Mapping[str, Any], reasons: Mapping[str, str]) -> No
             raise TypeError(f"there is no argument {name!r}")
         if value is not None:
             raise HoEError(f"{name} is not supported: {reasons[name]}", argument=name, value=value)
+
+
+def check_given(**required: Any) -> None:
+    """See that a trainer has what it cannot do without.
+
+    Raises:
+        HoEError: one is None.
+    """
+    for name, value in required.items():
+        if value is None:
+            raise HoEError(f"{name} is None; {' and '.join(required)} must be given", argument=name)
