@@ -22,6 +22,7 @@ GROUND = {
     "output_directory",
     "patterns",
     "unfinished",
+    "base_sample",
 }
 # Top to bottom: a part imports what stands below it. Parts on one line know nothing of each other.
 FLOORS = [

@@ -12,6 +12,7 @@ import numpy as np
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
+from .base_sample import checked_sample
 from .contents import check_contents
 from .errors import ExpertError, HoEWarning, check_choice
 from .files import read_header
@@ -78,6 +79,8 @@ class HoEConfig(Assigned, PeftConfig):
             it averages (`tuner/lengths.py`).
         fingerprint: leave empty. `to_dict` and so adapter_config.json fill it: which experts and routers, in which order, the
             saved tensors hold, since their shapes do not tell.
+        base_sample: leave empty. `build_adapter` fills it: a few of the base's weights, by which another base is noticed when
+            the adapter is loaded.
 
     Raises:
         ExpertError: experts or routers that contradict each other or the objectives.
@@ -112,6 +115,7 @@ class HoEConfig(Assigned, PeftConfig):
     router_temperature: float = 1.0
     interpolation: str = "linear"
     fingerprint: str | None = None
+    base_sample: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,6 +205,7 @@ class HoEConfig(Assigned, PeftConfig):
             setattr(self, name, checked_flag(getattr(self, name), name))
         self.router_temperature = checked_temperature(self.router_temperature)
         check_choice("interpolation", self.interpolation, INTERPOLATIONS, ExpertError)
+        self.base_sample = checked_sample(self.base_sample)
         if self.interpolation == "norm" and self.train_experts:
             raise ExpertError(
                 'interpolation="norm" needs experts whose lengths stay as they are, but train_experts=True changes them; use '

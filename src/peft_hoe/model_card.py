@@ -13,7 +13,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from .preference import example
 from .tasks import AUTO_CLASSES
 
-_BEGIN, _END = "<!-- peft_hoe: begin -->", "<!-- peft_hoe: end -->"
+_STEERING = ("<!-- peft_hoe: begin -->", "<!-- peft_hoe: end -->")
+_SOURCES = ("<!-- peft_hoe sources: begin -->", "<!-- peft_hoe sources: end -->")
 
 
 def complete(directory: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
@@ -35,15 +36,36 @@ def complete(directory: str | os.PathLike[str], config: Mapping[str, Any]) -> No
         card = ModelCard.from_template(ModelCardData(library_name="peft"))
     else:
         return
-    block = f"{_BEGIN}\n{describe(config)}\n{_END}"
-    text = card.text
-    if _BEGIN in text and _END in text:
-        text = re.sub(re.escape(_BEGIN) + r".*?" + re.escape(_END), lambda _: block, text, flags=re.DOTALL)
-    else:
-        text = f"{text.rstrip()}\n\n{block}\n"
-    card.text = text
+    card.text = _with_block(card.text, describe(config), *_STEERING)
     card.data.tags = sorted({*(card.data.tags or []), "peft_hoe"})
     card.save(path)
+
+
+def add_sources(directory: str | os.PathLike[str], sources: Mapping[str, Any]) -> None:
+    """Put into `directory/README.md` what the adapter was built from.
+
+    Args:
+        directory: with a card.
+        sources: `{"base": source, "policies": {objective: source}}`, each with id, commit, license and hash.
+    """
+    rows = [("base", sources["base"]), *((f"policy {name}", source) for name, source in sources["policies"].items())]
+    lines = ["## Built from", "", "| | model | commit | licence | hash |", "|---|---|---|---|---|"]
+    lines += [
+        _row(name, *(str(source[key] or "unknown").replace("|", "\\|") for key in ("id", "commit", "license", "hash")))
+        for name, source in rows
+    ]
+    path = os.path.join(directory, "README.md")
+    card = ModelCard.load(path)
+    card.text = _with_block(card.text, "\n".join(lines), *_SOURCES)
+    card.save(path)
+
+
+def _with_block(text: str, content: str, begin: str, end: str) -> str:
+    """The text with a marked block of this content, in the place of the one that it has."""
+    block = f"{begin}\n{content}\n{end}"
+    if begin in text and end in text:
+        return re.sub(re.escape(begin) + r".*?" + re.escape(end), lambda _: block, text, flags=re.DOTALL)
+    return f"{text.rstrip()}\n\n{block}\n"
 
 
 def describe(config: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ def models(tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=32,
-        bos_token_id=1, eos_token_id=2,
+        bos_token_id=1, eos_token_id=2, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     for name in ("kind", "brief"):

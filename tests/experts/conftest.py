@@ -28,6 +28,7 @@ def tiny_llama(**settings: Any) -> LlamaForCausalLM:
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "vocab_size": 32,
+        "initializer_range": 0.2,
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -37,7 +38,16 @@ def tiny_llama(**settings: Any) -> LlamaForCausalLM:
 
 def tiny_gpt2() -> GPT2LMHeadModel:
     """One layer, width 16; its linear layers are Conv1D."""
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32, n_positions=32, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        vocab_size=32,
+        n_positions=32,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -83,6 +93,7 @@ def tiny() -> SimpleNamespace:
         rewrite=rewrite,
         noisy=noisy,
         tensors=adapter_tensors,
+        tensors_of=lambda folder: load_file(folder / "model.safetensors"),
         config=adapter_config,
         delta=expert_delta,
     )

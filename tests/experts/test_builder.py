@@ -181,6 +181,7 @@ def test_what_experts_cannot_hold_is_reported(llama, policies, tmp_path):
     assert "not captured of kind (share of the squared change): embeddings" in report.table()
 
 
+@pytest.mark.filterwarnings("ignore:.*hardly a fine-tune")
 def test_ties_among_entries_are_warned_about(llama, tmp_path, tiny):
     def coarse(name, tensor):
         if name.endswith("up_proj.weight"):

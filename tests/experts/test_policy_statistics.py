@@ -60,7 +60,8 @@ def test_policies_that_differ_in_one_entry_are_two(llama, policies, tmp_path, ti
         return tensor
 
     other = tiny.rewrite(policies["kind"], tmp_path / "other", change)
-    assert build(llama, {"kind": policies["kind"], "other": other}, tmp_path / "out")[1] == []
+    told = build(llama, {"kind": policies["kind"], "other": other}, tmp_path / "out")[1]
+    assert [note for note in told if "exactly" in note] == []
 
 
 def test_fused_experts_that_get_no_expert_are_told_with_their_share(tmp_path):
@@ -77,7 +78,7 @@ def test_fused_experts_that_get_no_expert_are_told_with_their_share(tmp_path):
     report, told = build(tmp_path / "base", {name: tmp_path / name for name in "ab"}, tmp_path / "out")
     shares = [report.policies[name].not_captured["fused experts"] for name in "ab"]
     assert min(shares) > 0.3
-    assert told == [
+    assert [note for note in told if "fused" in note] == [
         "4 fused expert tensors, such as 'model.layers.0.mlp.experts.gate_up_proj', get no expert, because experts live in "
         f"linear layers; they hold {shares[0]:.1%} of 'a', {shares[1]:.1%} of 'b' (share of the squared change)"
     ]

@@ -24,7 +24,10 @@ from peft_hoe import CheckpointError, HoEWarning, Loading, build_adapter
 from peft_hoe.experts.architecture import read_architecture
 from peft_hoe.tasks import AUTO_CLASSES
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*hardly a fine-tune"),  # these models have nothing in common
+]
 EXACT = {"r": "full", "pruning": None, "rescale": None, "interpolation": "linear", "progress": False}
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
 LLAMA = LlamaConfig(**SMALL, num_labels=2, pad_token_id=0)

@@ -27,17 +27,24 @@ class BuildInputs:
         base: its weights; None when all policies are LoRA adapters, which need none but those of task heads.
         policies: by objective.
         given: `{objective: the directory or Hub id that was given}`.
+        base_given: the same of the base.
+        places: `{objective: its directory}`; that of the base under None.
         dtype: what an adapter is written in unless told otherwise: the base's, or a LoRA policy's where that is wider
             (its factors are taken exactly).
-        directories: every directory that is read.
     """
 
     architecture: Architecture
     base: ModelWeights | None
     policies: dict[str, ModelWeights | LoraPolicy]
     given: dict[str, str]
+    base_given: str
+    places: dict[str | None, Path]
     dtype: torch.dtype
-    directories: list[Path]
+
+    @property
+    def directories(self) -> list[Path]:
+        """Every directory that is read."""
+        return list(self.places.values())
 
 
 def open_inputs(
@@ -67,19 +74,20 @@ def open_inputs(
         directory = fetch(base, weights=True, revision=loading.revision, **hub)
         base_weights = ModelWeights(directory, "the base", architecture, allow_pickle=loading.allow_pickle)
     opened: dict[str, ModelWeights | LoraPolicy] = {}
-    directories = [settings]
+    places: dict[str | None, Path] = {None: settings}
     for name, source in policies.items():
         directory = fetch(source, weights=True, **hub)
         kind = LoraPolicy if lora[name] else ModelWeights
         opened[name] = kind(directory, f"policy {name!r}", architecture, allow_pickle=loading.allow_pickle)
-        directories.append(directory)
+        places[name] = directory
     return BuildInputs(
         architecture=architecture,
         base=base_weights,
         policies=opened,
         given={name: str(source) for name, source in policies.items()},
+        base_given=str(base),
+        places=places,
         dtype=_written_dtype(base_weights, opened, architecture),
-        directories=directories,
     )
 
 

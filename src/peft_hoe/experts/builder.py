@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .. import model_card
 from ..config import HoEConfig
 from ..errors import HoEWarning
 from ..output_directory import check_output, disk_errors, resumable_directory
@@ -32,6 +33,7 @@ from .options import (
     TaskSVD,
 )
 from .report import REPORT_FILE, BuildReport, warn_about_pruning
+from .sources import base_sample, read_sources
 from .stages import Build, Built, work_key
 
 
@@ -119,9 +121,11 @@ def build_adapter(
     with resumable_directory(output, work_key(inputs, options, config)) as place:
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
             built = Build(inputs, options, config, place, output, bar).run()
+        config.base_sample = base_sample(inputs, config)
         report = _report(output, inputs, options, config, built)
         with disk_errors(output):
             config.save_pretrained(str(place.files))  # after the weights: it writes a model card beside them
+            model_card.add_sources(place.files, report.sources)
             report.save(place.files / REPORT_FILE)
     if progress:
         tqdm.write(report.table())
@@ -145,8 +149,10 @@ def _report(
         policies=built.statistics.reports,
         pairs=built.statistics.pairs,
         modules=built.modules,
+        sources=read_sources(inputs),
         notes=built.notes,
     )
+    report.notes += _notes_on_output_embeddings(report)
     n = len(inputs.policies)
     if not routers and n > 1:
         point = [0.75, 0.25] + [0.0] * (n - 2)
@@ -156,3 +162,13 @@ def _report(
         warnings.warn(note, HoEWarning, stacklevel=3)
     warn_about_pruning(report, options.pruning.share)
     return report
+
+
+def _notes_on_output_embeddings(report: BuildReport) -> list[str]:
+    """What is lost where a policy trained an output embedding of its own."""
+    return [
+        f"policy {name!r} changed the output embedding (lm_head), which its expert does not hold: "
+        f"{policy.not_captured['lm_head']:.1%} of its squared change"
+        for name, policy in report.policies.items()
+        if policy.not_captured.get("lm_head")
+    ]

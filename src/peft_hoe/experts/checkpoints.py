@@ -21,7 +21,7 @@ PathOrHubId = str | os.PathLike[str]  # a directory, a Hub id, or `id@revision`
 PEFT_PREFIX = "base_model.model."  # before the names of modules in the files of an adapter
 _SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
 _PICKLES = ("pytorch_model.bin", "adapter_model.bin")
-_SETTINGS_PATTERNS = ["*.json"]
+_SETTINGS_PATTERNS = ["*.json", "README.md"]
 _SAFETENSORS_PATTERNS = ["model.safetensors", "model-*.safetensors", ADAPTER_WEIGHTS]
 _PICKLE_PATTERNS = ["pytorch_model*.bin", "adapter_model.bin"]
 

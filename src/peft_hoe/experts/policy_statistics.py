@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .agreement import Agreement
-from .architecture import FUSED, HEAD, LinearModule
+from .architecture import FUSED, HEAD
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
 from .module_work import Searches
 from .options import Pruning
 from .out_of_scope import change_out_of_scope
+from .parentage import parentage_notes, sampled_rows
 from .pruning import ThresholdSearch
 from .report import PolicyReport
 from .task_heads import heads_agree
-
-_SAMPLED = 16  # rows of each module that stand for all when a threshold is guessed
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,7 @@ class PolicyMeasurement:
         for name, search in self._searches.items():
             reports[name].prune_threshold, reports[name].dropped = search.threshold, search.dropped
         notes = [*_notes_on_changes(agreement), *_notes_on_fused_experts(self.inputs, reports)]
+        notes += parentage_notes(self.inputs, agreement.pairs())
         if not captured:
             heads = sorted(self.inputs.architecture.heads)
             notes.append(f"the policies have different heads {heads}; the adapter has the base's")
@@ -130,16 +129,15 @@ class PolicyMeasurement:
 
 def _sample(inputs: BuildInputs, policy: ModelWeights) -> torch.Tensor:
     """Entries `(n,)` of a task vector, some rows of every module."""
-    return torch.cat([_sampled_rows(inputs.base, policy, target) for target in inputs.architecture.targets])
-
-
-def _sampled_rows(base: ModelWeights | None, policy: ModelWeights, target: LinearModule) -> torch.Tensor:
-    if base is None:
+    if inputs.base is None:
         return torch.empty(0)
-    rows = target.shape[0]
-    starts: Iterable[int] = range(0, rows, -(-rows // _SAMPLED))
-    pairs = [(policy.rows(target.weight, i, i + 1), base.rows(target.weight, i, i + 1)) for i in starts]
-    return torch.cat([(after.float() - before.float()).reshape(-1) for after, before in pairs])
+    return torch.cat(
+        [
+            (after.float() - before.float()).reshape(-1)
+            for target in inputs.architecture.targets
+            for before, after in sampled_rows(inputs.base, policy, target)
+        ]
+    )
 
 
 def _notes_on_changes(agreement: Agreement) -> list[str]:

@@ -78,6 +78,7 @@ class BuildReport:
         policies: by objective.
         pairs: cosine and sign agreement of every pair of policies' task vectors.
         modules: `{module: {expert: ModuleReport}}` of every module that a policy changed.
+        sources: ids, commits, licences and hashes of the base and the policies.
         notes: what differs from what one might expect.
 
     >>> from peft_hoe import demo
@@ -94,6 +95,7 @@ class BuildReport:
     policies: dict[str, PolicyReport]
     pairs: list[dict[str, Any]]
     modules: dict[str, dict[str, ModuleReport]]
+    sources: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .. import versions
+from ..base_sample import differing
 from ..config import HoEConfig
 from ..errors import ExpertError, HoEWarning, ModuleError
 from ..patterns import matches
@@ -86,6 +87,7 @@ class HoEModel(Growing, BaseTuner):
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_loaded)
         _warn_of_fused_experts(model, config, everything)
+        _warn_of_another_base(model, adapter_name, config)
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> Any:
@@ -348,6 +350,26 @@ def _check_same_kind(layer: HoELayer, static: bool, adapter: str) -> None:
             f"{layer.module_name} already has an adapter, by target_modules or by target_embeddings; adapter {adapter!r} must "
             "name it in the same way",
             module=layer.module_name,
+        )
+
+
+def _warn_of_another_base(model: nn.Module, adapter_name: str, config: HoEConfig) -> None:
+    """Tell of a base that is not the one that the adapter was built on."""
+    if config.base_sample is None:
+        return
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HoELinear)}
+    weights: dict[str, Any] = {
+        name: layer.get_base_layer().weight for name, layer in layers.items() if adapter_name in layer.hoe_A
+    }
+    found = differing(config.base_sample, weights)
+    if found:
+        built_on = str(config.base_model_name_or_path) + (f" (revision {config.revision})" if config.revision else "")
+        here = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+        warnings.warn(
+            f"adapter {adapter_name!r} was built on {built_on!r}, but {here!r} has other weights: {len(found)} of "
+            f"{len(config.base_sample['values'])} sampled modules differ, such as {found[0]!r}. Its experts change that base",
+            HoEWarning,
+            stacklevel=4,
         )
 
 

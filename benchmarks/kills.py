@@ -1,0 +1,108 @@
+"""Kills builds while they run and lets them go on: are the bytes those of a build that was left alone?
+
+    OMP_NUM_THREADS=1 python benchmarks/kills.py --work DIR
+
+A build of two policies and a merged expert on a generated checkpoint (`generated_llama.py`, 2 layers) is ended by SIGKILL
+again and again: while it measures the policies, while it makes modules, while it finishes (out of scope weights, configuration,
+putting in place), after a random wait within each. Each row of the table is one adapter: how many kills landed in each stage
+before it was complete, and whether its files equal those of the build that ran through. About 4 minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fronts_tables import markdown
+from generated_llama import make
+
+LAYERS, RANK = 2, 16
+STAGES = ("measuring", "making", "finishing")
+BUILD = """
+import json, sys, torch
+torch.set_num_threads(1)
+import peft_hoe
+job = json.loads(sys.argv[1])
+peft_hoe.build_adapter(job["base"], job["policies"], job["output"], r=job["r"], progress=False)
+"""
+
+
+def start(work: Path, output: Path) -> subprocess.Popen[bytes]:
+    job = {
+        "base": str(make(work / f"base-{LAYERS}", LAYERS)), "r": RANK, "output": str(output),
+        "policies": {f"p{i}": str(make(work / f"p{i}-{LAYERS}", LAYERS, i)) for i in (1, 2)},
+    }  # fmt: skip
+    return subprocess.Popen([sys.executable, "-c", BUILD, json.dumps(job)], stderr=subprocess.DEVNULL)
+
+
+def stage(folder: Path) -> str | None:
+    """What the build that fills a folder is at; None before it begins and after it has ended."""
+    places = [path for path in folder.iterdir() if path.name.startswith(".peft_hoe-")]
+    if not places:
+        return None
+    state = places[0] / "state"
+    journal = state / "modules.jsonl"
+    if not journal.is_file():
+        return "measuring"
+    return "making" if journal.read_bytes().count(b"\n") < 7 * LAYERS else "finishing"
+
+
+def kill_in(wanted: str, process: subprocess.Popen[bytes], folder: Path, wait: float) -> str | None:
+    """Kill a build some time after it has come to a stage; the stage it was killed in, or None where it ended first."""
+    while process.poll() is None and stage(folder) != wanted:
+        time.sleep(0.0005)
+    time.sleep(wait)
+    if process.poll() is not None:
+        return None
+    os.kill(process.pid, signal.SIGSTOP)  # so that the stage is that of the kill
+    landed = stage(folder)
+    os.kill(process.pid, signal.SIGKILL)
+    return landed if process.wait() == -signal.SIGKILL else None
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files; what names the folder itself is left out."""
+    return {path.name: path.read_bytes().decode("latin-1").replace(str(folder), "") for path in folder.iterdir()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and adapters")
+    parser.add_argument("--adapters", type=int, default=7, help="how many builds; each is killed once in every stage")
+    arguments = parser.parse_args()
+    folder = arguments.work / "kills"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    reference = folder / "whole" / "out"
+    reference.parent.mkdir()
+    assert start(arguments.work, reference).wait() == 0
+    expected, rng, rows, total = contents(reference), random.Random(0), [], 0
+    for number in range(arguments.adapters):
+        place = folder / str(number)
+        place.mkdir()
+        landed = dict.fromkeys(STAGES, 0)
+        for wanted, longest in zip(STAGES, (0.8, 3.0, 0.15), strict=True):
+            found = kill_in(wanted, start(arguments.work, place / "out"), place, rng.uniform(0, longest))
+            if found is not None:
+                landed[found] += 1
+        if not (place / "out").exists():
+            assert start(arguments.work, place / "out").wait() == 0
+        total += sum(landed.values())
+        same = contents(place / "out") == expected
+        left = [path.name for path in place.iterdir() if path.name != "out"]
+        rows.append([str(number), *(str(landed[name]) for name in STAGES), "yes" if same else "NO", str(len(left))])
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(markdown(["adapter", *(f"kills while {name}" for name in STAGES), "same bytes", "strays left"], rows))
+    print(f"\n{total} kills landed: {', '.join(f'{name} {sum(int(row[1 + i]) for row in rows)}' for i, name in enumerate(STAGES))}")
+
+
+if __name__ == "__main__":
+    main()
