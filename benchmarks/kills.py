@@ -77,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and adapters")
     parser.add_argument("--adapters", type=int, default=7, help="how many builds; each is killed once in every stage")
+    parser.add_argument("--seed", type=int, default=0, help="of the waits before a kill")
     arguments = parser.parse_args()
     folder = arguments.work / "kills"
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +85,7 @@ def main() -> None:
     reference = folder / "whole" / "out"
     reference.parent.mkdir()
     assert start(arguments.work, reference).wait() == 0
-    expected, rng, rows, total = contents(reference), random.Random(0), [], 0
+    expected, rng, rows, total = contents(reference), random.Random(arguments.seed), [], 0
     for number in range(arguments.adapters):
         place = folder / str(number)
         place.mkdir()
@@ -101,7 +102,8 @@ def main() -> None:
         rows.append([str(number), *(str(landed[name]) for name in STAGES), "yes" if same else "NO", str(len(left))])
         print(rows[-1], file=sys.stderr, flush=True)
     print(markdown(["adapter", *(f"kills while {name}" for name in STAGES), "same bytes", "strays left"], rows))
-    print(f"\n{total} kills landed: {', '.join(f'{name} {sum(int(row[1 + i]) for row in rows)}' for i, name in enumerate(STAGES))}")
+    sums = [f"{name} {sum(int(row[1 + i]) for row in rows)}" for i, name in enumerate(STAGES)]
+    print(f"\n{total} kills landed: {', '.join(sums)}")
 
 
 if __name__ == "__main__":
