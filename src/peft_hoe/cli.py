@@ -22,6 +22,7 @@ _COMMANDS = {
     "export": "A preference as an ordinary LoRA or dense checkpoint, for any engine.",
     "serve": "An OpenAI server with a preference in every request.",
     "vllm": "The command line of a vLLM server with a preference in the model's name.",
+    "vllm-check": "Whether trained routers can vote inside the vLLM that is installed here.",
     "weights": "A preference as the scales of a request to llama.cpp's server.",
     "run": "Run any Python program with HoE adapters registered in PEFT.",
 }
@@ -37,7 +38,7 @@ def build_parser(commands: Sequence[str] = tuple(_COMMANDS)) -> argparse.Argumen
     for name, summary in _COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name in commands:
-            module = importlib.import_module(f".commands.{name}", __package__)
+            module = importlib.import_module(f".commands.{name.replace('-', '_')}", __package__)
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +22,19 @@ def models(shared_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vllm_engines() -> ModuleType:
+    """`vllm_engines.py`: vLLM in this process, and as a server."""
+    for needed in ("vllm", "openai"):
+        pytest.importorskip(needed)
+    spec = importlib.util.spec_from_file_location("vllm_engines", Path(__file__).with_name("vllm_engines.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def prompts(shared_dir: Path) -> list[str]:
     return json.loads((shared_dir / "data" / "stories" / "prompts.json").read_text())["test"][:3]
 
@@ -27,16 +42,55 @@ def prompts(shared_dir: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def adapter(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two policies as experts and their merge, which keep their length between them; nothing votes by the input."""
-    import peft_hoe
-
-    output = tmp_path_factory.mktemp("engines") / "adapter"
-    policies = {name: models / name for name in OBJECTIVES}
-    peft_hoe.build_adapter(models / "base", policies, output, pruning=None, progress=False)
-    return output
+    return _build(models, tmp_path_factory.mktemp("engines") / "adapter")
 
 
 @pytest.fixture(scope="session")
 def model(models: Path, adapter: Path) -> Any:
+    return load(models, adapter)
+
+
+@pytest.fixture(scope="session")
+def trained(models: Path, shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two routers that were trained (by distillation), and vote otherwise than before."""
+    from transformers import AutoTokenizer
+
+    from peft_hoe import HoEDistillationConfig, train_routers
+
+    folder = tmp_path_factory.mktemp("trained")
+    policy = load(models, _build(models, folder / "untrained", routers=[[0.25, 0.75], [0.75, 0.25]]))
+    texts = json.loads((shared_dir / "data" / "stories" / "prompts.json").read_text())["train"][:64]
+    arguments = HoEDistillationConfig(
+        output_dir=str(folder / "run"),
+        max_steps=12,
+        per_device_train_batch_size=8,
+        learning_rate=0.05,
+        max_new_tokens=16,
+        report_to="none",
+        save_strategy="no",
+        seed=1,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(models / "base")
+    rows = [{"prompt": text} for text in texts]
+    train_routers(policy, arguments, trainer="distill", train_dataset=rows, processing_class=tokenizer)
+    policy.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture(scope="session")
+def trained_model(models: Path, trained: Path) -> Any:
+    return load(models, trained)
+
+
+def _build(models: Path, output: Path, **options: Any) -> Path:
+    import peft_hoe
+
+    policies = {name: models / name for name in OBJECTIVES}
+    peft_hoe.build_adapter(models / "base", policies, output, pruning=None, progress=False, **options)
+    return output
+
+
+def load(models: Path, adapter: Path) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -46,26 +100,27 @@ def model(models: Path, adapter: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def differs(model: Any) -> Callable[..., float | None]:
-    """Compares an engine's greedy tokens with ours: None where they are the same, else the gap of the two likeliest there."""
+def differs() -> Callable[..., float | None]:
+    """Compares an engine's greedy tokens with a model's: None where they are the same, else the gap of the two likeliest."""
 
     @torch.inference_mode()
-    def compare(prompt: Sequence[int], found: Sequence[int], preference: Sequence[float]) -> float | None:
-        ids = torch.tensor([list(prompt)])
-        output = model.generate(
-            input_ids=ids,
-            preference=list(preference),
+    def compare(
+        model: Any, prompt: Sequence[int], found: Sequence[int], preference: Sequence[float] | None, **options: Any
+    ) -> float | None:
+        options |= {} if preference is None else {"preference": list(preference)}
+        wanted = model.generate(
+            input_ids=torch.tensor([list(prompt)]),
             max_new_tokens=len(found),
             do_sample=False,
             eos_token_id=2,
             pad_token_id=0,
-        )
-        wanted = output[0, len(prompt) :].tolist()
+            **options,
+        )[0, len(prompt) :].tolist()
         places = [i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
         if not places and len(wanted) == len(found):
             return None
         first = places[0] if places else min(len(wanted), len(found))
-        logits = model(input_ids=torch.tensor([[*prompt, *wanted[:first]]]), preference=list(preference)).logits[0, -1]
+        logits = model(input_ids=torch.tensor([[*prompt, *wanted[:first]]]), **options).logits[0, -1]
         top = logits.topk(2).values
         return float(top[0] - top[1])
 

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", help="directory or Hub id of the base model; default what the first adapter names")
     add("--grid", type=float, default=0.1, metavar="STEP", help="step between preferences (default 0.1)")
     add("--rank", type=int, help="reduce LoRAs to this rank by SVD (default exact)")
-    add("--routers", default="keep", help="what trained routers do: keep (refuse), static or drop (default keep)")
+    add(
+        "--routers",
+        default="keep",
+        help="what trained routers do: keep (they vote inside vLLM), static or drop (default keep)",
+    )
     add("--cache", default="~/.cache/peft_hoe/vllm", metavar="DIR", help="where LoRAs are written")
     add("--cache-bytes", default="10G", help="of that folder at most (default 10G)")
     add("--max-loras", type=int, default=8, help="different preferences in one batch (default 8)")
@@ -28,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HoEError: they cannot.
     """
-    from ..serving.vllm_names import PREFIX, Names, Settings
+    from ..serving.vllm_names import Names
+    from ..serving.vllm_settings import PREFIX, Settings
 
     environment = {
         f"{PREFIX}ADAPTERS": ",".join(arguments.adapters),
@@ -52,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     command += ["--max-loras", str(arguments.max_loras), "--max-cpu-loras", str(max(points, arguments.max_loras))]
     lines = [f"{name}={shlex.quote(value)}" for name, value in told.items()]
     print(" \\\n    ".join([*lines, shlex.join(command)]))
+    if names.layout is not None:
+        print("# trained routers vote inside vLLM; peft-hoe vllm-check, where vLLM is installed, says whether they can")
     example = first.spellings(first.grid.points[len(first.grid.points) // 2])
     print(f"# {points} preferences; models such as {first.name}@{example[0]} or {first.name}@{example[1]}")
     return 0

@@ -158,6 +158,5 @@ def _fingerprint(exporter: LoraExporter) -> str:
         with (directory / name).open("rb") as file:
             while part := file.read(1 << 24):
                 digest.update(part)
-    how = [_LAYOUT, exporter.rank, str(exporter.dtype), exporter.even, exporter.routers]
-    digest.update(json.dumps(how).encode())
+    digest.update(json.dumps([_LAYOUT, *exporter.how]).encode())
     return digest.hexdigest()[:32]

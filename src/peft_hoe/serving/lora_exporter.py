@@ -48,6 +48,11 @@ class LoraExporter:
         self.routers = routers
         self.calibration = calibration
 
+    @property
+    def how(self) -> list[Any]:
+        """All besides the adapter's files that the LoRAs depend on, in plain JSON types."""
+        return [self.rank, str(self.dtype), self.even, self.routers]
+
     def votes(self, preference: Any) -> FrozenVotes:
         """The votes of a preference, frozen.
 

@@ -79,12 +79,21 @@ class AdapterSource:
 
     def length_factor(self, module: str, votes: Tensor) -> Tensor:
         """The factor c `(1,)` of votes `(L,)` in a module; 1 unless the adapter keeps lengths (`interpolation="norm"`)."""
-        if self.config.interpolation != "norm":
+        gram = self.gram(module)
+        if gram is None:
             return votes.new_ones(1)
         lengths = ExpertLengths(len(votes))
-        lengths.gram = nn.Parameter(self._tensor(f"{module}.hoe_length.gram").to(votes.dtype), requires_grad=False)
+        lengths.gram = nn.Parameter(gram.to(votes.dtype), requires_grad=False)
         factor: Tensor = lengths(votes)
         return factor
+
+    def gram(self, module: str) -> Tensor | None:
+        """Inner products `(L, L)` of a module's experts; None unless the adapter keeps lengths (`interpolation="norm"`)."""
+        return self._tensor(f"{module}.hoe_length.gram") if self.config.interpolation == "norm" else None
+
+    def router(self, module: str) -> tuple[Tensor, Tensor]:
+        """Weight `(slots, d_in)` and bias `(slots,)` of a module's routers, one router's slots after another's."""
+        return self._tensor(f"{module}.hoe_router.weight"), self._tensor(f"{module}.hoe_router.bias")
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Key and tensor of every module that the adapter saves whole (`modules_to_save`)."""

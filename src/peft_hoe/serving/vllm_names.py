@@ -8,83 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError, PreferenceError
 from ..preference import FloatArray, parse_preference, read_preference
 from .atlas import INDEX_FILE
-from .frozen_votes import freeze
 from .lora_cache import LoraCache
 from .lora_exporter import VLLM_RANKS, VLLM_SAVED_WHOLE, LoraExporter
 from .preference_grid import PreferenceGrid
+from .routed_exporter import RoutedExporter, room
+from .routed_lora import RoutedFormat
 from .source import AdapterSource, adapter_from_files
+from .vllm_settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
-
-PREFIX = "PEFT_HOE_VLLM_"
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a server offers.
-
-    Attributes:
-        adapters: `{name: directory or Hub id}` of HoE adapters, or of an atlas, whose LoRAs are served as they are.
-        step: of the grid.
-        folder: where LoRAs are written.
-        max_bytes: of that folder.
-        rank: reduce LoRAs to this rank; None keeps them exact.
-        routers: what trained routers do: "static" or "drop"; "keep" refuses adapters whose routers vote by the input.
-    """
-
-    adapters: Mapping[str, str]
-    step: float = 0.1
-    folder: Path = Path("~/.cache/peft_hoe/vllm")
-    max_bytes: int = 10 * 10**9
-    rank: int | None = None
-    routers: str = "keep"
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings | None:
-        """Read the variables that begin with `PEFT_HOE_VLLM_`.
-
-        They are ADAPTERS (`name=directory`, separated by commas), GRID, CACHE, CACHE_BYTES (such as 20G), RANK and ROUTERS.
-
-        Returns:
-            None where no adapters are named.
-
-        Raises:
-            HoEError: a value cannot be read.
-        """
-        given = environment.get(f"{PREFIX}ADAPTERS", "").strip()
-        if not given:
-            return None
-        adapters: dict[str, str] = {}
-        for item in given.split(","):
-            name, equals, path = (part.strip() for part in item.partition("="))
-            if not (name and equals and path) or "@" in name or name in adapters:
-                raise HoEError(
-                    f"{PREFIX}ADAPTERS is {given!r}; write name=directory, separated by commas, each name once"
-                )
-            adapters[name] = path
-        read = {
-            "step": ("GRID", float),
-            "folder": ("CACHE", Path),
-            "max_bytes": ("CACHE_BYTES", _read_bytes),
-            "rank": ("RANK", int),
-            "routers": ("ROUTERS", str),
-        }
-        more: dict[str, Any] = {}
-        for field, (name, kind) in read.items():
-            if text := environment.get(PREFIX + name, "").strip():
-                more[field] = _read(PREFIX + name, text, kind)
-        return cls(adapters, **more)
 
 
 class ServedAdapter:
@@ -92,43 +31,43 @@ class ServedAdapter:
 
     Args:
         name: in front of the `@`.
-        source: directory or Hub id of the adapter, or the directory of an atlas.
-        settings: of the server.
-
-    Attributes:
-        max_rank: largest rank of a LoRA on the grid.
-        base: the base model that the adapter names, or "".
-
-    Raises:
-        HoEError: trained routers vote by the input, or the adapter cannot be read.
+        grid: its preferences.
+        base: the base model that it names, or "".
+        max_rank: the largest rank of a LoRA on the grid.
+        cache: of its LoRAs; or the directory of an atlas, which has them.
     """
 
-    def __init__(self, name: str, source: str, settings: Settings) -> None:
-        self.name = name
-        self._cache: LoraCache | None = None
-        self._atlas = Path(source)
-        if (self._atlas / INDEX_FILE).is_file():
-            index = json.loads((self._atlas / INDEX_FILE).read_text(encoding="utf-8"))
-            self.grid = PreferenceGrid(index["objectives"], index["step"])
-            self.max_rank = max(int(entry["rank"]) for entry in index["adapters"].values())
-            self.base = ""
-            return
-        adapter = adapter_from_files(source)
-        _check_saved_whole(name, adapter)
-        self.grid = PreferenceGrid(adapter.objectives, settings.step)
-        self.base = str(adapter.config.base_model_name_or_path or "")
-        voting = {
-            name for point in self.grid.points for name in freeze(adapter.config, point, settings.routers).trained
-        }
-        if voting and settings.routers == "keep":
-            raise HoEError(
-                f"adapter {name!r}: the trained routers {sorted(voting)} choose experts by the input, which a LoRA cannot. Set "
-                f"{PREFIX}ROUTERS=drop for the interpolation of the LoRA experts, or export an atlas over prompts (peft-hoe "
-                f"export --grid {settings.step:g} --prompts FILE) and give its directory"
-            )
-        exporter = LoraExporter(adapter, rank=settings.rank, routers=settings.routers)
-        self._cache = LoraCache(settings.folder.expanduser(), exporter, self.grid, settings.max_bytes)
-        self.max_rank = self._cache.max_rank
+    def __init__(self, name: str, grid: PreferenceGrid, base: str, max_rank: int, cache: LoraCache | Path) -> None:
+        self.name, self.grid, self.base, self.max_rank, self._cache = name, grid, base, max_rank, cache
+
+    @staticmethod
+    def atlas(name: str, directory: Path) -> ServedAdapter:
+        """The LoRAs of an atlas, as they are."""
+        index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        rank = max(int(entry["rank"]) for entry in index["adapters"].values())
+        return ServedAdapter(name, PreferenceGrid(index["objectives"], index["step"]), "", rank, directory)
+
+    @staticmethod
+    def adapter(name: str, source: AdapterSource, settings: Settings, layout: RoutedFormat | None) -> ServedAdapter:
+        """The LoRAs of an adapter, written when they are asked for.
+
+        Args:
+            name: in front of the `@`.
+            source: the adapter.
+            settings: of the server.
+            layout: how LoRAs carry routers, where trained ones vote.
+
+        Raises:
+            HoEError: the adapter cannot be served.
+        """
+        _check_saved_whole(name, source)
+        grid = PreferenceGrid(source.objectives, settings.step)
+        if layout is None:
+            exporter = LoraExporter(source, rank=settings.rank, routers=settings.routers)
+        else:
+            exporter = RoutedExporter(source, layout)
+        cache = LoraCache(settings.folder.expanduser(), exporter, grid, settings.max_bytes)
+        return ServedAdapter(name, grid, str(source.config.base_model_name_or_path or ""), cache.max_rank, cache)
 
     def read(self, spelled: str) -> FloatArray | None:
         """The grid point of a spelling, or None: of no preference, of one beside the grid, or not spelled as it should be."""
@@ -155,7 +94,9 @@ class ServedAdapter:
         Raises:
             HoEError: it cannot be written.
         """
-        return self._atlas / self.grid.spell(preference) if self._cache is None else self._cache.path(preference)
+        if isinstance(self._cache, Path):
+            return self._cache / self.grid.spell(preference)
+        return self._cache.path(preference)
 
 
 class Names:
@@ -164,12 +105,24 @@ class Names:
     Args:
         settings: of the server.
 
+    Attributes:
+        adapters: by name.
+        layout: how LoRAs carry routers; None where no trained router votes, so that all LoRAs are ordinary ones.
+
     Raises:
         HoEError: an adapter cannot be served.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.adapters = {name: ServedAdapter(name, source, settings) for name, source in settings.adapters.items()}
+        atlases = {name: Path(path) for name, path in settings.adapters.items() if (Path(path) / INDEX_FILE).is_file()}
+        sources = {name: adapter_from_files(path) for name, path in settings.adapters.items() if name not in atlases}
+        self.layout = _room(sources, settings) if settings.routers == "keep" else None
+        self.adapters: dict[str, ServedAdapter] = {}
+        for name in settings.adapters:
+            if name in atlases:
+                self.adapters[name] = ServedAdapter.atlas(name, atlases[name])
+            else:
+                self.adapters[name] = ServedAdapter.adapter(name, sources[name], settings, self.layout)
 
     @property
     def max_rank(self) -> int:
@@ -199,6 +152,20 @@ class Names:
         return None if point is None else self.adapters[adapter].path(point)
 
 
+def _room(sources: Mapping[str, AdapterSource], settings: Settings) -> RoutedFormat | None:
+    """The room for the routers of all adapters."""
+    grids = [(source, PreferenceGrid(source.objectives, settings.step).points) for source in sources.values()]
+    layout = room([(source.config, points) for source, points in grids])
+    if layout is not None and settings.rank is not None:
+        raise HoEError(
+            f"{PREFIX}RANK is {settings.rank}, but trained routers vote for experts, whose ranks cannot be reduced together; "
+            f"leave it out, or set {PREFIX}ROUTERS=drop",
+            argument="rank",
+            value=settings.rank,
+        )
+    return layout
+
+
 def _check_saved_whole(name: str, adapter: AdapterSource) -> None:
     """Refuse modules that the adapter saves whole and vLLM would refuse later, one request at a time."""
     if wrong := sorted(set(adapter.config.modules_to_save or ()) - set(VLLM_SAVED_WHOLE)):
@@ -209,17 +176,3 @@ def _check_saved_whole(name: str, adapter: AdapterSource) -> None:
             value=wrong,
             allowed=list(VLLM_SAVED_WHOLE),
         )
-
-
-def _read(name: str, text: str, kind: Any) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise HoEError(f"{name} is {text!r}, which cannot be read") from None
-
-
-def _read_bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.upper())
-    if found is None:
-        raise ValueError(text)
-    return int(float(found[1]) * _UNITS[found[2]])

@@ -12,11 +12,15 @@ import hashlib
 import logging
 import re
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import HoEError
-from .vllm_names import PREFIX, Names, ServedAdapter, Settings
+from ..errors import HoEError, HoEWarning
+from . import vllm_seams
+from .vllm_names import Names, ServedAdapter
+from .vllm_settings import PREFIX, Settings, refuse_parts
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +30,28 @@ RESOLVER = "peft_hoe"
 def register() -> None:
     """The entry point: give vLLM the resolver, if the environment names adapters. Doing it again is harmless.
 
+    Where trained routers vote, their gate goes into vLLM too. A vLLM that has no place for it serves the interpolation of the
+    LoRA experts, with a warning.
+
     Raises:
-        HoEError: what the environment asks for cannot be served, or `--max-lora-rank` on the command line is too small.
+        HoEError: what the environment asks for cannot be served, or the command line does not suffice for it.
     """
     settings = Settings.from_environment()
     if settings is None:
         return
     names = Names(settings)
+    if (layout := names.layout) is not None:
+        if found := vllm_seams.problems():
+            warnings.warn(
+                "trained routers cannot vote inside this vLLM, so that their preferences get the interpolation of the LoRA "
+                f"experts (peft-hoe vllm-check): {'; '.join(found)}",
+                HoEWarning,
+                stacklevel=2,
+            )
+            names = Names(replace(settings, routers="drop"))
+        else:
+            check_devices(sys.argv)
+            vllm_seams.install(layout)
     check_command_line(names.max_rank, sys.argv)
     from vllm.lora.resolver import LoRAResolverRegistry
 
@@ -79,6 +98,17 @@ def check_command_line(needed: int, arguments: list[str]) -> None:
             f"LoRAs of the grid have ranks up to {needed}, but --max-lora-rank is {given}; start vLLM with "
             f"--max-lora-rank {needed}, or set {PREFIX}RANK={given}"
         )
+
+
+def check_devices(arguments: list[str]) -> None:
+    """See that a command line does not split the model, which would split the routers' input.
+
+    Raises:
+        HoEError: it does.
+    """
+    found = re.findall(r"(?:--tensor[-_]parallel[-_]size|-tp)[ =](\d+)", " ".join(arguments))
+    if found:
+        refuse_parts(int(found[-1]))
 
 
 def _check_base(adapter: ServedAdapter, served: str) -> None:

@@ -10,12 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from peft_hoe import HoEError
+from peft_hoe import HoEError, HoEWarning
 
 pytest.importorskip("fcntl")
 from peft_hoe.serving.atlas import export_atlas
-from peft_hoe.serving.vllm_names import Names, Settings
-from peft_hoe.serving.vllm_static import check_command_line, make_resolver, register
+from peft_hoe.serving.vllm_names import Names
+from peft_hoe.serving.vllm_plugin import check_command_line, check_devices, make_resolver, register
+from peft_hoe.serving.vllm_settings import Settings
 
 
 @dataclass
@@ -166,13 +167,10 @@ def test_above_512_it_says_which_rank_fits(toys, tmp_path):
         _ = names.max_rank
 
 
-def test_trained_routers_need_a_word_or_an_atlas(toys, tokenizer, tmp_path, vllm):
+def test_trained_routers_can_be_dropped_or_frozen_in_an_atlas(toys, tokenizer, tmp_path, vllm):
     model = toys.make_policy()
     model.mark_trained("r0")
     model.save_pretrained(tmp_path / "hoe")
-    settings = Settings({"mine": str(tmp_path / "hoe")}, 0.25, tmp_path / "cache")
-    with pytest.raises(HoEError, match=r"\['r0'\].*ROUTERS=drop.*--prompts"):
-        Names(settings)
     dropped = Names(Settings({"mine": str(tmp_path / "hoe")}, 0.25, tmp_path / "cache", routers="drop"))
     assert dropped.path("mine@0.25,0.75").is_dir()
     export_atlas(model, 0.5, tmp_path / "atlas", prompts=["w1 w2"], tokenizer=tokenizer)
@@ -187,3 +185,38 @@ def test_a_module_saved_whole_that_vllm_refuses_is_told_at_the_start(toys, tmp_p
     toys.make_policy(modules_to_save=["lm_head"]).save_pretrained(tmp_path / "hoe")
     with pytest.raises(HoEError, match=r"\['lm_head'\] whole.*\['classifier', 'score'\] alone"):
         Names(Settings({"mine": str(tmp_path / "hoe")}, 0.25))
+
+
+def test_a_vllm_without_the_places_for_routers_serves_the_interpolation_with_a_warning(
+    toys, tmp_path, monkeypatch, vllm
+):
+    model = toys.make_policy()
+    model.mark_trained("r0")
+    model.save_pretrained(tmp_path / "hoe")
+    monkeypatch.setenv("PEFT_HOE_VLLM_ADAPTERS", f"mine={tmp_path / 'hoe'}")
+    monkeypatch.setenv("PEFT_HOE_VLLM_CACHE", str(tmp_path / "cache"))
+    with pytest.warns(HoEWarning, match="cannot vote inside this vLLM"):  # the stand-in has two modules
+        register()
+    (resolver,) = vllm.resolvers.values()
+    found = resolve(resolver, "mine@0.2,0.8")
+    expected = Names(Settings({"mine": str(tmp_path / "hoe")}, 0.1, tmp_path / "other", routers="drop")).path(
+        "mine@0.2,0.8"
+    )
+    assert (Path(found.lora_path) / "adapter_model.safetensors").read_bytes() == (
+        expected / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("line", ["--tensor-parallel-size 2", "--tensor_parallel_size=2", "-tp 2"])
+def test_a_model_in_parts_is_refused_before_it_is_loaded(line):
+    with pytest.raises(HoEError, match=r"tensor_parallel_size is 2.*ROUTERS=drop"):
+        check_devices(["vllm", "serve", "base", *line.split()])
+    check_devices(["vllm", "serve", "base", "--tensor-parallel-size", "1"])
+
+
+def test_ranks_of_voting_experts_are_not_reduced(toys, tmp_path):
+    model = toys.make_policy()
+    model.mark_trained("r0")
+    model.save_pretrained(tmp_path / "hoe")
+    with pytest.raises(HoEError, match=r"RANK is 4.*ROUTERS=drop"):
+        Names(Settings({"mine": str(tmp_path / "hoe")}, 0.25, tmp_path / "cache", rank=4))

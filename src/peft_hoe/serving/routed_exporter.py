@@ -1,0 +1,98 @@
+"""Writes preferences of one adapter as LoRAs that carry its routers, for vLLM with the gate (`vllm_punica.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from ..config import HoEConfig
+from ..errors import HoEError
+from ..files import ADAPTER_WEIGHTS
+from ..preference import FloatArray, parse_preference
+from .lora_exporter import LoraExporter, lora_config
+from .lora_factors import LoraFactors
+from .routed_lora import RoutedFormat, RoutedVotes, routed_factors, routed_votes
+from .source import PREFIX, AdapterSource
+
+_NO_LINEAR = ("lm_head", "embed_out", "embed_tokens", "score")  # vLLM adds their LoRAs on ways of their own
+
+
+class RoutedExporter(LoraExporter):
+    """Writes preferences of one adapter; where no trained router votes, as the ordinary LoRA that they are.
+
+    Args:
+        source: the adapter.
+        layout: the room for routers, the same for all adapters of a server.
+
+    Raises:
+        HoEError: vLLM adapts a module of it on a way that the gate does not see.
+    """
+
+    def __init__(self, source: AdapterSource, layout: RoutedFormat) -> None:
+        super().__init__(source)
+        self.layout = layout
+        if beside := [name for name in source.modules if name.rpartition(".")[2] in _NO_LINEAR]:
+            raise HoEError(
+                f"{source.label} adapts {beside}, where trained routers cannot vote inside vLLM; leave them out of "
+                "target_modules, serve it with peft-hoe serve, or without routers (peft-hoe vllm --routers drop)",
+                argument="target_modules",
+                value=beside,
+            )
+
+    @property
+    def how(self) -> list[Any]:
+        """All besides the adapter's files that the LoRAs depend on."""
+        return [*super().how, self.layout.experts, self.layout.slots]
+
+    def routed(self, preference: Any) -> RoutedVotes:
+        """The votes of a preference.
+
+        Raises:
+            PreferenceError: not a point of the simplex.
+        """
+        return routed_votes(self.source.config, parse_preference(preference, self.source.objectives))
+
+    @cached_property
+    def _outputs(self) -> dict[str, int]:
+        return {module: self.source.factors(module)[1].shape[0] for module in self.source.modules}
+
+    def _ranks(self, preference: Any) -> dict[str, int]:
+        votes = self.routed(preference)
+        if not votes.routers:
+            return super()._ranks(preference)
+        every = {module: self.source.ranks(module) for module in self.source.modules}
+        return {
+            module: self.layout.rank(self._outputs[module], sum(every[module][expert] for expert in votes.experts))
+            for module in self.source.modules
+        }
+
+    def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> Any:
+        """Write a LoRA into an existing directory."""
+        votes = self.routed(preference)
+        if not votes.routers:
+            return super().write(preference, directory, shown_as)
+        factors: Mapping[str, LoraFactors] = {
+            module: routed_factors(self.source, module, votes, self.layout) for module in self.source.modules
+        }
+        tensors = {PREFIX + key: tensor.contiguous() for key, tensor in self.source.whole_tensors()}
+        for module, each in factors.items():
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = each.a
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = each.b
+        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt", "peft_hoe": "carries routers"})
+        lora_config(self.source, {module: each.rank for module, each in factors.items()}).save_pretrained(
+            str(directory)
+        )
+        return None
+
+
+def room(configs: Sequence[tuple[HoEConfig, FloatArray]]) -> RoutedFormat | None:
+    """The room that adapters need at preferences `(K, N)` each; None where no trained router votes at any."""
+    votes = [routed_votes(config, point) for config, points in configs for point in points]
+    voting = [each for each in votes if each.routers]
+    if not voting:
+        return None
+    return RoutedFormat(max(len(each.experts) for each in voting), max(each.slots for each in voting))
