@@ -435,6 +435,36 @@ def two_updates_and_payoff(output: str, rows: int, **changes: Any) -> dict[str, 
     return made | {"payoff": torch.from_numpy(trainer.measure_payoff().payoff)}
 
 
+def save_sharded(output: str, rows: int) -> dict[str, Any]:
+    """Save a policy whose every tensor torch's fully_shard has shared out: as it is, and gathered.
+
+    Args:
+        output: the adapter's folder.
+        rows: of the batch that goes through it before.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from peft_hoe import CheckpointError
+
+    policy, rank = make_policy(), torch.distributed.get_rank()
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in [*policy.get_base_model().model.layers, policy]:
+        fully_shard(module, mesh=mesh)
+    with torch.no_grad():
+        logits = policy(torch.full((rows, 3), 5), preference=[0.25, 0.75]).logits
+    try:
+        policy.save_pretrained(output, is_main_process=rank == 0)
+        message, tensor = "", None
+    except CheckpointError as error:
+        message, tensor = str(error), error.tensor
+    state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    policy.save_pretrained(output, state_dict=state, is_main_process=rank == 0)
+    torch.distributed.barrier()
+    return {"rank": rank, "message": message, "tensor": tensor, "logits": logits}
+
+
 # -- several processes ---
 
 _WORKER = """

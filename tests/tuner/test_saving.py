@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 
@@ -18,6 +19,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -30,6 +32,12 @@ from transformers import (
 from peft_hoe import CheckpointError, HoEConfig, HoEWarning, versions
 
 PREFERENCE = [0.1, 0.9]
+
+
+@pytest.mark.skipif(not hasattr(BaseTuner, "_get_adapter_state_dict"), reason="PEFT asks the tuner since 0.21")
+def test_the_overridden_choice_of_peft_has_its_signature():
+    parameters = list(inspect.signature(BaseTuner._get_adapter_state_dict).parameters)
+    assert parameters == ["model", "config", "adapter_name", "state_dict", "unwanted_adapter_names"]
 
 
 def logits(model, tokens, **kwargs):

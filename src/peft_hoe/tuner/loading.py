@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import CheckpointError, HoEWarning
 from .layer import HoELayer
@@ -18,6 +19,26 @@ from .norm import HoENorm
 # PEFT puts the adapter's name only into keys that it finds a place for.
 _PARTS = (*HoELayer.adapter_layer_names, *HoENorm.adapter_layer_names)
 _OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_\w+?)(\.(?P<adapter>[^.]+))?\.\w+")
+
+
+def check_whole(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors that an adapter is saved with, if this process has them whole.
+
+    They are not gathered here: PEFT's save_pretrained may be called by one process alone, which would wait for ever.
+
+    Raises:
+        CheckpointError: one is sharded over processes, as torch's fully_shard (FSDP2) does it.
+    """
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            raise CheckpointError(
+                f"{name} is sharded over processes, and an adapter is saved whole. On all processes, call state = "
+                "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)) of "
+                "torch.distributed.checkpoint.state_dict, then model.save_pretrained(directory, state_dict=state, "
+                "is_main_process=rank == 0)",
+                tensor=name,
+            )
+    return tensors
 
 
 def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str, *unused: Any) -> None:

@@ -30,7 +30,7 @@ from .embedding import HoEEmbedding, HoEHead, TiedHead, follows_embeddings, tie_
 from .growing import Growing
 from .layer import HoELayer
 from .linear import HoELinear
-from .loading import check_loaded, check_state_dict
+from .loading import check_loaded, check_state_dict, check_whole
 from .norm import HoENorm
 from .steering import Steering
 
@@ -88,6 +88,11 @@ class HoEModel(Growing, BaseTuner):
         self.steering.hooks.attach(model, check_state_dict, check_loaded)
         _warn_of_fused_experts(model, config, everything)
         _warn_of_another_base(model, adapter_name, config)
+
+    @classmethod
+    def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """What PEFT (0.21 and newer) is about to save; see `check_whole`."""
+        return check_whole(super()._get_adapter_state_dict(*args, **kwargs))
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from packaging.version import Version
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 
 from peft_hoe.training.run.trained_router import TrainedRouter
 
@@ -32,6 +33,7 @@ def together(folder: Path, toys: ModuleType) -> Runs:
         "distilled": ("distillation_updates", 2, {"gradient_accumulation_steps": 2}),
     }
     if SHARDS:
+        runs["fully sharded"] = ("save_sharded", 2, {})
         runs["sharded"] = ("two_updates_and_payoff", 4, {"shard_policy": True})
     if find_spec("trl"):
         runs |= {"grpo": ("two_grpo_updates", 4, {}), "dpo": ("dpo_updates", 2, {})}
@@ -93,6 +95,22 @@ def test_a_sharded_policy_makes_the_same_update(
     loaded = PeftModel.from_pretrained(toys.make_base(), folder / "sharded" / "adapter")
     own = TrainedRouter(loaded, "r0").parameters()
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], own, strict=True))
+
+
+@pytest.mark.skipif(
+    not SHARDS or not hasattr(BaseTuner, "_get_adapter_state_dict"), reason="PEFT asks the tuner since 0.21"
+)
+def test_a_fully_sharded_model_is_saved_gathered_or_not_at_all(folder: Path, toys: ModuleType, together: Runs) -> None:
+    """A user's own FSDP2 over everything; safetensors would say that a data pointer is invalid."""
+    for run in together["fully sharded"]:
+        assert "is sharded over processes, and an adapter is saved whole" in run["message"]
+        assert "hoe_" in run["tensor"]
+    loaded = PeftModel.from_pretrained(toys.make_base(), folder / "fully sharded")
+    with torch.no_grad():
+        logits = loaded(torch.full((2, 3), 5), preference=[0.25, 0.75]).logits
+    torch.testing.assert_close(logits, together["fully sharded"][0]["logits"], rtol=0, atol=1e-4)
+    wanted = toys.make_policy().state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items() if "hoe_" in name)
 
 
 def test_two_processes_train_with_grpo_as_one_does(tmp_path: Path, toys: ModuleType, together: Runs) -> None:
