@@ -14,17 +14,11 @@ import sys
 from pathlib import Path
 
 from figures_setting import Setting, parser
+from peft_hoe.router_recipe import default_experts, default_routers
 from trained_routers import trained_routers
 
 OBJECTIVES = ("positive", "rich", "dialog")
 SETS = {"positive,rich": OBJECTIVES[:2], "positive,dialog": ("positive", "dialog"), "all": OBJECTIVES}
-
-
-def router_preferences(n: int, centroid: bool) -> list[list[float]]:
-    """[.25, .75] and [.75, .25] for two objectives, for three the permutations of [.25, .25, .5]; and the centroid, or not."""
-    between = [0.25, 0.75] if n == 2 else [0.25, 0.25, 0.5]
-    found = [list(point) for point in sorted(set(itertools.permutations(between)))]
-    return [*found, [1 / n] * n] if centroid else found
 
 
 class Problem(Setting):
@@ -43,7 +37,9 @@ class Problem(Setting):
             policies: in place of the set's own.
             merged: whether the centroid has a merged expert, or a router.
         """
-        routers = [{"preference": preference} for preference in router_preferences(len(self.objectives), not merged)]
+        n = len(self.objectives)
+        points = default_routers(n) + ([] if merged else default_experts(n))
+        routers = [{"preference": point} for point in points]
         experts = {} if merged else {"experts": []}
         return trained_routers(
             self, self.adapter(f"{name}-untrained", policies, routers=routers, **experts), name, seed

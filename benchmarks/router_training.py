@@ -35,6 +35,7 @@ import stories_rewards
 from peft_hoe import Decoding
 from peft_hoe.config import INTERPOLATIONS
 from peft_hoe.objectives import RewardNormalizer, payoff_table
+from peft_hoe.router_recipe import RESPONSES, UPDATES
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 
 OBJECTIVES = ("positive", "rich")
@@ -42,17 +43,8 @@ NEW_TOKENS, TEXTS = 48, 5
 REFERENCE_POINT = 1.05
 FloatArray = NDArray[np.float64]
 
-# Chosen on the validation prompts. What differs from HoERouterConfig's defaults is said in docs/training.md.
-SETTINGS: dict[str, Any] = {
-    "learning_rate": 0.05,
-    "lr_scheduler_type": "linear",
-    "num_ppo_epochs": 1,
-    "kl_coef": 0.0,
-    "lam": 1.0,
-    "per_device_train_batch_size": 128,
-    "temperature": 1.0,
-}
-UPDATES = 60
+# HoERouterConfig's defaults, in one forward.
+SETTINGS: dict[str, Any] = {"per_device_train_batch_size": RESPONSES, "gradient_accumulation_steps": 1}
 
 # Arm: (votes_for, changed settings)
 ARMS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -37,12 +37,9 @@ def main() -> None:
             output_dir=arguments.output,
             max_steps=arguments.updates,
             per_device_train_batch_size=arguments.batch_size,
-            learning_rate=2 / model.config.hidden_size,
+            gradient_accumulation_steps=1,
             response_length=48,
-            temperature=1.0,
             stop_token="eos",
-            num_ppo_epochs=1,
-            kl_coef=0.0,
             save_strategy="no",
             logging_steps=1,
             num_sample_generations=0,  # show no samples on the way

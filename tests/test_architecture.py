@@ -15,6 +15,7 @@ SOURCE = Path(peft_hoe.__file__).parent
 GROUND = {
     "errors",
     "preference",
+    "router_recipe",
     "versions",
     "tasks",
     "peft_type",

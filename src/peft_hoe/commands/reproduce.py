@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import HoEError
 from ..inputs import read_preferences
 from ..preference import read_preference
+from ..router_recipe import RATES, RESPONSES, UPDATES
 from .arguments import add_decoding, add_reports, read_decoding, read_number, read_pairs, read_reports
 
 _SPLITS = ("train", "validation", "test")
@@ -32,13 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--data", metavar="PATH", help="a local copy of the recipe's dataset, in its published schema")
     add("--output", required=True, metavar="DIR", help="where everything goes; an interrupted run goes on from there")
-    add("--expert", action="append", metavar="PREFERENCE", help="a merged expert, or none; default the paper's")
-    add("--router", action="append", metavar="PREFERENCE", help="a router, or none; default the paper's")
+    add("--expert", action="append", metavar="PREFERENCE", help="a merged expert, or none; default the centroid")
+    add(
+        "--router", action="append", metavar="PREFERENCE",
+        help="a router, or none; default one between the centroid and each objective",
+    )  # fmt: skip
     add("--trainer", default="ppo", help="of routers: ppo, grpo or distill (default ppo)")
-    add("--updates", type=int, default=100, help="of each router; 0 trains none (default 100)")
-    add("--batch-size", type=int, default=128, help="responses in an update (default 128)")
+    add("--updates", type=int, default=UPDATES, help=f"of each router; 0 trains none (default {UPDATES})")
+    add("--batch-size", type=int, default=RESPONSES, help=f"responses in an update (default {RESPONSES})")
     add("--micro-batch-size", type=int, help="responses in a forward of training; default the batch")
-    add("--learning-rate", type=float, help="of routers; default 2 / hidden size")
+    add("--learning-rate", type=float, help=f"of routers; default {RATES}")
     add("--save-steps", type=int, default=10, help="a checkpoint of training every so many updates (default 10)")
     add("--preferences", default="grid", metavar="FILE", help="as in sweep: grid (default), or a file")
     add("--baselines", default="", metavar="NAMES", help="with commas, such as rs,mod; more may be added later")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import load_adapter, read_rows
+from ..router_recipe import RATES, RESPONSES, SAMPLES, UPDATES
 from .arguments import add_reports, add_sampling, read_pairs
 from .train_settings import check_options, configuration
 
@@ -42,17 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a reward may take so long for a batch; default for ever",
     )  # fmt: skip
     add("--output", required=True, metavar="DIR", help="where the trained adapter goes")
-    add("--updates", type=int, default=100, help="number of updates (default 100)")
-    add("--batch-size", type=int, default=128, help="responses or pairs in an update, on each process (default 128)")
+    add("--updates", type=int, default=UPDATES, help=f"number of updates (default {UPDATES})")
+    add(
+        "--batch-size", type=int, default=RESPONSES,
+        help=f"responses or pairs in an update, on each process (default {RESPONSES})",
+    )  # fmt: skip
     add(
         "--micro-batch-size",
         type=int,
         help="responses or pairs in a forward; default the batch, and 64 in rollouts of ppo",
     )
-    add("--group-size", type=int, help="responses to a prompt, for grpo (default 8)")
+    add("--group-size", type=int, help=f"responses to a prompt, for grpo (default {SAMPLES})")
     add_sampling(parser)
-    add("--learning-rate", type=float, help="of the router; default 2 / hidden size")
-    add("--kl-coef", type=float, help="weight of the divergence from the base: kl_coef of ppo, beta of grpo and dpo")
+    add("--learning-rate", type=float, help=f"of the router; default {RATES}")
+    add(
+        "--kl-coef", type=float,
+        help="weight of the divergence from the base: kl_coef of ppo and beta of grpo (default 0), beta of dpo",
+    )  # fmt: skip
     add("--mu", type=float, help="temperature of the weights of objectives (default 0.1)")
     add("--beta", type=float, help="how fast they forget (default 0.1)")
     add("--seed", type=int, default=0, help="of prompts and sampling (default 0)")
@@ -77,13 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
     if reason:
         raise HoEError(reason)
     check_options(arguments)
-    from ..training.run.steered_policy import hidden_size
-
     data = _data(arguments)
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
     normalizer = train_routers(
         model,
-        configuration(arguments, 2 / hidden_size(model)),
+        configuration(arguments),
         trainer=arguments.trainer,
         processing_class=tokenizer,
         routers=arguments.router,

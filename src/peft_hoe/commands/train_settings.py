@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..generation.decoding import Decoding
+from ..router_recipe import SAMPLES
 from .arguments import read_decoding, read_reports
 
 # What a trainer cannot do without, and what it has no use for.
@@ -51,7 +52,7 @@ def check_options(arguments: argparse.Namespace) -> None:
             f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}",
             argument="--micro-batch-size", value=micro, allowed=f"a divisor of {arguments.batch_size}",
         )  # fmt: skip
-    group = arguments.group_size or 8  # TRL's default
+    group = arguments.group_size or SAMPLES
     if trainer == "grpo" and (group < 2 or arguments.batch_size % group):
         raise HoEError(
             f"--group-size is {group}, but the {arguments.batch_size} responses of an update (--batch-size) are divided into "
@@ -62,8 +63,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         )
 
 
-def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
-    """The trainer's configuration; `learning_rate` where none is given.
+def configuration(arguments: argparse.Namespace) -> Any:
+    """The trainer's configuration.
 
     Raises:
         HoEError: metrics cannot be reported where they should go, or a setting is out of range.
@@ -73,7 +74,7 @@ def configuration(arguments: argparse.Namespace, learning_rate: float) -> Any:
     micro, reports = arguments.micro_batch_size or arguments.batch_size, read_reports(arguments)
     settings = {
         "output_dir": arguments.output,
-        "learning_rate": learning_rate if arguments.learning_rate is None else arguments.learning_rate,
+        "learning_rate": arguments.learning_rate,
         "max_steps": arguments.updates,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": arguments.batch_size // micro,

@@ -6,8 +6,6 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
-from transformers import AutoConfig
-
 from ..errors import HoEError
 from ..evaluation.baselines import BASELINES
 from ..inputs import load_tokenizer
@@ -35,14 +33,9 @@ def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device:
                 f"the baseline {name!r} is trained, and there are no training prompts; leave it out of baselines"
             )
         training = ppo_settings(replace(plan, report_to=()), progress)  # reports are of the routers
-        training["learning_rate"] = plan.learning_rate or 2 / _hidden_size(plan.base)
+        training["learning_rate"] = plan.learning_rate
         options |= {"rewards": rewards, "train_dataset": prompts.train, "training": training}
     return make(
         plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), decoding=plan.decoding, folder=plan.folder / FOLDER,
         **options,
     )  # fmt: skip
-
-
-def _hidden_size(base: str) -> int:
-    size: int = AutoConfig.from_pretrained(base).get_text_config().hidden_size
-    return size

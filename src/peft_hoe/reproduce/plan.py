@@ -16,7 +16,8 @@ from .. import recipes
 from ..errors import HoEError, RewardError, check_choice
 from ..evaluation.baselines import BASELINES
 from ..generation.decoding import Decoding
-from ..preference import parse_preference, preference_grid, uniform
+from ..preference import parse_preference, preference_grid
+from ..router_recipe import RESPONSES, UPDATES, default_experts, default_routers
 from ..training.run.reports import check_reports
 
 OWN = "own"
@@ -44,7 +45,7 @@ class Plan:
         updates: of each router; 0 trains none.
         batch_size: responses of an update.
         micro_batch_size: responses of a forward in training; None for all.
-        learning_rate: of routers; None for 2 / hidden size.
+        learning_rate: of routers; None for the trainer's default.
         save_steps: a checkpoint every so many updates.
         preferences: `(K, N)` rows that fronts are measured at.
         baselines: names of `evaluation.baselines`.
@@ -77,8 +78,8 @@ class Plan:
     experts: Sequence[Sequence[float]] = ()
     routers: Sequence[Sequence[float]] = ()
     trainer: str = "ppo"
-    updates: int = 100
-    batch_size: int = 128
+    updates: int = UPDATES
+    batch_size: int = RESPONSES
     micro_batch_size: int | None = None
     learning_rate: float | None = None
     save_steps: int = 10
@@ -117,8 +118,8 @@ class Plan:
             base: default the recipe's fine-tune, or its base where it has one only.
             policies: beside the recipe's published ones, or instead of them.
             rewards: instead of the recipe's.
-            experts: default the paper's, `default_experts`; rows may be `{objective: weight}`.
-            routers: default the paper's, `default_routers`.
+            experts: default `router_recipe.default_experts`; rows may be `{objective: weight}`.
+            routers: default `router_recipe.default_routers`.
             preferences: rows or "grid".
             decoding: what `Decoding.of` takes; default greedy, and what a mapping does not say of the length is the recipe's,
                 else 64 new tokens.
@@ -254,19 +255,3 @@ def _digest(rows: Any) -> str:
     """Rows of prompts as JSON can hold them."""
     text = json.dumps(list(rows), default=str, sort_keys=True)
     return f"{len(list(rows))} rows, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def default_experts(n: int) -> list[list[float]]:
-    """The centroid; for five objectives the mean of the first three."""
-    return [[1 / 3] * 3 + [0.0] * 2] if n == 5 else [uniform(n).tolist()]
-
-
-def default_routers(n: int) -> list[list[float]]:
-    """One router: [.25, .25, .5] for three objectives, the centroid for five.
-
-    For two objectives the paper adds one "adaptively" and prints no preference: [.25, .75] here. Other numbers are not in the
-    paper: half for the last objective and the rest even, as with three.
-    """
-    if n == 5:
-        return [[0.2] * 5]
-    return [[0.25, 0.75]] if n == 2 else [[0.5 / (n - 1)] * (n - 1) + [0.5]]

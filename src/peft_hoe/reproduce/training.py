@@ -6,14 +6,12 @@ from typing import Any
 
 from ..errors import HoEError
 from ..generation.decoding import Decoding
+from ..router_recipe import SAMPLES
 from ..training.every_router import RUN_FILE, TRAINERS, finished_routers, train_routers
-from ..training.run.steered_policy import hidden_size
 from ..training.trl_versions import missing
 from ..tuner.functional import adapter_of
 from .inputs import Prompts
 from .plan import Plan
-
-_SAMPLES = 8  # completions of a prompt with GRPO, as TRL's default
 
 
 def check_trainer(plan: Plan) -> None:
@@ -53,7 +51,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         settings = {}
     train_routers(
         model,
-        _arguments(plan, 2 / hidden_size(model), progress),
+        _arguments(plan, progress),
         trainer=plan.trainer,
         train_dataset=prompts.train,
         processing_class=tokenizer,
@@ -66,10 +64,10 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         raise KeyboardInterrupt(f"the training of the routers {left} was interrupted")
 
 
-def _arguments(plan: Plan, learning_rate: float, progress: bool) -> Any:
+def _arguments(plan: Plan, progress: bool) -> Any:
     own: dict[str, Any] = {
         "output_dir": str(plan.folder / "trained"),
-        "learning_rate": plan.learning_rate or learning_rate,
+        "learning_rate": plan.learning_rate,
     }
     if plan.trainer == "ppo":
         from ..training.ppo.config import HoERouterConfig
@@ -140,9 +138,9 @@ def _group(batch: int) -> int:
     Raises:
         HoEError: the batch cannot be divided.
     """
-    sizes = [size for size in range(2, _SAMPLES + 1) if batch % size == 0]
+    sizes = [size for size in range(2, SAMPLES + 1) if batch % size == 0]
     if not sizes:
         raise HoEError(
-            f"the batch of {batch} cannot be divided into groups of 2 to {_SAMPLES}; with GRPO give one that can"
+            f"the batch of {batch} cannot be divided into groups of 2 to {SAMPLES}; with GRPO give one that can"
         )
     return sizes[-1]

@@ -43,14 +43,19 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         shard_policy: whether each process holds only a share of the frozen policy's weights, see `sharding.shard`.
 
     The rest of what is new is in `RouterArguments` and `ObjectiveArguments`. `kl_estimator` is "k3", because the KL divergence
-    is a term of the loss, not of the rewards.
+    is a term of the loss, not of the rewards. Other defaults than PPOConfig's, as they were measured: one epoch, no KL term,
+    `lam` 1, temperature 1.
 
     >>> from peft_hoe import HoERouterConfig
     >>> args = HoERouterConfig(output_dir="run", router="r0", max_steps=1, use_cpu=True, bf16=False)
     >>> args.kl_reference, args.num_ppo_epochs
-    ('base', 4)
+    ('base', 1)
     """
 
+    num_ppo_epochs: int = field(default=1, metadata={"help": "Passes over the responses of an update."})
+    kl_coef: float = field(default=0.0, metadata={"help": "Coefficient of the KL divergence."})
+    lam: float = field(default=1.0, metadata={"help": "Trace decay of generalised advantage estimation."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling."})
     kl_estimator: str = field(default="k3", metadata={"help": "Only k3: the divergence is a term of the loss."})  # type: ignore[assignment]
 
     beta: float = field(default=0.1, metadata={"help": "How fast the weights of objectives forget."})

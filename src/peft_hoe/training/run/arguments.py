@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...errors import HoEError, check_choice
+from ...router_recipe import FORWARD, RESPONSES, UPDATES
 from .refused_arguments import REFUSED_BY_ALL, refuse_changed
 
 
@@ -22,8 +23,11 @@ class RouterArguments:
     Args:
         router: its name; None for the only one.
         model_adapter_name: the HoE adapter; None for the first active one.
-        learning_rate: of the router. One step of Adam moves a logit by about the rate times the width of the module's input, so
-            a good start is 2 / hidden size; the default suits large models.
+        max_steps: updates; by default 60, unless `num_train_epochs` (or `total_episodes`) says how many.
+        num_train_epochs: passes over the prompts.
+        learning_rate: of the router; None for `router_recipe.learning_rate`, by the model's width and the router's kind.
+        per_device_train_batch_size: rows of a forward.
+        gradient_accumulation_steps: forwards of an update, 128 rows together by default.
         average_routers: save the mean of the router's weights over all updates in place of the last.
         save_on_interrupt: whether SIGINT (Ctrl-C) ends the update under way, writes a checkpoint and stops; a second one
             interrupts at once.
@@ -31,7 +35,10 @@ class RouterArguments:
     By default every update is logged, and there is no gradient checkpointing and no bf16.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the router."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Passes over the prompts."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Of the router; default by the model's width."})
+    per_device_train_batch_size: int = field(default=FORWARD, metadata={"help": "Rows of a forward."})
+    gradient_accumulation_steps: int = field(default=RESPONSES // FORWARD, metadata={"help": "Forwards of an update."})
     logging_steps: float = field(default=1, metadata={"help": "Log every X updates."})
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Recompute activations in the backward pass."}
@@ -47,6 +54,14 @@ class RouterArguments:
         settings: Any = self
         _check_launch(settings.deepspeed, settings.fsdp)  # first: transformers would start what is refused
         refuse_changed(self, REFUSED_BY_ALL)
+        if (
+            settings.max_steps < 1
+            and settings.num_train_epochs is None
+            and not getattr(settings, "total_episodes", None)
+        ):
+            settings.max_steps = UPDATES
+        if settings.num_train_epochs is None:
+            settings.num_train_epochs = 3.0  # transformers'; not read where updates are counted
         super().__post_init__()  # type: ignore[misc]
         if not torch.accelerator.is_available():  # torch would warn that there is nothing to pin memory for
             settings.dataloader_pin_memory = False

@@ -13,12 +13,13 @@ from transformers import Trainer
 from ...errors import CheckpointError, HoEError
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
+from ...router_recipe import learning_rate
 from .checkpoints import resume_folder
 from .interrupt import Interrupt
 from .model_settings import ModelSettings
 from .optimizer import parameter_groups, take_over
 from .processes import over_processes
-from .steered_policy import steerable
+from .steered_policy import hidden_size, steerable
 from .trained_router import RunningMean, TrainedRouter
 from .training_state import RouterTrainingState
 
@@ -52,6 +53,8 @@ class RouterTrainer(Trainer):
         self.training_state = RouterTrainingState(
             policy, args.router, args.model_adapter_name, average=args.average_routers, others=others
         )
+        if args.learning_rate is None:
+            args.learning_rate = learning_rate(self.router.kind, hidden_size(policy))
         return policy
 
     def _weigh_objectives(self, args: Any, beta: float) -> None:
