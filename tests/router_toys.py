@@ -151,6 +151,7 @@ def _settings(output_dir: Any) -> dict[str, Any]:
         "report_to": [],
         "disable_tqdm": True,
         "learning_rate": 0.05,
+        "gradient_accumulation_steps": 1,
         "save_strategy": "no",
     }
 
@@ -163,8 +164,8 @@ def make_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], *, ki
     settings: dict[str, Any] = {
         **_settings(output_dir),
         "num_sample_generations": 0,
+        "verdict_texts": 0,
         "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
         "max_steps": 2,
         "response_length": 6,
         "temperature": 1.0,
@@ -191,6 +192,7 @@ def make_grpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], 
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "num_generations": 4,
+        "verdict_texts": 0,
         "max_steps": 2,
         "max_completion_length": 6,
         "logging_strategy": "steps",

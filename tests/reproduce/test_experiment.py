@@ -31,6 +31,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _routers_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that has made one update is kept, whatever the verdict."""
+    monkeypatch.setattr("peft_hoe.training.run.verdict.SURE", -1.0)
+
+
 @pytest.fixture(scope="module")
 def saved(toys: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, two policies and prompts on disk."""
@@ -120,7 +126,7 @@ def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, ca
         "reproduce.json",
     }  # fmt: skip
     routers = PeftModel.from_pretrained(toys.make_base(), out / "trained").peft_config["default"].routers
-    assert [(router.preference, router.trained) for router in routers] == [([0.25, 0.75], True)]
+    assert [(router.preference, router.trained) for router in routers] == [([0.75, 0.25], True), ([0.25, 0.75], True)]
 
     found = {name: Sweep.load(out / "sweeps" / name) for name in ("hoe", "hoe_dropped", "rs")}
     model, tokenizer = load_adapter(str(out / "trained"), str(saved / "base"))

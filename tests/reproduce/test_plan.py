@@ -25,14 +25,18 @@ def test_a_recipe_fills_in_what_is_not_given():
     plan = Plan.of("helpful-assistant", base="base", policies=HHH, output_dir="out")
     assert list(plan.policies.items()) == [("helpful", "a"), ("harmless", "b"), ("humor", "c")]
     np.testing.assert_allclose(plan.experts, [[1 / 3] * 3])
-    assert plan.routers == [[0.25, 0.25, 0.5]]
+    assert plan.routers == [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]
     assert (len(plan.preferences), plan.decoding) == (13, Decoding(128))
     two = Plan.of("helpful-assistant", base="base", policies={"humor": "c", "helpful": "a"}, output_dir="out")
-    assert (two.objectives, two.routers, len(two.preferences)) == (("helpful", "humor"), [[0.25, 0.75]], 11)
+    assert (two.objectives, two.routers, len(two.preferences)) == (
+        ("helpful", "humor"),
+        [[0.75, 0.25], [0.25, 0.75]],
+        11,
+    )
     rated = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
     five = Plan.of("helpsteer", base="base", policies=dict.fromkeys(rated, "a"), output_dir="out")
-    np.testing.assert_allclose(five.experts, [[1 / 3, 1 / 3, 1 / 3, 0, 0]])
-    np.testing.assert_allclose(five.routers, [[0.2] * 5])
+    np.testing.assert_allclose(five.experts, [[0.2] * 5])
+    np.testing.assert_allclose(five.routers, np.full((5, 5), 0.125) + 0.375 * np.eye(5))
     assert Plan.of("helpsteer2", policies=HHH, output_dir="out").base == "princeton-nlp/Llama-3-Base-8B-SFT"
 
 

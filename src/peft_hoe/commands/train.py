@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text (a prompt a line), JSON (a list) or JSON lines with `prompt`; distill reads `text` too",
     )
-    add("--eval-prompts", metavar="FILE", help="prompts of the payoff table; default the training prompts")
+    add(
+        "--eval-prompts",
+        metavar="FILE",
+        help="prompts of the payoff table and the verdict; default the training prompts, no verdict",
+    )
     add(
         "--pairs", action="append", metavar="NAME=FILE",
         help="JSON or JSON lines with `prompt`, `chosen` and `rejected`; once for each objective, for dpo",
@@ -94,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         routers=arguments.router,
         resume_from_checkpoint=arguments.resume,
         progress=not arguments.quiet,
+        say=None if arguments.quiet else print,
         **data,
     )
     table = "" if normalizer is None else f"; payoff table {json.dumps(normalizer.payoff.round(4).tolist())}"

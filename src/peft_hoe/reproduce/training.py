@@ -57,6 +57,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         processing_class=tokenizer,
         resume_from_checkpoint=(output / RUN_FILE).is_file(),
         progress=progress,
+        say=print if progress else None,
         **settings,
     )
     left = [name for name in adapter_of(model).router_names if name not in finished_routers(output)]

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def train_routers(
     routers: Sequence[str] | None = None,
     normalizer: RewardNormalizer | None = None,
     resume_from_checkpoint: bool = False,
+    say: Callable[[str], Any] | None = None,
     progress: bool = True,
     **others: Any,
 ) -> RewardNormalizer | None:
@@ -62,6 +63,7 @@ def train_routers(
         resume_from_checkpoint: go on with the run that `args.output_dir` holds: finished routers are taken from there, the one
             under way continues from its last checkpoint, if it has one, and later ones start anew. The routers afterwards are
             those of an uninterrupted run.
+        say: gets a line for each router that was compared with its untrained self, such as `print`.
         progress: whether bars and metrics are shown on the console; `args.report_to` gets the metrics anyway.
         others: more arguments of the trainer's constructor, such as `processing_class` and `reward_model`.
 
@@ -113,6 +115,8 @@ def train_routers(
         if not (resume_from_checkpoint and take_finished(one)):
             _train(one, resume_from_checkpoint)
         normalizer = one.normalizer
+        if one.verdict is not None and say is not None:
+            say(str(one.verdict))
         one.save_model(str(args.output_dir))  # a later router that fails must not cost this one
         if one.interrupted:
             break
@@ -218,6 +222,7 @@ def write_finished(trainer: Any) -> None:
             "router": trainer.average.values if averaged else trainer.router.state_dict(),
             # The next router starts from a user's value model as this one left it; heads are made anew.
             "critic": None if _critic(trainer) is None else _critic(trainer).state_dict(),
+            "helps": trainer.training_state.helps,
             "normalizer": None if trainer.normalizer is None else trainer.normalizer.state_dict(),
             "settings": _settings(trainer),
         }
@@ -244,6 +249,7 @@ def take_finished(trainer: Any) -> bool:
     if here != there:
         raise CheckpointError(f"{path} was written by a run with {there}, but this one has {here}")
     trainer.router.load_state_dict(state["router"])
+    trainer.training_state.helps = state["helps"]
     trainer.training_state.put_router()
     if state["critic"] is not None and _critic(trainer) is not None:
         _critic(trainer).load_state_dict(state["critic"])

@@ -59,7 +59,8 @@ def call(saved: Path) -> list[str]:
         "--dataset_name", str(saved / "prompts"), "--dataset_train_split", "descriptiveness", "--learning_rate", "3e-6",
         "--num_ppo_epochs", "1", "--num_mini_batches", "1",
         "--output_dir", str(saved / "ppo"), "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
-        "--total_episodes", "32", "--model_name_or_path", str(saved / "base"), "--sft_model_path", str(saved / "base"),
+        "--total_episodes", "32", "--verdict_texts", "0",
+        "--model_name_or_path", str(saved / "base"), "--sft_model_path", str(saved / "base"),
         "--reward_model_path", str(saved / "reward"), "--missing_eos_penalty", "1.0",
         "--router", "r0", "--response_length", "8", "--use_cpu", "true", "--report_to", "none", "--payoff_prompts", "16",
     ]  # fmt: skip

@@ -36,6 +36,7 @@ from ..run.optimizer import frozen
 from ..run.refused_arguments import check_given, refuse_arguments
 from ..run.steered_policy import check_padding, reaching_threads
 from ..run.transformers_loop import TransformersLoop
+from ..run.verdict import HeldOut
 from .config import HoEGRPOConfig
 from .rewards import fill_missing, known_means, processing_classes, reward_functions
 from .stop_strings import cut_texts, cut_tokens, stopping_at
@@ -181,8 +182,18 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
 
     def measure_payoff(self) -> RewardNormalizer:
         """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
+        held = self._drawn(self.train_dataset if self.eval_dataset is None else self.eval_dataset)
+        return measure_payoff(
+            self.policy, self.router.adapter, held.prompts, held.rewards, processing_class=held.processing_class,
+            decoding=held.decoding, batch_size=held.batch_size, seed=held.seed, bf16=held.bf16,
+        )  # fmt: skip
+
+    def _held_out(self) -> HeldOut | None:
+        return None if self.eval_dataset is None else self._drawn(self.eval_dataset)
+
+    def _drawn(self, source: Any) -> HeldOut:
+        """Prompts of a dataset, or of the first of several, drawn by the seed, and what rewards are measured with."""
         args: Any = self.args
-        source: Any = self.train_dataset if self.eval_dataset is None else self.eval_dataset
         if isinstance(source, Mapping):
             source = next(iter(source.values()))
         if hasattr(source, "__len__"):
@@ -195,17 +206,10 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
             stop_strings=args.stop_strings or (),
         )
         completer = Completer(self.policy, self.processing_class, decoding)
-        return measure_payoff(
-            self.policy,
-            self.router.adapter,
-            completer.batch(self.policy, rows),
-            Rewards(self._raw_rewards, self.objectives),
-            processing_class=self.processing_class,
-            decoding=completer.decoding,
-            batch_size=args.per_device_train_batch_size * args.steps_per_generation,
-            seed=args.seed,
-            bf16=bool(args.bf16),
-        )
+        return HeldOut(
+            completer.batch(self.policy, rows), Rewards(self._raw_rewards, self.objectives), self.processing_class,
+            completer.decoding, args.per_device_train_batch_size * args.steps_per_generation, args.seed, bool(args.bf16),
+        )  # fmt: skip
 
     def _raw_rewards(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> Any:
         """Rewards `(B, N)` of texts that all processes have, as TRL calls for them in training: those of the first process."""

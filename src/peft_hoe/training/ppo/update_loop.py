@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ...objectives.normalizer import RewardNormalizer
 from ...tuner.functional import use_preference
 from ..run.checkpoints import finish_checkpoint, read_state, rng_state, set_rng_state, write_state
 from ..run.optimizer import follow_schedule
+from ..run.processes import on_first_process
 from ..run.router_trainer import RouterTrainer
+from ..run.verdict import HeldOut, Verdict
 from .evaluation import evaluation_metrics, process_share
 from .logged import sample_table
 from .router_ppo import RouterPPO
@@ -75,10 +77,26 @@ class UpdateLoop(RouterTrainer):
 
     def measure_payoff(self) -> RewardNormalizer:
         """The payoff table at this run's decoding, on evaluation prompts where there are any, else on training prompts."""
-        source = self.train_dataset if self.eval_dataset is None else self.eval_dataset
+        return self.ppo.measure_payoff(
+            self._drawn(self.train_dataset if self.eval_dataset is None else self.eval_dataset)
+        )
+
+    def _drawn(self, source: Any) -> PromptBatch:
+        """Prompts of a dataset, or of the first of several, drawn by the seed."""
         source = next(iter(source.values())) if isinstance(source, Mapping) else source
-        drawn = drawn_rows(len(source), self.args.payoff_prompts, self.args.seed)
-        return self.ppo.measure_payoff(self._prompts(source, drawn))
+        return self._prompts(source, drawn_rows(len(source), self.args.payoff_prompts, self.args.seed))
+
+    def _held_out(self) -> HeldOut | None:
+        if self.eval_dataset is None:
+            return None
+        ppo = self.ppo
+        return HeldOut(
+            self._drawn(self.eval_dataset), ppo.rewards, ppo.tokenizer, ppo.settings.decoding, ppo.settings.rollout_batch,
+            ppo.settings.seed, ppo.actor_critic.bf16,
+        )  # fmt: skip
+
+    def _computed(self, compute: Callable[[], Verdict]) -> Verdict:
+        return on_first_process(self.accelerator, compute, together=self.args.shard_policy)
 
     def generate_completions(self, sampling: bool = False) -> None:
         """Print greedy responses to the first prompts of the evaluation set, with their rewards, at the router's preference.

@@ -78,6 +78,8 @@ class ObjectiveArguments:
         reference_point: z*, in normalised rewards.
         payoff_prompts: how many prompts, drawn by `seed`, measure what each objective's expert earns, for the normalisation of
             rewards.
+        verdict_texts: after training, how many texts for each of as many prompts of `eval_dataset` say whether the router
+            helps; one that does not is left untrained. 0 for no verdict.
         reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
     """
 
@@ -86,6 +88,7 @@ class ObjectiveArguments:
     weighting: str = field(default="saddle", metadata={"help": "saddle or paper."})
     reference_point: float = field(default=1.05, metadata={"help": "Reference point z* in normalised rewards."})
     payoff_prompts: int = field(default=128, metadata={"help": "Prompts that the payoff table is measured on."})
+    verdict_texts: int = field(default=4, metadata={"help": "Texts for each prompt of the verdict; 0 for none."})
     reward_timeout: float | None = field(
         default=None, metadata={"help": "Seconds that one source of rewards may take for a batch; default for ever."}
     )
@@ -98,6 +101,8 @@ class ObjectiveArguments:
                 f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed",
                 argument="payoff_prompts", value=self.payoff_prompts, allowed="at least 1",
             )  # fmt: skip
+        if self.verdict_texts < 0:
+            raise HoEError(f"verdict_texts is {self.verdict_texts}; give a number of texts, or 0 for no verdict")
         if self.reward_timeout is not None and not self.reward_timeout > 0:
             raise HoEError(
                 f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever",

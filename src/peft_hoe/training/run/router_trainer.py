@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +24,9 @@ from .processes import over_processes
 from .steered_policy import hidden_size, steerable
 from .trained_router import RunningMean, TrainedRouter
 from .training_state import RouterTrainingState
+from .verdict import HeldOut, Verdict, judge
+
+logger = logging.getLogger(__name__)
 
 
 class RouterTrainer(Trainer):
@@ -32,12 +37,14 @@ class RouterTrainer(Trainer):
     Attributes:
         training_state: the router, its objectives' weights, and all else that a checkpoint carries.
         interrupted: whether SIGINT has stopped the run.
+        verdict: whether the router helped, where there are rewards and held-out prompts to tell.
     """
 
     args: Any  # the configuration of the class that is made, over RouterArguments
     optimizer: Any
     training_state: RouterTrainingState
     interrupted = False
+    verdict: Verdict | None = None
 
     same_settings: ClassVar[tuple[str, ...]] = ("seed", "average_routers")  # else a resumed run would be another
     _has_run = False
@@ -137,7 +144,7 @@ class RouterTrainer(Trainer):
                 self.training_state.training(self.args),
                 Interrupt(enabled=self.args.save_on_interrupt) as self._interrupt,
             ):
-                return self._train(folder, **others)
+                result = self._train(folder, **others)
         finally:
             if self.state.global_step > 0:  # also after an exception: what was trained so far is the router
                 self._has_run = True
@@ -145,9 +152,43 @@ class RouterTrainer(Trainer):
             elif self.weights is not None and weights is not None:  # it may be tried again, from where it began
                 self.weights.load_state_dict(weights)
 
+        self._judge()
+        return result
+
     def _train(self, folder: Path | None, **others: Any) -> Any:
         """The loop, from a checkpoint's folder where there is one; the policy is steered."""
         raise NotImplementedError
+
+    def _held_out(self) -> HeldOut | None:
+        """What the verdict is measured with; None where the trainer has no rewards, or no evaluation prompts."""
+        return None
+
+    def _computed(self, compute: Callable[[], Verdict]) -> Verdict:
+        """What `compute` returns, the same on all processes."""
+        return compute()
+
+    def _judge(self) -> None:
+        """Compare the router with its untrained self; one that did not help is left untrained."""
+        texts = getattr(self.args, "verdict_texts", 0)
+        if not texts or self.interrupted or self.state.global_step == 0:
+            return
+        held, normalizer, weights = self._held_out(), self.normalizer, self.weights
+        if held is None or normalizer is None or weights is None:
+            return
+        router = self.router
+
+        def compare() -> Verdict:
+            untrained, trained = (
+                normalizer.normalize(held.measure(self.policy, router.adapter, router.preference, texts, routers))
+                for routers in ("static", "keep")
+            )
+            return judge(router.router, untrained, trained, router.preference, weights.reference_point, texts)
+
+        with self.model_settings.applied():
+            self.verdict = self._computed(compare)
+        self.training_state.helps = self.verdict.helps
+        self.training_state.put_router()
+        logger.log(logging.INFO if self.verdict.helps else logging.WARNING, "%s", self.verdict)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.router, self.args.weight_decay)

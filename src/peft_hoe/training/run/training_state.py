@@ -38,6 +38,7 @@ class RouterTrainingState:
         average: the mean, if asked for.
         model_settings: what trainers write into the policy.
         run_id: of `train_routers`: which of its runs this belongs to.
+        helps: what a verdict said of the router; None without one. One that does not help is left untrained.
 
     Raises:
         ExpertError, PreferenceError: adapter or router cannot be trained.
@@ -66,6 +67,7 @@ class RouterTrainingState:
         self.weights: ObjectiveWeights | None = None
         self.normalizer: RewardNormalizer | None = None
         self.run_id: str | None = None
+        self.helps: bool | None = None
 
     @contextlib.contextmanager
     def training(self, args: Any) -> Iterator[None]:
@@ -79,10 +81,11 @@ class RouterTrainingState:
             yield
 
     def put_router(self) -> None:
-        """Write the router, or its mean over the updates, into its place in the model, and mark it trained."""
+        """Write the router, or its mean over the updates, into its place in the model, and mark it trained if it may help."""
         averaged = self.average is not None and self.average.count > 0
         self.router.write(self.average.values if averaged and self.average is not None else None)
-        mark_trained(self.policy, self.router.router, adapter_name=self.router.adapter)
+        trained = self.helps is not False
+        mark_trained(self.policy, self.router.router, trained=trained, adapter_name=self.router.adapter)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""

@@ -1,0 +1,161 @@
+"""Did a router help? What its preference earns with it and without it, on prompts that it did not train on.
+
+A router that did not help is left untrained: it then votes as geometry says, costs nothing and merges.
+
+Shapes: P prompts, T texts for each, N objectives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...generation.completer import steered_responses
+from ...generation.decoding import Decoding
+from ...generation.prompts import PromptBatch
+from ...generation.settings import evaluating, seeded
+from ...preference import FloatArray
+from ...rewards.sources import Rewards
+
+SURE = 0.9  # share of the replicates in which a router must help to be kept
+_REPLICATES = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A router against its untrained self.
+
+    Attributes:
+        router: its name.
+        untrained: the worst gap max_i λ_i (z* − R̂_i) without training; lower is better.
+        trained: the same with it.
+        low: of the 95 % interval of `untrained - trained`, over prompts.
+        high: likewise.
+        share: of the replicates in which `untrained - trained` is above 0.
+        prompts: P.
+        texts: T.
+    """
+
+    router: str
+    untrained: float
+    trained: float
+    low: float
+    high: float
+    share: float
+    prompts: int
+    texts: int
+
+    @property
+    def helps(self) -> bool:
+        """Whether the router is kept."""
+        return self.share >= SURE
+
+    def __str__(self) -> str:
+        gain = self.untrained - self.trained
+        measured = (
+            f"router {self.router!r}: worst gap {self.trained:.3f} trained, {self.untrained:.3f} untrained, on {self.prompts} "
+            f"held-out prompts with {self.texts} texts each; smaller by {gain:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        )
+        if self.helps:
+            return measured
+        return (
+            f"{measured}. It did not help beyond chance, so it is left untrained; mark_trained({self.router!r}) uses it"
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What rewards are measured with.
+
+    Attributes:
+        prompts: P of them, with what the rewards see.
+        rewards: of N objectives.
+        processing_class: the policy's tokenizer.
+        decoding: how texts are written.
+        batch_size: completions at once.
+        seed: of sampling.
+        bf16: whether the model runs in bfloat16 autocast.
+    """
+
+    prompts: PromptBatch
+    rewards: Rewards
+    processing_class: Any
+    decoding: Decoding
+    batch_size: int
+    seed: int
+    bf16: bool
+
+    def measure(self, model: nn.Module, adapter: str, preference: FloatArray, texts: int, routers: str) -> FloatArray:
+        """Mean rewards `(P, N)` over T texts of each prompt at a preference `(N,)`, with the same random numbers each time.
+
+        Args:
+            model: carries HoE layers.
+            adapter: which is measured.
+            preference: λ.
+            texts: T.
+            routers: as in `use_preference`.
+        """
+        count = len(self.prompts.ids)
+        rows = self.prompts.select([row for row in range(count) for _ in range(texts)])
+        device = next(model.parameters()).device
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        with evaluating(model), seeded(self.seed), autocast:
+            found, _ = steered_responses(
+                model, adapter, rows, np.tile(preference, (count * texts, 1)), self.processing_class, self.decoding,
+                self.batch_size, mixed=False, routers=routers,
+            )  # fmt: skip
+        table = self.rewards(
+            rows.texts,
+            found.texts,
+            rows.columns,
+            allow_empty=True,
+            input_ids=torch.cat([rows.ids, found.ids], dim=1),
+            attention_mask=torch.cat([rows.mask, found.mask], dim=1),
+        )
+        return _means(table.reshape(count, texts, -1))
+
+
+def judge(
+    router: str,
+    untrained: FloatArray,
+    trained: FloatArray,
+    preference: FloatArray,
+    reference_point: float | FloatArray,
+    texts: int,
+) -> Verdict:
+    """Compare normalised rewards `(P, N)`, NaN where there is none, of the same prompts.
+
+    Args:
+        router: its name.
+        untrained: without training.
+        trained: with it.
+        preference: λ `(N,)`.
+        reference_point: z*, one number or `(N,)`.
+        texts: T, of which each row is the mean.
+    """
+    both = np.stack([untrained, trained])
+    draws = np.random.default_rng(0).integers(0, len(trained), (_REPLICATES, len(trained)))
+
+    def gap(rows: FloatArray) -> FloatArray:
+        weighed = preference * (reference_point - _means(rows))
+        return np.asarray(weighed[..., preference > 0].max(-1))
+
+    gaps = gap(both)
+    replicates = np.stack([gap(both[:, draw]) for draw in draws])
+    gains = replicates[:, 0] - replicates[:, 1]
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return Verdict(
+        router, float(gaps[0]), float(gaps[1]), float(low), float(high), float((gains > 0).mean()), len(trained), texts
+    )
+
+
+def _means(values: FloatArray) -> FloatArray:
+    """Over the last axis but one; NaN is left out, and nothing but NaN stays NaN."""
+    known = ~np.isnan(values)
+    count = known.sum(-2)
+    total = np.where(known, values, 0.0).sum(-2)
+    return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
