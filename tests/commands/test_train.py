@@ -72,7 +72,7 @@ def test_how_texts_are_written_reaches_every_trainer(trainer: str) -> None:
     train.add_arguments(parser)
     given = ("--stop", r"w1\n", "--top-k", "5", "--top-p", "0.9", "--chat-template-kwargs", '{"brief": true}')
     arguments = parser.parse_args(["adapter", "--output", "out", "--trainer", trainer, "--cpu", *given])
-    args = configuration(arguments, 0.1)
+    args = configuration(arguments)
     assert (args.stop_strings, args.top_k, args.top_p, args.temperature) == (["w1\n"], 5, 0.9, 1.0)
     assert args.chat_template_kwargs == {"brief": True}
     length = {"ppo": "response_length", "grpo": "max_completion_length", "distill": "max_new_tokens"}[trainer]
