@@ -296,7 +296,7 @@ def test_a_head_that_is_saved_whole_goes_along(tmp_path, ids):
     model.save_pretrained(tmp_path / "hoe")
     for name, source in {"model": model, "files": tmp_path / "hoe"}.items():
         report = export_lora(source, [0.3, 0.7], tmp_path / name)
-        assert any("vLLM takes only" in note for note in report.notes)
+        assert any("as vLLM does" in note for note in report.notes)
         loaded = PeftModel.from_pretrained(base(), tmp_path / name, autocast_adapter_dtype=False).double()
         torch.testing.assert_close(loaded(input_ids=ids).logits, expected, **EXACT)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_hoe import HoELayer, use_preference
+from peft_hoe import HoELayer, RouterSpec, use_preference
 from peft_hoe.serving.routed_exporter import room
 from peft_hoe.serving.routed_lora import RoutedFormat, routed_factors, routed_votes
 from peft_hoe.serving.source import adapter_from_model
@@ -66,6 +66,24 @@ def test_tokens_of_several_preferences_get_what_the_layer_adds(routed, agree):
         assert (found[memory == -1] == 0).all()
         for slot, point in enumerate(POINTS):
             agree(found[memory == slot], by_layer(model, layer, x[memory == slot], point))
+
+
+def test_a_router_by_module_votes_beside_one_by_token(steerable, agree):
+    routers = [RouterSpec([0.25, 0.75], kind="module"), RouterSpec([0.75, 0.25])]
+    model = steerable(experts=[[1, 0], [0, 1]], routers=routers, trained=("r0", "r1"), interpolation="norm").float()
+    for layer in model.modules():
+        if isinstance(layer, HoELayer):  # as it trains: biases alone
+            layer.hoe_router["default"].weight.data[: len(model.peft_config["default"].routers[0].votes_for)] = 0
+    points = [[0.4, 0.6], [0.25, 0.75]]
+    config = model.peft_config["default"]
+    votes = [routed_votes(config, torch.tensor(point).double().numpy()) for point in points]
+    assert [each.by_input for each in votes] == [True, False]  # at its own preference it is alone: an ordinary LoRA
+    layout = room([(config, torch.tensor(points).double().numpy())])
+    layer = next(layer for layer in model.modules() if isinstance(layer, HoELayer))
+    a, b = in_memory(model, layer.module_name, layout, points[:1])
+    x = torch.randn(TOKENS, layer.in_features, generator=torch.Generator().manual_seed(9))
+    found = by_engine(a, b, x, torch.zeros(TOKENS, dtype=torch.long), layout)
+    agree(found, by_layer(model, layer, x, points[0]))
 
 
 def test_what_is_no_routed_lora_passes_through_bit_for_bit(routed):

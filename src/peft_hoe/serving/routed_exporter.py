@@ -62,7 +62,7 @@ class RoutedExporter(LoraExporter):
 
     def _ranks(self, preference: Any) -> dict[str, int]:
         votes = self.routed(preference)
-        if not votes.routers:
+        if not votes.by_input:
             return super()._ranks(preference)
         every = {module: self.source.ranks(module) for module in self.source.modules}
         return {
@@ -73,7 +73,7 @@ class RoutedExporter(LoraExporter):
     def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> Any:
         """Write a LoRA into an existing directory."""
         votes = self.routed(preference)
-        if not votes.routers:
+        if not votes.by_input:
             return super().write(preference, directory, shown_as)
         factors: Mapping[str, LoraFactors] = {
             module: routed_factors(self.source, module, votes, self.layout) for module in self.source.modules
@@ -92,7 +92,7 @@ class RoutedExporter(LoraExporter):
 def room(configs: Sequence[tuple[HoEConfig, FloatArray]]) -> RoutedFormat | None:
     """The room that adapters need at preferences `(K, N)` each; None where no trained router votes at any."""
     votes = [routed_votes(config, point) for config, points in configs for point in points]
-    voting = [each for each in votes if each.routers]
+    voting = [each for each in votes if each.by_input]
     if not voting:
         return None
     return RoutedFormat(max(len(each.experts) for each in voting), max(each.slots for each in voting))

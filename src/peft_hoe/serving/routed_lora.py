@@ -95,17 +95,19 @@ class RoutedVotes:
 
     Attributes:
         static: `(all experts,)` float64, those that do not.
-        live: `(routers,)`, the weight of each router that votes by the input.
+        live: `(routers,)`, the weight of each trained router. Where it votes by module, its rows are 0 and its biases vote.
         members: of every router the experts that it votes for, ascending.
+        by_input: whether one of these votes by the input.
     """
 
     static: FloatArray
     live: FloatArray
     members: Sequence[Sequence[int]]
+    by_input: bool
 
     @property
     def routers(self) -> list[int]:
-        """Those that vote by the input here."""
+        """Those that were trained and have a weight here."""
         return np.flatnonzero(self.live).tolist()
 
     @property
@@ -124,8 +126,11 @@ def routed_votes(config: HoEConfig, point: FloatArray) -> RoutedVotes:
     """The votes of a preference `(N,)`, trained routers voting by the input."""
     weights, _ = config.preference_router().weights(point)
     trained = np.asarray([bool(spec.trained) for spec in config.routers or []], dtype=bool)
+    by_token = np.asarray([spec.kind == "token" for spec in config.routers or []], dtype=bool)
     experts, routers = np.split(weights, [len(config.expert_names)])
-    return RoutedVotes(experts + (routers * ~trained) @ config.static_votes(), routers * trained, config.votes())
+    live = routers * trained
+    static = experts + (routers * ~trained) @ config.static_votes()
+    return RoutedVotes(static, live, config.votes(), by_input=bool(live[by_token].any()))
 
 
 def routed_factors(source: AdapterSource, module: str, votes: RoutedVotes, layout: RoutedFormat) -> LoraFactors:

@@ -93,7 +93,7 @@ class AdapterSource:
 
     def router(self, module: str) -> tuple[Tensor, Tensor]:
         """Weight `(slots, d_in)` and bias `(slots,)` of a module's routers, one router's slots after another's."""
-        return self._tensor(f"{module}.hoe_router.weight"), self._tensor(f"{module}.hoe_router.bias")
+        return self._tensor(f"{module}.hoe_router.weight"), self.router_bias(module)
 
     def whole_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Key and tensor of every module that the adapter saves whole (`modules_to_save`)."""
