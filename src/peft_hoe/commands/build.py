@@ -3,71 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from ..experts import Loading, Merging, Pruning, TaskSVD, build_adapter
-from ..experts.merging import METHODS
-from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
-from ..experts.svd import SOLVERS
+from ..experts import build_adapter
 from ..preference import read_preference
-from ..specs import KINDS
-from .arguments import read_number, read_pairs
+from .build_settings import add_settings, read_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments; each is one of `build_adapter`, or a field of one of its groups."""
+    """Declare the command's arguments."""
+    add_settings(parser)
     add = parser.add_argument
-    add("base", metavar="BASE", help="directory or Hub id of the model that the policies were trained from")
-    add(
-        "--policy",
-        action="append",
-        required=True,
-        metavar="OBJECTIVE=PATH",
-        help="a policy, full fine-tune or LoRA adapter, directory or Hub id (id@revision); once for each objective",
-    )
-    add(
-        "--expert",
-        action="append",
-        metavar="PREFERENCE",
-        help="a multi-objective expert, such as 0.5,0.5 or helpful=0.5,harmless=0.5; default the centroid",
-    )
-    add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
-    add("--router-kind", default=KINDS[0], help=f"of the routers: {' or '.join(KINDS)} (default {KINDS[0]})")
     add("--output", required=True, metavar="DIR", help="where the adapter goes")
-    add("--rank", default="auto", help=f"a number, full, or auto: {DEFAULT_RANK}, and LoRA policies at their own")
-    add("--prune", default=str(Pruning.share), help=f"share of entries to drop, or none (default {Pruning.share})")
-    add("--prune-scope", default="global", help=f"one of {', '.join(PRUNE_SCOPES)} (default global)")
-    add("--merge", default="ties", help=f"one of {', '.join(METHODS)} (default ties)")
-    add("--merge-option", action="append", metavar="NAME=NUMBER", help="an option of the merge, such as density=0.6")
-    add(
-        "--rescale",
-        default=str(DEFAULT_RESCALE),
-        help=f"norm, policy_norm, a number or none (default {DEFAULT_RESCALE})",
-    )
-    add("--interpolation", default=DEFAULT_INTERPOLATION, help=f"norm or linear (default {DEFAULT_INTERPOLATION})")
-    add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
-    add(
-        "--svd-tolerance",
-        type=float,
-        default=TaskSVD.tolerance,
-        metavar="SHARE",
-        help=f"share of the energy that the randomized SVD may leave (default {TaskSVD.tolerance})",
-    )
-    add("--seed", type=int, default=0, help="seed of the randomized SVD")
-    add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
-    add("--exclude-modules", help="a regular expression, or names with commas")
-    add("--task-type", help="PEFT's task type; default from the base's class")
-    add("--dtype", help=f"one of {', '.join(DTYPES)}; default the base's")
     add("--default-preference", metavar="PREFERENCE", help="the preference in effect when none is given")
-    add("--revision", help="revision of the base on the Hub")
-    add("--allow-pickle", action="store_true", help="read .bin checkpoints too, with weights_only")
-    add(
-        "--num-processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that share the work, one thread each (default 1)",
-    )
     add("--overwrite", action="store_true", help="replace an adapter in the output directory")
     add("--quiet", action="store_true", help="no progress bar and no table")
 
@@ -75,48 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Build, and print the report's table unless told to be quiet."""
     build_adapter(
-        arguments.base,
-        read_pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
-        arguments.output,
-        experts=_preferences(arguments.expert),
-        routers=_routers(arguments),
+        **read_settings(arguments),
+        output_dir=arguments.output,
         default_preference=read_preference(arguments.default_preference) if arguments.default_preference else None,
-        r=read_number(arguments.rank, int),
-        pruning=_pruning(arguments),
-        merging=Merging(arguments.merge, _merge_options(arguments.merge_option)),
-        svd=TaskSVD(arguments.svd, arguments.svd_tolerance),
-        rescale=read_number(arguments.rescale, float),
-        interpolation=arguments.interpolation,
-        seed=arguments.seed,
-        target_modules=_names(arguments.target_modules) or "all-linear",
-        exclude_modules=_names(arguments.exclude_modules),
-        loading=Loading(arguments.task_type, arguments.revision, allow_pickle=arguments.allow_pickle),
-        dtype=arguments.dtype,
-        num_processes=arguments.num_processes,
         overwrite=arguments.overwrite,
         progress=not arguments.quiet,
     )
     return 0
-
-
-def _pruning(arguments: argparse.Namespace) -> Pruning:
-    share = read_number(arguments.prune, float)
-    return Pruning(0.0 if share == "none" else share, arguments.prune_scope)
-
-
-def _merge_options(items: list[str] | None) -> dict[str, Any]:
-    pairs = read_pairs(items, "--merge-option", "NAME=NUMBER")
-    return {name: read_number(value, float) for name, value in pairs.items()}
-
-
-def _preferences(items: list[str] | None) -> list[Any] | None:
-    return None if items is None else [read_preference(item) for item in items]
-
-
-def _routers(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
-    points = _preferences(arguments.router)
-    return None if points is None else [{"preference": point, "kind": arguments.router_kind} for point in points]
-
-
-def _names(text: str | None) -> str | list[str] | None:
-    return [name.strip() for name in text.split(",")] if text and "," in text else text

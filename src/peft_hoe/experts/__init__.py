@@ -2,6 +2,7 @@
 
 from .builder import build_adapter
 from .options import Loading, Merging, Pruning, TaskSVD
+from .plan import BuildPlan, plan_build
 from .report import BuildReport
 
-__all__ = ["BuildReport", "Loading", "Merging", "Pruning", "TaskSVD", "build_adapter"]
+__all__ = ["BuildPlan", "BuildReport", "Loading", "Merging", "Pruning", "TaskSVD", "build_adapter", "plan_build"]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from ..config import HoEConfig
 from ..preference import FloatArray, one_hot, parse_preference, uniform
 from ..routing import corner
 from ..specs import ExpertSpec, as_spec
-from .build_inputs import BuildInputs
-from .lora_policy import LoraPolicy
+from .architecture import Architecture
 from .options import DEFAULT_RANK, BuildOptions
 
 
+class Declared(Protocol):
+    """What must be known of base and policies: `BuildInputs`, or what stands for it where nothing is opened."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the base."""
+
+    @property
+    def policies(self) -> Mapping[str, Any]:
+        """By objective; a LoRA policy has a rank."""
+
+
 def adapter_config(
-    inputs: BuildInputs,
+    inputs: Declared,
     options: BuildOptions,
     experts: Sequence[Any] | None,
     routers: Sequence[Any] | None,
@@ -47,7 +58,7 @@ def adapter_config(
     )
 
 
-def _expert_specs(experts: Sequence[Any] | None, inputs: BuildInputs, r: int | str) -> list[ExpertSpec]:
+def _expert_specs(experts: Sequence[Any] | None, inputs: Declared, r: int | str) -> list[ExpertSpec]:
     """One expert per policy, then the multi-objective ones, each with its rank."""
     objectives = list(inputs.policies)
     n = len(objectives)
@@ -70,11 +81,11 @@ def _expert_specs(experts: Sequence[Any] | None, inputs: BuildInputs, r: int | s
     return [*corners, *others]
 
 
-def _rank(used: Sequence[Any], inputs: BuildInputs, r: int | str) -> int:
+def _rank(used: Sequence[Any], inputs: Declared, r: int | str) -> int:
     """The rank of an expert that is made from these policies and states none."""
     if isinstance(r, int):
         return r
-    own = [policy.rank for policy in used if isinstance(policy, LoraPolicy)]
+    own = [policy.rank for policy in used if hasattr(policy, "rank")]  # LoRA policies have one
     if len(used) == 1 and own:
         return own[0]
     if r == "full":

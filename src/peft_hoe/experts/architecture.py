@@ -77,6 +77,7 @@ class Architecture:
         targets: the weights in scope, in the model's order.
         heads: `{module: names of its tensors}` of the heads that PEFT saves whole with an adapter for this task.
         kinds: every parameter's kind, "linear" for those in scope.
+        sizes: how many numbers every parameter has; tied ones count once.
         names: how checkpoints call the parameters.
     """
 
@@ -86,6 +87,7 @@ class Architecture:
     targets: list[LinearModule]
     heads: dict[str, list[str]]
     kinds: dict[str, str]
+    sizes: dict[str, int]
     names: ParameterNames
 
     def kind(self, parameter: str) -> str:
@@ -126,6 +128,7 @@ def read_architecture(
             f"target_modules={target_modules!r} with exclude_modules={exclude_modules!r} selects no linear layer of "
             f"{type(model).__name__}; it has {linear[:8]}{' ...' if len(linear) > 8 else ''}"
         )
+    names = ParameterNames.of(model)
     dtype = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None)
     return Architecture(
         model_type=model.config.model_type,
@@ -134,7 +137,8 @@ def read_architecture(
         targets=targets,
         heads=heads,
         kinds=_kinds(model, {target.weight for target in targets}, output, heads),
-        names=ParameterNames.of(model),
+        sizes={name: parameter.numel() for name, parameter in model.named_parameters() if name not in names.tied},
+        names=names,
     )
 
 

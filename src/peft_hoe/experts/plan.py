@@ -1,0 +1,290 @@
+"""What a build will take, before anything is read or fetched: sizes, memory, disk and time.
+
+Shapes come from configurations alone. Time is an estimate: every kind of work is done for a moment on random numbers here, and
+scaled to the modules in scope.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import HoEConfig
+from ..errors import ExpertError
+from ..files import ADAPTER_CONFIG, read_json
+from .adapter_config import adapter_config
+from .agreement import compare
+from .architecture import Architecture, LinearModule, read_architecture
+from .checkpoints import PathOrHubId, fetch
+from .lora_policy import is_adapter
+from .merging import METHODS, merge
+from .options import BuildOptions, Loading
+from .pruning import ThresholdSearch, drop_below
+from .svd import truncated_svd
+from .task_vectors import TaskVectors
+
+_PROBE = 1024  # rows and columns of the matrices that are timed
+_PROCESS = 450 << 20  # bytes of a process that has imported everything
+_DIRECTIONS = 2.5  # of the randomised SVD's space, for each of rank; on spectra k^-0.7
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will take, by `plan_build`.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.experts import plan_build
+    >>> plan_build(demo.BASE, demo.POLICIES).to_dict()["passes"]
+    2
+
+    Attributes:
+        modules: how many linear layers are in scope.
+        weights: how many weights they have.
+        experts: names, preferences and ranks.
+        adapter_bytes: size of the adapter.
+        passes: how often weights in scope are read: 2 with one pruning threshold for all of them, else 1; 0 where all
+            policies are LoRA adapters.
+        read_bytes: all that is read, all passes and models together.
+        fetch_bytes: what is not on this disk yet, at most.
+        memory_bytes: at the peak, of each process; about.
+        seconds: of one thread, about; divided by `num_processes`.
+        parts: the same by kind of work.
+    """
+
+    modules: int
+    weights: int
+    experts: list[dict[str, Any]]
+    adapter_bytes: int
+    passes: int
+    read_bytes: int
+    fetch_bytes: int
+    memory_bytes: int
+    seconds: float
+    parts: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """A summary for a terminal."""
+        ranks = ", ".join(f"{expert['name']} (rank {expert['r']})" for expert in self.experts)
+        times = {0: "nothing", 1: "once", 2: "twice"}[self.passes]
+        parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.parts.items() if seconds >= 1)
+        return "\n".join(
+            [
+                f"in scope   {self.modules} linear layers, {self.weights / 1e9:.2f} billion weights",
+                f"experts    {ranks}",
+                f"adapter    {_size(self.adapter_bytes)}",
+                f"read       {_size(self.read_bytes)}; weights in scope {times}",
+                f"fetch      {_size(self.fetch_bytes)}",
+                f"disk       {_size(self.adapter_bytes + self.fetch_bytes)}",
+                f"memory     about {_size(self.memory_bytes)} for each process",
+                f"time       about {_duration(self.seconds)}" + (f" ({parts})" if parts else ""),
+            ]
+        )
+
+
+class _DeclaredLora:
+    """What is known of a LoRA policy from its configuration."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.rank = int(config.get("r", 8))
+        self.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """The part of `BuildInputs` that a configuration is made from."""
+
+    architecture: Architecture
+    policies: dict[str, Any]
+
+
+def plan_build(
+    base: PathOrHubId,
+    policies: Mapping[str, PathOrHubId],
+    *,
+    experts: Sequence[Any] | None = None,
+    routers: Sequence[Any] | None = None,
+    target_modules: str | Sequence[str] = "all-linear",
+    exclude_modules: str | Sequence[str] | None = None,
+    loading: Loading = Loading(),  # noqa: B008  frozen
+    **settings: Any,
+) -> BuildPlan:
+    """What `build_adapter` will take with the same arguments; only configurations are read, and fetched where they must be.
+
+    Args:
+        base: directory or Hub id.
+        policies: `{objective: directory or Hub id}`.
+        experts: as for `build_adapter`, and so are the rest.
+        routers: see there.
+        target_modules: see there.
+        exclude_modules: see there.
+        loading: see there.
+        settings: r, pruning, merging, svd, rescale, interpolation, seed, dtype, num_processes.
+
+    Raises:
+        CheckpointError, ExpertError, PreferenceError: as `build_adapter`, as far as it can be known.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.experts import plan_build
+    >>> plan = plan_build(demo.BASE, demo.POLICIES, pruning=None)
+    >>> plan.modules, plan.passes, [expert["name"] for expert in plan.experts]
+    (21, 1, ['cheerful', 'vivid', 'centroid'])
+    """
+    if not policies:
+        raise ExpertError("policies is empty; give at least one, as {objective: directory or Hub id}")
+    options = BuildOptions.checked(**{**_DEFAULTS, **settings})
+    hub: dict[str, Any] = {"allow_pickle": loading.allow_pickle, "token": loading.token}
+    places = {name: fetch(source, weights=False, **hub) for name, source in policies.items()}
+    architecture = read_architecture(
+        fetch(base, weights=False, revision=loading.revision, **hub),
+        target_modules=target_modules, exclude_modules=exclude_modules, task_type=loading.task_type,
+    )  # fmt: skip
+    declared = _Declared(architecture, {name: _declared(place) for name, place in places.items()})
+    config = adapter_config(declared, options, experts, routers)
+    return _plan(declared, options, config, [base, *(policies[name] for name in declared.policies)])
+
+
+_DEFAULTS: dict[str, Any] = {
+    "r": "auto", "pruning": 0.4, "merging": "ties", "svd": "randomized", "rescale": "norm", "interpolation": "norm",
+    "seed": 0, "dtype": None,
+}  # fmt: skip
+
+
+def _declared(place: Path) -> Any:
+    return _DeclaredLora(read_json(place / ADAPTER_CONFIG)) if is_adapter(place) else None
+
+
+def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: Sequence[PathOrHubId]) -> BuildPlan:
+    targets, full = declared.architecture.targets, [name for name, lora in declared.policies.items() if lora is None]
+    dtype = declared.architecture.dtype or torch.float32
+    weights = sum(target.d_in * target.d_out for target in targets)
+    everything = sum(declared.architecture.sizes.values()) * dtype.itemsize
+    passes = 0 if not full else 2 if options.pruning.share > 0 and options.pruning.scope == "global" else 1
+    models = len(full) + 1 if full else 0
+    parts = _times(targets, options, config, list(declared.policies), full)
+    seconds = sum(parts.values())
+    lora = [False, *(policy is not None for policy in declared.policies.values())]
+    whole = [source for source, is_lora in zip(given, lora, strict=True) if full and not is_lora]
+    return BuildPlan(
+        modules=len(targets),
+        weights=weights,
+        experts=[
+            {"name": spec.name, "preference": list(spec.preference), "r": spec.r} for spec in config.experts or []
+        ],
+        adapter_bytes=_adapter_bytes(targets, config, options.dtype or dtype),
+        passes=passes,
+        read_bytes=models * (everything + (passes - 1) * weights * dtype.itemsize),
+        fetch_bytes=sum(everything for source in whole if not Path(source).is_dir()),
+        memory_bytes=_PROCESS + _working_bytes(targets, config, len(full)),
+        seconds=seconds / options.num_processes,
+        parts={name: part / options.num_processes for name, part in parts.items()},
+    )
+
+
+def _adapter_bytes(targets: Sequence[LinearModule], config: HoEConfig, dtype: torch.dtype) -> int:
+    slots = sum(len(members) for members in config.votes())
+    total = 0
+    for target in targets:
+        rank = sum(min(spec.r, target.d_in, target.d_out) for spec in config.experts or [])
+        total += rank * (target.d_in + target.d_out) + slots * (target.d_in + 1)
+    return total * dtype.itemsize
+
+
+def _working_bytes(targets: Sequence[LinearModule], config: HoEConfig, models: int) -> int:
+    """The largest module: task vectors, one that is pruned or merged and its factors, in float32; and counts."""
+    entries = max(target.d_in * target.d_out for target in targets)
+    ends = max(target.d_in + target.d_out for target in targets)
+    rank = max(spec.r for spec in config.experts or [])
+    space = 12 * min(int(_DIRECTIONS * rank), ends) * ends  # a basis in float32 and its image in float64
+    return 4 * entries * (models + 2) + space + (16 << 20) * models if models else 8 * rank * ends
+
+
+def _times(
+    targets: Sequence[LinearModule],
+    options: BuildOptions,
+    config: HoEConfig,
+    policies: Sequence[str],
+    full: Sequence[str],
+) -> dict[str, float]:
+    """Seconds of one thread by kind of work."""
+    if not full:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    deltas = {name: torch.randn(_PROBE, _PROBE, generator=generator) for name in full}
+    entries = sum(target.d_in * target.d_out for target in targets) / _PROBE**2
+    parts = {
+        "task vectors": 3 * len(full) * entries * _timed(lambda: next(iter(deltas.values())).bfloat16().float() - 1)
+    }
+    vectors = TaskVectors(deltas, dict.fromkeys(deltas, 1.0))
+    parts["agreement"] = entries * _timed(lambda: compare(vectors))
+    if options.pruning.share > 0:
+        first = next(iter(deltas.values()))
+        search = ThresholdSearch(options.pruning.share, first[0])
+        parts["thresholds"] = len(full) * entries * _timed(lambda: search.count(first))
+        parts["pruning"] = len(full) * entries * _timed(lambda: drop_below(first, 0.5))
+    merged = [spec for spec in config.experts or [] if sum(weight > 0 for weight in spec.preference) > 1]
+    if merged and len(full) > 1 and not METHODS[options.merging.method].sums:
+        raw, weights = list(deltas.values()), [1 / len(deltas)] * len(deltas)
+        once = _timed(lambda: merge(raw, weights, options.merging.method, options.merging.options))
+        parts["merging"] = len(merged) * entries * once
+    parts["SVD"] = _svd_seconds(targets, options, config)
+    return parts
+
+
+def _svd_seconds(targets: Sequence[LinearModule], options: BuildOptions, config: HoEConfig) -> float:
+    """One decomposition is timed; the rest follow from the work in products with a matrix, which is nearly all."""
+    rank = min(max(spec.r for spec in config.experts or []), _PROBE // 4)
+    decaying = _decaying(rank)
+    seconds = _timed(lambda: truncated_svd(decaying, rank, solver=options.svd.solver, tolerance=options.svd.tolerance))
+    probe = _svd_work(_PROBE, _PROBE, rank, options)
+    work = sum(
+        _svd_work(target.d_out, target.d_in, spec.r, options) for target in targets for spec in config.experts or []
+    )
+    return seconds * work / probe
+
+
+def _svd_work(rows: int, columns: int, rank: int, options: BuildOptions) -> float:
+    smaller, larger = sorted((rows, columns))
+    if options.svd.solver == "exact" or 3 * rank > smaller:
+        return 10.0 * smaller**2 * larger
+    directions = _DIRECTIONS * rank
+    return 4 * directions * rows * columns + 4 * directions**2 * (rows + columns)
+
+
+def _decaying(rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    terms = 4 * rank
+    left = torch.randn(_PROBE, terms, generator=generator) * torch.arange(1, terms + 1) ** -0.7
+    return left @ torch.randn(terms, _PROBE, generator=generator) + 0.05 * torch.randn(
+        _PROBE, _PROBE, generator=generator
+    )
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    function()  # the first is slower
+    started = time.process_time()  # which a busy machine hardly changes
+    function()
+    return time.process_time() - started
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
