@@ -18,6 +18,8 @@ PYTEST_ARGS ?=
 
 # One process a core, one thread a process; `PYTEST_ARGS="-n 0"` runs in one process.
 export OMP_NUM_THREADS ?= 1
+# Without a GPU Triton's kernels are interpreted, which Triton decides when it is imported.
+export TRITON_INTERPRET ?= 1
 processes = -n auto --maxprocesses 8 --dist worksteal
 pytest = $(1)/bin/python -m pytest $(processes)
 torch = $(if $(TORCH),"$(TORCH)",-r constraints/torch.txt)

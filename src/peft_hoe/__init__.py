@@ -36,6 +36,7 @@ from .tuner.functional import (  # noqa: E402
     set_preference,
     use_preference,
 )
+from .tuner.kernels.choice import use_kernel  # noqa: E402
 from .tuner.layer import HoELayer  # noqa: E402
 from .tuner.model import HoEModel  # noqa: E402
 
@@ -161,5 +162,6 @@ __all__ = [
     "sweep",
     "train_policy",
     "train_routers",
+    "use_kernel",
     "use_preference",
 ]

@@ -12,6 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from peft_hoe import use_kernel
+from peft_hoe.tuner.kernels import choice, fused
 from peft_hoe.tuner.layer import HoELayer
 
 LIVE, STATIC = [0.25, 0.75], [0.7, 0.3]
@@ -173,6 +175,33 @@ def test_operations_of_a_module(hoe_llama, llama, tokens):
         assert operations(model, tokens, preference=STATIC) <= 2 * static  # two stretches
         assert operations(model, tokens, preference=LIVE) <= routed
         assert operations(model, tokens, preference=[[1.0, 0.0], [0.6, 0.4], [0.0, 1.0]]) == static
+
+
+def test_operations_of_a_module_with_a_kernel(hoe_llama, tokens, monkeypatch):
+    """On a GPU a routed module launches no more than a LoRA: two products, logits and the gate, with and without the length.
+
+    The kernels themselves are stood in for: what counts here is what is launched beside them, each of them once.
+    """
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(choice, "_installed", lambda: True)
+    launched = []
+
+    class Kernels:
+        def gate(self, inner, *others):
+            launched.append("gate")
+            return inner
+
+        def router_logits(self, tokens, weight, bias):
+            launched.append("logits")
+            return bias.detach()[None]
+
+    monkeypatch.setattr(fused, "_kernels", Kernels)
+    for interpolation in ("linear", "norm"):
+        model = hoe_llama(trained=True, interpolation=interpolation)
+        with use_kernel("triton"):
+            launched.clear()
+            rest = operations(model, tokens, preference=LIVE)
+            assert rest + len(launched) / 28 == 4  # as a LoRA; 14 modules, in two forwards
 
 
 def test_operations_do_not_grow_with_the_experts(hoe_llama, tokens):

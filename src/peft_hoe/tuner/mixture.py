@@ -16,6 +16,7 @@ Shapes: x `(..., d_in)`, T tokens of B rows; of L experts S are in play, with ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,11 +25,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .calls import THIS_THREAD
+from .kernels.choice import WANTED, is_fused
+from .kernels.fused import gate as fused_gate
+from .kernels.fused import router_logits as fused_logits
 from .kernels.gate import over_ranks, scaled, token_votes, without_autocast
 from .layer import HoELayer, ModuleBias
 from .plan import AdapterPlan, place_of
 from .step import Source, Step, is_plain, is_there
 from .votes import PlacedVotes, module_votes
+
+_FEW_SLOTS = 32  # more are quicker as a matrix product
 
 
 class ExpertMixture(HoELayer):
@@ -42,21 +48,15 @@ class ExpertMixture(HoELayer):
         if x.dtype != step.dtype and not torch.is_autocast_enabled(x.device.type):
             x = self._cast_input_dtype(x, step.dtype)
         tokens = x.reshape(-1, x.shape[-1])
-        votes = None
         if step.scale_is_known:
+            inners = [scaled(F.linear(tokens, stretch.rows), stretch.scale) for stretch in step.stretches]
             if THIS_THREAD.recorder is not None:
                 self._record(adapter, step.placed.votes.mix, x, step, by_token=False)
         else:
-            with without_autocast(x.device.type):
-                votes = step.lengthened(self._votes(tokens, x, adapter, step.placed, step))
+            inners = (self._gated_at_once if step.fused else self._gated)(tokens, x, adapter, step)
         total = result if result.ndim == 2 else result.reshape(-1, result.shape[-1])
         in_place = self._may_write(result)
-        for stretch in step.stretches:
-            inner = F.linear(tokens, stretch.rows)
-            if votes is None:
-                inner = scaled(inner, stretch.scale)
-            else:
-                inner = stretch.weighed(inner, votes if votes.dtype == inner.dtype else votes.to(inner.dtype))
+        for stretch, inner in zip(step.stretches, inners, strict=True):
             if total.dtype != inner.dtype or inner.dtype != step.dtype:  # weights wider than the base's, or autocast
                 total = (total + inner @ stretch.columns).to(result.dtype)
             elif in_place:
@@ -65,6 +65,35 @@ class ExpertMixture(HoELayer):
                 total = torch.addmm(total, inner, stretch.columns)
         return total if result.ndim == 2 else total.view(result.shape)
 
+    def _gated(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
+        """c(w) w A x of each stretch, `(T, r_i)`, by operations of torch."""
+        with without_autocast(x.device.type):
+            votes = step.lengthened(self._votes(tokens, x, adapter, step.placed, step))
+        inners = []
+        for stretch in step.stretches:
+            inner = F.linear(tokens, stretch.rows)
+            inners.append(stretch.weighed(inner, votes if votes.dtype == inner.dtype else votes.to(inner.dtype)))
+        return inners
+
+    def _gated_at_once(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> Sequence[torch.Tensor]:
+        """As `_gated`, by one kernel for all stretches."""
+        parts = [F.linear(tokens, stretch.rows) for stretch in step.stretches]
+        inner = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        inner = self._fused(inner, tokens, x, adapter, step.placed, step.gram, step.ranks, step)
+        return inner.split([part.shape[1] for part in parts], dim=1) if len(parts) > 1 else (inner,)
+
+    def _fused(
+        self, inner: torch.Tensor, tokens: torch.Tensor, x: torch.Tensor, adapter: str, placed: PlacedVotes,
+        gram: torch.Tensor | None, ranks: tuple[int, ...], step: Step | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The gate of A x `(T, r)` by a kernel."""
+        with without_autocast(x.device.type):
+            logits = self._logits(tokens, adapter, placed.rows, step)
+        temperature = self.hoe_layouts[adapter].temperature
+        if THIS_THREAD.recorder is not None:
+            self._record(adapter, token_votes(placed.votes, logits / temperature), x, step, by_token=True)
+        return fused_gate(inner, logits, placed.votes, gram, ranks, temperature)
+
     def _votes(
         self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, placed: PlacedVotes, step: Step | None
     ) -> torch.Tensor:
@@ -72,6 +101,8 @@ class ExpertMixture(HoELayer):
         votes = mix = placed.votes.mix
         if placed.rows is not None:
             logits = self._logits(tokens, adapter, placed.rows, step)
+            temperature = self.hoe_layouts[adapter].temperature
+            logits = logits if temperature == 1 else logits / temperature
             votes = token_votes(placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
         if placed.modules is not None:
             added = module_votes(placed.modules, self._bias(tokens, adapter), self.hoe_layouts[adapter].temperature)
@@ -91,10 +122,15 @@ class ExpertMixture(HoELayer):
         if placed is None:
             placed = plan.votes(inner, tuple(range(len(ranks))), every_router=tracing)
         lengths: Any = self.hoe_length._modules.get(adapter)
-        with without_autocast(x.device.type):
-            votes = self._votes(tokens, x, adapter, placed, None)
-            votes = votes if lengths is None else votes * lengths(votes)
-            inner = scaled(inner, over_ranks(votes.to(inner.dtype), ranks))
+        by_token = placed.rows is not None and placed.modules is None
+        if by_token and is_fused(inner.device, inner.dtype, len(ranks)):
+            gram = None if lengths is None else lengths.gram
+            inner = self._fused(inner, tokens, x, adapter, placed, gram, ranks, None)
+        else:
+            with without_autocast(x.device.type):
+                votes = self._votes(tokens, x, adapter, placed, None)
+                votes = votes if lengths is None else votes * lengths(votes)
+                inner = scaled(inner, over_ranks(votes.to(inner.dtype), ranks))
         delta: torch.Tensor = part_b(inner)
         return (result + delta.view(result.shape)).to(result.dtype)
 
@@ -105,7 +141,7 @@ class ExpertMixture(HoELayer):
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
         router: Any = self.hoe_router._modules.get(adapter)
         trains = own is not None or (router is not None and router.bias.requires_grad and torch.is_grad_enabled())
-        key = (adapter, plan, own is None, trains)
+        key = (adapter, plan, own is None, trains, WANTED.kernel)
         step = self._steps.get(key)
         if step is not None and step.is_current(self.hoe_A._modules):
             return step
@@ -131,26 +167,24 @@ class ExpertMixture(HoELayer):
 
     # -- votes ---
 
-    def _logits(self, tokens: torch.Tensor, adapter: str, rows: Any, step: Any) -> torch.Tensor:
-        """Logits over the temperature, `(T, slots)`, of the routers whose slots are `rows` of the router linear."""
+    def _logits(self, tokens: torch.Tensor, adapter: str, rows: Any, step: Step | None) -> torch.Tensor:
+        """Logits `(T, slots)` of the routers whose slots are `rows` of the router linear, not yet over the temperature."""
         part: Any = self.hoe_router[adapter]
-        temperature = self.hoe_layouts[adapter].temperature
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
         if own is not None and isinstance(own[1], ModuleBias):
             own = None
+        fused = step is not None and step.fused
         if own is not None and isinstance(rows, slice) and own[0] == rows and is_plain(own[1]):
-            logits = _linear(tokens, own[1].weight, own[1].bias)
-        elif own is not None:
-            logits = part(self._cast_input_dtype(tokens, part.weight.dtype))
-            chosen = own[1](self._cast_input_dtype(tokens, next(own[1].parameters()).dtype)).to(logits.dtype)
-            logits = torch.cat([logits[:, : own[0].start], chosen, logits[:, own[0].stop :]], dim=1)[:, rows]
-        elif step is None or step.router is None:
-            logits = part(self._cast_input_dtype(tokens, part.weight.dtype))[:, rows]
-        elif torch.is_grad_enabled():
-            logits = _linear(tokens, part.weight[rows], part.bias[rows])
-        else:
-            logits = _linear(tokens, *step.router)
-        return logits if temperature == 1 else logits / temperature
+            return _linear(tokens, own[1].weight, own[1].bias, fused=fused)
+        if own is not None or step is None or step.router is None:
+            logits: torch.Tensor = part(self._cast_input_dtype(tokens, part.weight.dtype))
+            if own is not None:
+                chosen = own[1](self._cast_input_dtype(tokens, next(own[1].parameters()).dtype)).to(logits.dtype)
+                logits = torch.cat([logits[:, : own[0].start], chosen, logits[:, own[0].stop :]], dim=1)
+            return logits[:, rows]
+        if torch.is_grad_enabled():
+            return _linear(tokens, part.weight[rows], part.bias[rows], fused=fused)
+        return _linear(tokens, *step.router, fused=fused)
 
     def _bias(self, tokens: torch.Tensor, adapter: str) -> torch.Tensor:
         """The bias of all routers, `(slots,)`, with that which trains in its place."""
@@ -196,8 +230,15 @@ class ExpertMixture(HoELayer):
         )
 
 
-def _linear(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return F.linear(tokens if tokens.dtype == weight.dtype else tokens.to(weight.dtype), weight, bias)
+def _linear(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, fused: bool) -> torch.Tensor:
+    """Logits with sums in float32 or wider."""
+    if weight.dtype.itemsize < 4:
+        weight, bias = weight.float(), bias.float()
+    if tokens.dtype == weight.dtype:
+        return F.linear(tokens, weight, bias)
+    if fused and len(weight) <= _FEW_SLOTS:
+        return fused_logits(tokens, weight, bias)
+    return F.linear(tokens.to(weight.dtype), weight, bias)
 
 
 def _for_rows(added: torch.Tensor, length: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .kernels.choice import is_fused
 from .kernels.gate import over_ranks
 from .layout import ExpertLayout
 from .lengths import gram_root, lengthened
@@ -127,10 +128,14 @@ class Step:
     Attributes:
         dtype: of A and B.
         experts: in play, ascending.
+        ranks: theirs.
         stretches: of these.
         placed: its votes.
+        fused: whether a kernel works out the gate; only where votes depend on the token, and none on a bias that trains.
+        gram: for the kernel, of the experts in play `(S, S)`; None where c is 1.
         scale_is_known: whether they are the same for all tokens and stay as they are; then stretches have their scales.
-        router: the live routers' rows of the router linear, `(slots, d_in)` and `(slots,)`; None where none is read from there.
+        router: the live routers' rows of the router linear, float32 or wider, `(slots, d_in)` and `(slots,)`; None where none
+            is read from there.
         nbytes: of what is copied or computed.
     """
 
@@ -141,8 +146,11 @@ class Step:
         "_sources",
         "dtype",
         "experts",
+        "fused",
+        "gram",
         "nbytes",
         "placed",
+        "ranks",
         "router",
         "scale_is_known",
         "stretches",
@@ -163,24 +171,35 @@ class Step:
             self.placed = self.placed.with_rows(module_votes(modules, bias, layout.temperature))
         mix = self.placed.votes.mix
         self._sources, self._parts = tuple(sources.values()), sources["A"].parts
-        self.dtype, self.experts = weight_a.dtype, selection.experts
-        self._root = self._make_root(sources["gram"].parameter, mix) if "gram" in sources else ()
-        self.router, scale, copies = None, None, list(self._root)
+        self.dtype, self.experts, self.ranks = weight_a.dtype, selection.experts, selection.ranks
         slots = self.placed.rows
+        fits = slots is not None and self.placed.modules is None
+        self.fused = fits and is_fused(weight_a.device, self.dtype, len(self.experts))
+        self.gram, self._root = None, ()
+        if "gram" in sources:
+            products = self._in_play(sources["gram"].parameter).to(mix.dtype)
+            self.gram, self._root = (products, ()) if self.fused else (None, self._make_root(products))
+        self.router, scale, copies = None, None, [*self._root] if self.gram is None else [self.gram]
         self.scale_is_known = slots is None and self.placed.modules is None
         if self.scale_is_known:
             scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
             copies = [scale]
         elif slots is not None and "router" in sources:
-            self.router = sources["router"].parameter.detach()[slots], sources["bias"].parameter.detach()[slots]
-            copies += [] if isinstance(slots, slice) else self.router
+            stored = [sources[name].parameter.detach() for name in ("router", "bias")]
+            rows = [part[slots].to(torch.promote_types(part.dtype, torch.float32)) for part in stored]
+            self.router = rows[0], rows[1]
+            copies += [] if isinstance(slots, slice) and rows[0].dtype == stored[0].dtype else rows
         self.nbytes = sum(copy.nbytes for copy in copies)
         self._genuine = all(type(copy) is torch.Tensor for copy in (mix, *copies))  # not a tracer's
         self.stretches = tuple(_stretches(selection, weight_a, weight_b, scale))
 
-    def _make_root(self, gram: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _in_play(self, gram: torch.Tensor) -> torch.Tensor:
+        """Inner products `(S, S)` of the experts in play, of those of all `(L, L)`."""
         experts = torch.tensor(self.experts, device=gram.device)
-        return tuple(part.to(like.dtype).to(like.device) for part in gram_root(gram[experts][:, experts]))
+        return gram.detach()[experts][:, experts]
+
+    def _make_root(self, products: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(part.to(products.dtype).to(products.device) for part in gram_root(products))
 
     def is_current(self, parts: Mapping[str, Any]) -> bool:
         """Whether nothing that it was made from has changed, and nothing of it should be in a graph.

@@ -82,3 +82,27 @@ def scaled(inner: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     if scale.shape[0] in (1, inner.shape[0]):
         return inner * scale
     return (inner.unflatten(0, (scale.shape[0], -1)) * scale.unsqueeze(1)).flatten(0, 1)
+
+
+def gated(
+    inner: torch.Tensor,
+    logits: torch.Tensor,
+    votes: Votes,
+    gram: torch.Tensor | None,
+    ranks: tuple[int, ...],
+    temperature: float,
+) -> torch.Tensor:
+    """The definition, c(w) w over the ranks * A x `(T, r)`; what kernels are held against.
+
+    Args:
+        inner: A x `(T, r)`.
+        logits: `(T, slots)`.
+        votes: of the S experts.
+        gram: their inner products, `(S, S)`; None where c is 1.
+        ranks: of the experts.
+        temperature: T of the softmax.
+    """
+    weights = token_votes(votes, logits.to(votes.mix.dtype) / temperature)
+    if gram is not None:
+        weights = weights * length_factor(weights, gram)
+    return scaled(inner, over_ranks(weights, ranks))
