@@ -1,9 +1,10 @@
 """The gate and the routers' logits as two Triton kernels, one launch each.
 
-Only this module needs Triton, which comes with torch for CUDA. A program of the gate takes some tokens and some ranks, and
-works out the votes of its tokens: a few numbers, cheaper to work out again than to write in between. Experts, slots and
-routers are loops, so that there may be any number of them. A program of the logits takes some tokens and one slot, so that a token in
-16 bits meets a router in float32 without a copy of either. Statistics and sums are float32 whatever the input is.
+Only this module needs Triton, which comes with torch for CUDA. A program of the gate takes some tokens and some ranks,
+and works out the votes of its tokens: a few numbers, cheaper to work out again than to write in between. Experts, slots
+and routers are loops, so that there may be any number of them. A program of the logits takes some tokens and one slot, so
+that a token in 16 bits meets a router in float32 without a copy of either. Statistics and sums are float32 whatever the
+input is.
 
 Shapes as in `gate.py`; d is the width of x.
 """
