@@ -49,6 +49,7 @@ class ExpertMixture(HoELayer):
             x = self._cast_input_dtype(x, step.dtype)
         tokens = x.reshape(-1, x.shape[-1])
         if step.scale_is_known:
+            inners: Sequence[torch.Tensor]
             inners = [scaled(F.linear(tokens, stretch.rows), stretch.scale) for stretch in step.stretches]
             if THIS_THREAD.recorder is not None:
                 self._record(adapter, step.placed.votes.mix, x, step, by_token=False)

@@ -175,10 +175,14 @@ class Step:
         slots = self.placed.rows
         fits = slots is not None and self.placed.modules is None
         self.fused = fits and is_fused(weight_a.device, self.dtype, len(self.experts))
-        self.gram, self._root = None, ()
+        self.gram: torch.Tensor | None = None
+        self._root: tuple[torch.Tensor, ...] = ()
         if "gram" in sources:
             products = self._in_play(sources["gram"].parameter).to(mix.dtype)
-            self.gram, self._root = (products, ()) if self.fused else (None, self._make_root(products))
+            if self.fused:
+                self.gram = products
+            else:
+                self._root = self._make_root(products)
         self.router, scale, copies = None, None, [*self._root] if self.gram is None else [self.gram]
         self.scale_is_known = slots is None and self.placed.modules is None
         if self.scale_is_known:

@@ -30,7 +30,7 @@ _WIDTH = 512  # of x at a time
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gate(
+def _gate(  # type: ignore[no-untyped-def]
     inner, logits, mix, places, gram, owners, result,
     tokens, ranks, experts, routers, slots, widest, tokens_per_row,
     inner_stride, logits_stride, mix_row, mix_slot, mix_expert, gram_row, gram_column, temperature,
@@ -88,7 +88,7 @@ def _gate(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _logits(
+def _logits(  # type: ignore[no-untyped-def]
     x, weight, bias, result, tokens, width, slots, x_stride, weight_stride, TOKENS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     t = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
