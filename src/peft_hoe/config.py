@@ -319,6 +319,9 @@ class HoEConfig(Assigned, PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, sets as sorted lists, everything resolved."""
         plain = asdict(deepcopy(self))  # a copy's lists are ordinary ones
+        for expert in plain["experts"] or ():
+            if isinstance(expert, dict):
+                expert.pop("policy", None)  # for building alone
         plain["fingerprint"] = None if self.objectives is None else self._fingerprint()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
 

@@ -50,6 +50,13 @@ def resolve_experts(given: Any, objectives: Sequence[str], r: int) -> list[Exper
     check_count(() if given is None else given, "experts")
     experts = [as_spec(item, ExpertSpec) for item in (_default_experts(len(objectives)) if given is None else given)]
     for index, expert in enumerate(experts):
+        if expert.policy is not None:
+            raise ExpertError(
+                f"expert {index} names the policy {expert.policy!r}, which only build_adapter and `peft-hoe add-expert` read; "
+                "build the adapter with it, or give the expert's weights",
+                argument="policy",
+                value=expert.policy,
+            )
         expert.preference = _point(expert.preference, objectives, f"expert {index}")
         expert.name = expert.name or _expert_name(expert.preference, index, objectives)
         expert.r = checked_rank(r if expert.r is None else expert.r, f"the rank of expert {expert.name!r}")

@@ -159,6 +159,8 @@ class ExpertSpec(Assigned):
         name: unique among experts and routers. Default: the objective's name for a one-hot preference, "centroid" for the
             uniform one, "e<index>" otherwise.
         r: its rank; default `HoEConfig.r`.
+        policy: directory or Hub id of a policy trained for this preference, which the expert is made of; for what builds
+            adapters (`build_adapter`), and not kept.
 
     >>> from peft_hoe import ExpertSpec, HoEConfig
     >>> config = HoEConfig(objectives=["helpful", "harmless"], experts=[[1, 0], [0, 1], ExpertSpec([0.5, 0.5], r=8)])
@@ -169,6 +171,7 @@ class ExpertSpec(Assigned):
     preference: Any
     name: str | None = None
     r: int | None = None
+    policy: Any = None
 
 
 @helpful

@@ -38,7 +38,7 @@ def arguments(models, *more):
 def test_options_reach_the_builder(models, capsys):
     options = (
         "--expert 0.5,0.5 --expert kind=0.2,brief=0.8 --router 0.25,0.75 --rank 3 --prune none --prune-scope module "
-        "--merge ties --merge-option density=0.5 --rescale 1.5 --interpolation linear --svd exact "
+        "--merge ties --merge-option density=0.5 --rescale 1.5 --interpolation linear --capture norms --svd exact "
         "--svd-tolerance 1e-3 --seed 7 --dtype bfloat16 "
         "--target-modules q_proj,v_proj --default-preference 0.9,0.1"
     )
@@ -46,7 +46,8 @@ def test_options_reach_the_builder(models, capsys):
     report = json.loads((models / "out" / "build_report.json").read_text())
     assert report["options"] == {
         "r": 3, "pruning": {"share": 0.0, "scope": "module"}, "merging": {"method": "ties", "options": {"density": 0.5}},
-        "svd": {"solver": "exact", "tolerance": 0.001}, "rescale": 1.5, "interpolation": "linear", "seed": 7,
+        "svd": {"solver": "exact", "tolerance": 0.001}, "rescale": 1.5, "interpolation": "linear", "capture": ["norms"],
+        "seed": 7,
         "dtype": "bfloat16",
     }  # fmt: skip
     assert [expert["preference"] for expert in report["experts"]] == [[1, 0], [0, 1], [0.5, 0.5], [0.2, 0.8]]

@@ -12,7 +12,7 @@ from peft_hoe.experts.options import BuildOptions
 def options(**changes):
     given = {
         "r": "auto", "pruning": Pruning(), "merging": Merging(), "svd": TaskSVD(), "rescale": "norm",
-        "interpolation": "norm", "seed": 0, "dtype": None,
+        "interpolation": "norm", "capture": (), "seed": 0, "dtype": None,
     }  # fmt: skip
     return BuildOptions.checked(**{**given, **changes})
 
@@ -20,8 +20,8 @@ def options(**changes):
 def test_defaults_are_those_that_were_measured():
     assert options().to_dict() == {
         "r": "auto", "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
-        "svd": {"solver": "randomized", "tolerance": 1e-4}, "rescale": "norm", "interpolation": "norm", "seed": 0,
-        "dtype": None,
+        "svd": {"solver": "randomized", "tolerance": 1e-4}, "rescale": "norm", "interpolation": "norm", "capture": (),
+        "seed": 0, "dtype": None,
     }  # fmt: skip
 
 

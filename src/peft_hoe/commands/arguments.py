@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import HoEError
+from ..preference import read_preference
+from ..specs import ExpertSpec
+
+_WEIGHT = r"([^=,]+=)?[-+.\deE]+"  # one of a preference, with or without the objective's name
+_EXPERT = re.compile(rf"(?P<preference>{_WEIGHT}(,{_WEIGHT})*)(=(?P<policy>.+))?")
 
 
 def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
@@ -95,3 +101,15 @@ def read_decoding(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.chat_template_kwargs:
         found["chat_template_kwargs"] = arguments.chat_template_kwargs
     return found
+
+
+def read_expert(text: str) -> ExpertSpec:
+    """An expert from `PREFERENCE` or `PREFERENCE=PATH`, the policy that it is made of.
+
+    Raises:
+        PreferenceError: it does not begin with a preference.
+    """
+    match = _EXPERT.fullmatch(text)
+    if match is None:
+        return ExpertSpec(read_preference(text))  # JSON, or refused there
+    return ExpertSpec(read_preference(match["preference"]), policy=match["policy"])

@@ -7,11 +7,19 @@ from typing import Any
 
 from ..experts import Loading, Merging, Pruning, TaskSVD
 from ..experts.merging import METHODS
-from ..experts.options import DEFAULT_INTERPOLATION, DEFAULT_RANK, DEFAULT_RESCALE, DTYPES, PRUNE_SCOPES
+from ..experts.options import (
+    CAPTURES,
+    DEFAULT_CAPTURE,
+    DEFAULT_INTERPOLATION,
+    DEFAULT_RANK,
+    DEFAULT_RESCALE,
+    DTYPES,
+    PRUNE_SCOPES,
+)
 from ..experts.svd import SOLVERS
 from ..preference import read_preference
 from ..specs import KINDS
-from .arguments import read_number, read_pairs
+from .arguments import read_expert, read_number, read_pairs
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +36,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--expert",
         action="append",
-        metavar="PREFERENCE",
-        help="a multi-objective expert, such as 0.5,0.5 or helpful=0.5,harmless=0.5; default the centroid",
+        metavar="PREFERENCE[=PATH]",
+        help="a multi-objective expert, such as 0.5,0.5 or helpful=0.5,harmless=0.5; with =PATH it is made of that policy, "
+        "which was trained for the preference; default the centroid",
     )
     add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
     add("--router-kind", default=KINDS[0], help=f"of the routers: {' or '.join(KINDS)} (default {KINDS[0]})")
@@ -44,6 +53,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help=f"norm, policy_norm, a number or none (default {DEFAULT_RESCALE})",
     )
     add("--interpolation", default=DEFAULT_INTERPOLATION, help=f"norm or linear (default {DEFAULT_INTERPOLATION})")
+    add(
+        "--capture",
+        default=",".join(DEFAULT_CAPTURE) or "none",
+        help=f"what gets experts besides linear layers: {','.join(CAPTURES)}, one of them, or none "
+        f"(default {','.join(DEFAULT_CAPTURE) or 'none'})",
+    )
     add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
     add(
         "--svd-tolerance",
@@ -73,7 +88,7 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "base": arguments.base,
         "policies": read_pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
-        "experts": _preferences(arguments.expert),
+        "experts": None if arguments.expert is None else [read_expert(item) for item in arguments.expert],
         "routers": _routers(arguments),
         "r": read_number(arguments.rank, int),
         "pruning": _pruning(arguments),
@@ -81,6 +96,7 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "svd": TaskSVD(arguments.svd, arguments.svd_tolerance),
         "rescale": read_number(arguments.rescale, float),
         "interpolation": arguments.interpolation,
+        "capture": () if arguments.capture == "none" else arguments.capture.split(","),
         "seed": arguments.seed,
         "target_modules": _names(arguments.target_modules) or "all-linear",
         "exclude_modules": _names(arguments.exclude_modules),

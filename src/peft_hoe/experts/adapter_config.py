@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..config import HoEConfig
+from ..errors import ExpertError
 from ..preference import FloatArray, one_hot, parse_preference, uniform
+from ..resolution import resolve_experts
 from ..routing import corner
 from ..specs import ExpertSpec, as_spec
 from .architecture import Architecture
@@ -21,14 +24,18 @@ class Declared(Protocol):
         """Of the base."""
 
     @property
+    def objectives(self) -> list[str]:
+        """The N names."""
+
+    @property
     def policies(self) -> Mapping[str, Any]:
-        """By objective; a LoRA policy has a rank."""
+        """By objective, then those of single experts by the expert's name; a LoRA policy has a rank."""
 
 
 def adapter_config(
     inputs: Declared,
     options: BuildOptions,
-    experts: Sequence[Any] | None,
+    experts: Sequence[ExpertSpec],
     routers: Sequence[Any] | None,
     **fields: Any,
 ) -> HoEConfig:
@@ -37,7 +44,7 @@ def adapter_config(
     Args:
         inputs: base and policies.
         options: the settings.
-        experts: besides one expert for each policy; one at a corner replaces that of the policy. Default: the centroid.
+        experts: what `expert_specs` gives.
         routers: preferences or `RouterSpec`.
         fields: of `HoEConfig`, as they are.
 
@@ -45,12 +52,11 @@ def adapter_config(
         ExpertError: experts or routers that contradict each other.
         PreferenceError: a preference is not a point of the simplex.
     """
-    objectives = list(inputs.policies)
     return HoEConfig(
-        objectives=objectives,
-        experts=_expert_specs(experts, inputs, options.r),
+        objectives=inputs.objectives,
+        experts=_ranked(experts, inputs, options.r),
         routers=list(routers or []),
-        r=_rank(list(inputs.policies.values()), inputs, options.r),
+        r=_rank([inputs.policies[name] for name in inputs.objectives], inputs, options.r),
         task_type=inputs.architecture.task_type,
         inference_mode=True,
         interpolation=options.interpolation,
@@ -58,9 +64,17 @@ def adapter_config(
     )
 
 
-def _expert_specs(experts: Sequence[Any] | None, inputs: Declared, r: int | str) -> list[ExpertSpec]:
-    """One expert per policy, then the multi-objective ones, each with its rank."""
-    objectives = list(inputs.policies)
+def expert_specs(experts: Sequence[Any] | None, objectives: Sequence[str]) -> list[ExpertSpec]:
+    """One expert for each objective, then the multi-objective ones, all named; a rank may be missing.
+
+    Args:
+        experts: besides one for each objective; one at a corner replaces that. Default: the centroid.
+        objectives: the N names.
+
+    Raises:
+        ExpertError: experts that contradict each other, or one at a corner with a policy of its own.
+        PreferenceError: a preference is not a point of the simplex.
+    """
     n = len(objectives)
     if experts is None:
         experts = [uniform(n)] if n > 1 else []
@@ -71,14 +85,39 @@ def _expert_specs(experts: Sequence[Any] | None, inputs: Declared, r: int | str)
         index = corner(parse_preference(spec.preference, objectives))
         if index is None:
             others.append(spec)
+        elif spec.policy is not None:
+            raise ExpertError(
+                f"the expert of {objectives[index]!r} alone has a policy of its own, {spec.policy!r}; give that as the policy "
+                "of the objective",
+                argument="experts",
+                value=spec.policy,
+            )
         else:
             corners[index] = spec
-    for spec in (*corners, *others):
-        if spec.r is None:
-            point: FloatArray = parse_preference(spec.preference, objectives)
-            used = [policy for policy, weight in zip(inputs.policies.values(), point, strict=True) if weight > 0]
-            spec.r = _rank(used, inputs, r)
-    return [*corners, *others]
+    specs = [*corners, *others]
+    names = resolve_experts([replace(spec, policy=None) for spec in specs], objectives, 1)
+    for spec, named in zip(specs, names, strict=True):
+        spec.name = named.name
+        if spec.policy is not None and spec.name in objectives:
+            raise ExpertError(
+                f"the expert at {named.preference} has a policy of its own and the name of an objective, {spec.name!r}; name "
+                "it otherwise",
+                argument="experts",
+                value=spec.name,
+            )
+    return specs
+
+
+def _ranked(specs: Sequence[ExpertSpec], inputs: Declared, r: int | str) -> list[ExpertSpec]:
+    """The same experts with ranks, without their policies."""
+    ranked = []
+    for spec in specs:
+        point: FloatArray = parse_preference(spec.preference, inputs.objectives)
+        used = [inputs.policies[name] for name, weight in zip(inputs.objectives, point, strict=True) if weight > 0]
+        if spec.name in inputs.policies and spec.policy is not None:
+            used = [inputs.policies[str(spec.name)]]
+        ranked.append(replace(spec, r=_rank(used, inputs, r) if spec.r is None else spec.r, policy=None))
+    return ranked
 
 
 def _rank(used: Sequence[Any], inputs: Declared, r: int | str) -> int:

@@ -16,6 +16,7 @@ from .build_inputs import BuildInputs
 from .checkpoints import PEFT_PREFIX
 from .journal import from_json, to_json
 from .module_tensors import LENGTH, A, B, ModuleResult
+from .norm_deltas import norm_tensors
 from .report import REPORT_FILE
 from .task_heads import head_tensors
 from .weight_writer import WeightWriter
@@ -44,7 +45,7 @@ class AdapterWriter:
     ) -> None:
         self._output, self._config, self._dtype = output, config, dtype
         self._votes = torch.from_numpy(config.initial_router_bias()).float()
-        self._heads = head_tensors(inputs, dtype)
+        self._heads = head_tensors(inputs, dtype) | norm_tensors(inputs, config, dtype)
         targets, experts = inputs.architecture.targets, len(config.experts or [])
         parts = (A, B, _ROUTER, _BIAS, LENGTH)
         names = [f"{PEFT_PREFIX}{target.name}.{part}" for target in targets for part in parts]
@@ -69,7 +70,7 @@ class AdapterWriter:
             CheckpointError: the disk is full.
         """
         tensors = dict(result.tensors)
-        if len(self._votes):
+        if len(self._votes) and not target.apart:
             a = tensors[A]
             tensors |= {_ROUTER: a.new_zeros(len(self._votes), target.d_in), _BIAS: self._votes.to(a.dtype)}
         named = {f"{PEFT_PREFIX}{target.name}.{part}": tensor for part, tensor in tensors.items()}
@@ -90,7 +91,7 @@ class AdapterWriter:
             self._weights.go_on()
 
     def finish(self) -> None:
-        """Write the heads, and what makes the file complete.
+        """Write heads and norms, and what makes the file complete.
 
         Raises:
             CheckpointError: the disk is full.

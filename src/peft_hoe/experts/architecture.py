@@ -6,7 +6,7 @@ the adapter will meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError
 from ..tasks import AUTO_CLASSES
+from ..tuner.embedding import embedding_features
 from .parameter_names import ParameterNames
 
 _TASKS = {  # suffix of the class name: PEFT's task type
@@ -32,6 +33,7 @@ _TASKS = {  # suffix of the class name: PEFT's task type
     "Model": "FEATURE_EXTRACTION",
 }
 LINEAR, FUSED, HEAD = "linear", "fused experts", "task head"  # kinds of parameters
+CAPTURED = "captured "  # before the kind of a parameter outside linear layers that experts hold all the same
 # What PEFT's model of a task trains and saves whole beside the adapter, and expects in its file: modules whose names end so.
 _HEAD_NAMES = {
     "SEQ_CLS": ("classifier", "score"),
@@ -47,13 +49,15 @@ class LinearModule:
     Attributes:
         name: full name of the module.
         d_in, d_out: its widths.
-        transposed: whether the weight is stored (d_in, d_out), as transformers' Conv1D does.
+        transposed: whether the weight is stored (d_in, d_out), as transformers' Conv1D and embeddings do.
+        apart: whether it is an embedding or an output head, which is neither pruned nor routed.
     """
 
     name: str
     d_in: int
     d_out: int
     transposed: bool
+    apart: bool = False
 
     @property
     def weight(self) -> str:
@@ -74,7 +78,8 @@ class Architecture:
         model_type: the config's, such as "llama".
         task_type: PEFT's name of what the model does, or None where the class does not tell.
         dtype: the config's, or None.
-        targets: the weights in scope, in the model's order.
+        targets: the weights in scope, in the model's order, those apart at the end.
+        norms: `{module: names of its parameters}` of the norms that get deltas.
         heads: `{module: names of its tensors}` of the heads that PEFT saves whole with an adapter for this task.
         kinds: every parameter's kind, "linear" for those in scope.
         sizes: how many numbers every parameter has; tied ones count once.
@@ -85,10 +90,16 @@ class Architecture:
     task_type: str | None
     dtype: torch.dtype | None
     targets: list[LinearModule]
+    norms: dict[str, list[str]]
     heads: dict[str, list[str]]
     kinds: dict[str, str]
     sizes: dict[str, int]
     names: ParameterNames
+
+    @property
+    def linear(self) -> list[LinearModule]:
+        """The weights in scope of linear layers, which are pruned and compared."""
+        return [target for target in self.targets if not target.apart]
 
     def kind(self, parameter: str) -> str:
         """Kind of a parameter, or of a tensor of the file that is no parameter."""
@@ -101,6 +112,7 @@ def read_architecture(
     target_modules: str | Sequence[str] = "all-linear",
     exclude_modules: str | Sequence[str] | None = None,
     task_type: str | None = None,
+    capture: Sequence[str] = (),
 ) -> Architecture:
     """Find the weights in scope from the config in a directory; no weight is read.
 
@@ -110,6 +122,7 @@ def read_architecture(
             expression, or names, as in PEFT.
         exclude_modules: a regular expression or names to leave out.
         task_type: overrides the class that the config names.
+        capture: what else gets experts: "embeddings" (and the output head), "norms".
 
     Raises:
         CheckpointError: the config is missing or of an unknown architecture, or a target is missing or not linear.
@@ -129,14 +142,20 @@ def read_architecture(
             f"{type(model).__name__}; it has {linear[:8]}{' ...' if len(linear) > 8 else ''}"
         )
     names = ParameterNames.of(model)
+    apart = find_apart(model, {target.name for target in targets}, names.tied) if "embeddings" in capture else []
+    norms = find_norms(model) if "norms" in capture else {}
+    kinds = _kinds(model, {target.weight for target in targets}, output, heads)
+    for parameter in [*(target.weight for target in apart), *(name for each in norms.values() for name in each)]:
+        kinds[parameter] = CAPTURED + ("norms" if kinds[parameter] == "biases" else kinds[parameter])
     dtype = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None)
     return Architecture(
         model_type=model.config.model_type,
         task_type=task,
         dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-        targets=targets,
+        targets=[*targets, *apart],
+        norms=norms,
         heads=heads,
-        kinds=_kinds(model, {target.weight for target in targets}, output, heads),
+        kinds=kinds,
         sizes={name: parameter.numel() for name, parameter in model.named_parameters() if name not in names.tied},
         names=names,
     )
@@ -209,6 +228,40 @@ def _find_targets(
                 f"target module {name!r} is a {type(module).__name__}; experts live in nn.Linear and Conv1D only"
             )
     return targets
+
+
+def find_apart(model: Any, known: Iterable[str], tied: Mapping[str, str]) -> list[LinearModule]:
+    """The input embeddings and, where it has a weight of its own and is no target, the output head.
+
+    Raises:
+        CheckpointError: more than a head shares the embeddings' weight.
+        ModuleError: the embeddings do more than look rows up.
+    """
+    modules = {id(module): name for name, module in model.named_modules()}
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    name, of_head = modules[id(embeddings)], modules.get(id(head), "")
+    rows, width = embedding_features(embeddings, name)
+    sharing = {alias for pair in tied.items() if f"{name}.weight" in pair for alias in pair}
+    others = sorted(sharing - {f"{name}.weight", f"{of_head}.weight"})
+    if others:
+        raise CheckpointError(
+            f"capture names the embeddings, but {name} shares its weight with {others}, which would not follow its experts; "
+            "build without capturing embeddings"
+        )
+    found = [LinearModule(name, rows, width, transposed=True, apart=True)]
+    if isinstance(head, nn.Linear) and f"{of_head}.weight" not in {*tied, *tied.values()} and of_head not in known:
+        rows, width = head.weight.shape
+        found.append(LinearModule(of_head, width, rows, transposed=False, apart=True))
+    return found
+
+
+def find_norms(model: nn.Module) -> dict[str, list[str]]:
+    """`{module: names of its weight and bias}` of every norm with a weight of one dimension."""
+    return {
+        name: [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ and getattr(getattr(module, "weight", None), "ndim", 0) == 1
+    }
 
 
 def _kinds(model: Any, targets: set[str], output: nn.Module | None, heads: Iterable[str]) -> dict[str, str]:

@@ -25,16 +25,18 @@ class BuildInputs:
     Attributes:
         architecture: of the base.
         base: its weights; None when all policies are LoRA adapters, which need none but those of task heads.
-        policies: by objective.
-        given: `{objective: the directory or Hub id that was given}`.
+        objectives: names of the policies of one objective each.
+        policies: those by objective, then the policies of single experts by the expert's name.
+        given: `{name of a policy: the directory or Hub id that was given}`.
         base_given: the same of the base.
-        places: `{objective: its directory}`; that of the base under None.
+        places: `{name of a policy: its directory}`; that of the base under None.
         dtype: what an adapter is written in unless told otherwise: the base's, or a LoRA policy's where that is wider
             (its factors are taken exactly).
     """
 
     architecture: Architecture
     base: ModelWeights | None
+    objectives: list[str]
     policies: dict[str, ModelWeights | LoraPolicy]
     given: dict[str, str]
     base_given: str
@@ -54,8 +56,19 @@ def open_inputs(
     target_modules: str | Sequence[str],
     exclude_modules: str | Sequence[str] | None,
     loading: Loading,
+    own: Mapping[str, PathOrHubId] | None = None,
+    capture: Sequence[str] = (),
 ) -> BuildInputs:
     """Open base and policies and check that they fit.
+
+    Args:
+        base: directory or Hub id.
+        policies: by objective.
+        target_modules: as in `read_architecture`.
+        exclude_modules: likewise.
+        loading: how all is read.
+        own: policies of single experts, by the expert's name.
+        capture: as in `read_architecture`.
 
     Raises:
         ExpertError: there is no policy.
@@ -63,11 +76,13 @@ def open_inputs(
     """
     if not policies:
         raise ExpertError("policies is empty; give at least one, as {objective: directory or Hub id}")
+    objectives, policies = list(policies), {**policies, **(own or {})}
     hub: dict[str, Any] = {"allow_pickle": loading.allow_pickle, "token": loading.token}
     settings = fetch(base, weights=False, revision=loading.revision, **hub)
     architecture = read_architecture(
-        settings, target_modules=target_modules, exclude_modules=exclude_modules, task_type=loading.task_type
-    )
+        settings, target_modules=target_modules, exclude_modules=exclude_modules, task_type=loading.task_type,
+        capture=capture,
+    )  # fmt: skip
     lora = {name: is_adapter(fetch(source, weights=False, **hub)) for name, source in policies.items()}
     base_weights = None
     if not all(lora.values()) or architecture.heads:
@@ -83,6 +98,7 @@ def open_inputs(
     return BuildInputs(
         architecture=architecture,
         base=base_weights,
+        objectives=objectives,
         policies=opened,
         given={name: str(source) for name, source in policies.items()},
         base_given=str(base),

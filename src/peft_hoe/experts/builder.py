@@ -19,11 +19,13 @@ from .. import model_card
 from ..config import HoEConfig
 from ..errors import HoEWarning
 from ..output_directory import check_output, disk_errors, resumable_directory
-from .adapter_config import adapter_config
+from ..specs import check_names
+from .adapter_config import adapter_config, expert_specs
 from .adapter_files import WRITTEN
 from .build_inputs import BuildInputs, open_inputs
 from .checkpoints import PathOrHubId
 from .options import (
+    DEFAULT_CAPTURE,
     DEFAULT_INTERPOLATION,
     DEFAULT_RESCALE,
     BuildOptions,
@@ -51,6 +53,7 @@ def build_adapter(
     svd: TaskSVD | str = TaskSVD(),  # noqa: B008
     rescale: str | float | None = DEFAULT_RESCALE,
     interpolation: str = DEFAULT_INTERPOLATION,
+    capture: Sequence[str] = DEFAULT_CAPTURE,
     seed: int = 0,
     target_modules: str | Sequence[str] = "all-linear",
     exclude_modules: str | Sequence[str] | None = None,
@@ -72,7 +75,8 @@ def build_adapter(
         policies: `{objective: directory or Hub id}`, full fine-tunes or LoRA adapters.
         output_dir: where the adapter goes; it appears there when it is complete.
         experts: multi-objective experts, as preferences or `ExpertSpec`. Default: the centroid. One at a corner
-            replaces the expert of that objective, which sets its name or rank.
+            replaces the expert of that objective, which sets its name or rank. One with a `policy`, trained for its
+            preference, is made of that one as a corner is of its; the others are merges.
         routers: router experts, as preferences or `RouterSpec`. Default: none.
         default_preference: stored in the adapter.
         r: rank; "full" (or None) for all directions; "auto" for the default, and LoRA policies at their own.
@@ -81,6 +85,7 @@ def build_adapter(
         svd: `TaskSVD`, or its solver alone.
         rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`.
         interpolation: "norm" keeps the length of experts between them too, "linear" is the paper's; see `HoEConfig`.
+        capture: what gets experts besides linear layers: "embeddings" (low rank, with the output head), "norms" (deltas).
         seed: of the randomised solver; a build is deterministic.
         target_modules: "all-linear", names or a regular expression, as in PEFT.
         exclude_modules: names or a regular expression.
@@ -105,17 +110,20 @@ def build_adapter(
     ['cheerful', 'vivid']
     """
     options = BuildOptions.checked(
-        r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, seed=seed, dtype=dtype,
-        num_processes=num_processes,
+        r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, capture=capture,
+        seed=seed, dtype=dtype, num_processes=num_processes,
     )  # fmt: skip
     output = Path(output_dir)
     check_output(output, overwrite, names=WRITTEN)
+    specs = expert_specs(experts, check_names(list(policies), "objective") if policies else [])
+    own = {str(spec.name): spec.policy for spec in specs if spec.policy is not None}
     inputs = open_inputs(
-        base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading
-    )
+        base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading, own=own,
+        capture=options.capture,
+    )  # fmt: skip
     check_output(output, overwrite, inputs.directories)
     config = adapter_config(
-        inputs, options, experts, routers, base_model_name_or_path=str(base), revision=loading.revision,
+        inputs, options, specs, routers, base_model_name_or_path=str(base), revision=loading.revision,
         default_preference=default_preference,
     )  # fmt: skip
     with resumable_directory(output, work_key(inputs, options, config)) as place:
@@ -132,6 +140,13 @@ def build_adapter(
     return report
 
 
+def _shown(spec: dict[str, Any], inputs: BuildInputs) -> dict[str, Any]:
+    """An expert in the report; with the policy that is its own, if it has one."""
+    own = {} if spec["name"] in inputs.objectives else {"policy": inputs.given.get(spec["name"])}
+    shown = {key: spec[key] for key in ("name", "preference", "r")}
+    return {**shown, **{key: value for key, value in own.items() if value is not None}}
+
+
 def _report(
     output: Path,
     inputs: BuildInputs,
@@ -144,7 +159,7 @@ def _report(
         base=str(config.base_model_name_or_path),
         output_dir=str(output),
         options={**options.to_dict(), "dtype": str(options.dtype or inputs.dtype).removeprefix("torch.")},
-        experts=[{key: spec[key] for key in ("name", "preference", "r")} for spec in experts],
+        experts=[_shown(spec, inputs) for spec in experts],
         routers=[{key: spec[key] for key in ("name", "preference", "votes_for")} for spec in routers],
         policies=built.statistics.reports,
         pairs=built.statistics.pairs,
@@ -153,7 +168,7 @@ def _report(
         notes=built.notes,
     )
     report.notes += _notes_on_output_embeddings(report)
-    n = len(inputs.policies)
+    n = len(inputs.objectives)
     if not routers and n > 1:
         point = [0.75, 0.25] + [0.0] * (n - 2)
         written = ",".join(f"{weight:g}" for weight in point)

@@ -56,9 +56,8 @@ class ModuleBuilder:
         self, inputs: BuildInputs, options: BuildOptions, config: HoEConfig, thresholds: Mapping[str, float]
     ) -> None:
         self.inputs, self.options, self.thresholds = inputs, options, thresholds
-        self._experts = [
-            _Expert(spec.name, spec.r, _shares(list(inputs.policies), spec.preference)) for spec in config.experts or []
-        ]
+        specs = zip(config.experts or [], expert_shares(inputs, config), strict=True)
+        self._experts = [_Expert(spec.name, spec.r, shares) for spec, shares in specs]
         self._memory = Memory()
         self._entries: dict[str, list[int]] = {}  # policy: entries dropped, entries seen
         dense = {name for expert in self._experts if not self._by_factors(expert) for name in expert.shares}
@@ -76,7 +75,7 @@ class ModuleBuilder:
             if self._by_factors(expert):
                 factor, row = self._of_factors(expert, target)
             elif expert.policy is not None:
-                factor, row = self._pruned(expert, expert.policy, vectors)
+                factor, row = self._pruned(expert, expert.policy, target, vectors)
             else:
                 factor, row = self._merged(expert, target, vectors)
             factors.append(factor)
@@ -113,15 +112,18 @@ class ModuleBuilder:
         read = policy.factors(target.name) if isinstance(policy, LoraPolicy) else None
         return read or (torch.zeros(target.d_out, 0), torch.zeros(0, target.d_in))
 
-    def _pruned(self, expert: _Expert, policy: str, vectors: TaskVectors) -> tuple[LowRank, ModuleReport]:
-        """The expert of a full fine-tune: task-SVD."""
+    def _pruned(
+        self, expert: _Expert, policy: str, target: LinearModule, vectors: TaskVectors
+    ) -> tuple[LowRank, ModuleReport]:
+        """The expert of a full fine-tune: task-SVD. What is apart is not pruned: few of its rows change at all."""
         delta, pruning = vectors.deltas[policy], self.options.pruning
-        threshold = self.thresholds.get(policy, 0.0)
-        if pruning.share > 0 and pruning.scope == "module":
+        threshold = 0.0 if target.apart else self.thresholds.get(policy, 0.0)
+        if pruning.share > 0 and pruning.scope == "module" and not target.apart:
             threshold = magnitude_threshold(delta, pruning.share)
         pruned = drop_below(delta, threshold, out=self._memory.take("pruned", *delta.shape))
         kept = count_nonzero(pruned) if threshold > 0 else delta.numel()  # what stays is at least the threshold
-        self._entries[policy] = [delta.numel() - kept, delta.numel()]
+        if not target.apart:
+            self._entries[policy] = [delta.numel() - kept, delta.numel()]
         factor = self._truncated(pruned, expert.rank)
         norm = vectors.norms[policy]
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), kept / delta.numel(), norm)
@@ -147,6 +149,15 @@ class ModuleBuilder:
 def _seed(seed: int, module: str, policy: str) -> int:
     """A seed of its own for each module and policy, the same in whatever order and company they are built."""
     return int.from_bytes(hashlib.sha256(f"{seed} {module} {policy}".encode()).digest()[:8], "little") >> 1
+
+
+def expert_shares(inputs: BuildInputs, config: HoEConfig) -> list[dict[str, float]]:
+    """For each expert the weights above 0 of the policies that it is made of: its own alone, or those of its preference."""
+    own = set(inputs.policies) - set(inputs.objectives)
+    return [
+        {spec.name: 1.0} if spec.name in own else _shares(inputs.objectives, spec.preference)
+        for spec in config.experts or []
+    ]
 
 
 def _shares(names: list[str], preference: list[float]) -> dict[str, float]:

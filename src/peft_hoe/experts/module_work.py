@@ -55,7 +55,7 @@ class ModuleWork:
             self._builder = ModuleBuilder(self._inputs, self._options, self._config, thresholds)
         builder, target = self._builder, self._inputs.architecture.targets[index]
         vectors = self._read(index, builder.needed if self._measured else None)
-        comparison = None if self._measured else compare(vectors)
+        comparison = None if self._measured or target.apart else compare(vectors)
         factors, rows = builder.build(target, vectors)
         ranks = [factor.rank for factor in factors]
         tensors = {}

@@ -21,6 +21,8 @@ from .svd import SOLVERS, TOLERANCE
 DEFAULT_RANK = 16
 DEFAULT_RESCALE = "norm"
 DEFAULT_INTERPOLATION = "norm"
+DEFAULT_CAPTURE: tuple[str, ...] = ()
+CAPTURES = ("embeddings", "norms")
 PRUNE_SCOPES = ("global", "module")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -158,6 +160,7 @@ class BuildOptions:
         svd: how task vectors are truncated.
         rescale: "norm", "policy_norm", a number or None.
         interpolation: "norm" or "linear".
+        capture: what gets experts besides linear layers, of `CAPTURES`.
         seed: of everything random.
         dtype: what is written, or None for the base's.
         num_processes: how many share the work, which decides no number.
@@ -169,6 +172,7 @@ class BuildOptions:
     svd: TaskSVD
     rescale: str | float | None
     interpolation: str
+    capture: tuple[str, ...]
     seed: int
     dtype: torch.dtype | None
     num_processes: int = 1
@@ -183,6 +187,7 @@ class BuildOptions:
         svd: Any,
         rescale: Any,
         interpolation: str,
+        capture: Any,
         seed: int,
         dtype: Any,
         num_processes: Any = 1,
@@ -200,6 +205,7 @@ class BuildOptions:
             svd=TaskSVD.of(svd),
             rescale=check_rescale(rescale),
             interpolation=interpolation,
+            capture=_check_capture(capture),
             seed=seed,
             dtype=_check_dtype(dtype),
             num_processes=_check_processes(num_processes),
@@ -230,6 +236,13 @@ def _check_processes(count: Any) -> int:
             argument="num_processes", value=count, allowed="at least 1",
         )  # fmt: skip
     return count
+
+
+def _check_capture(capture: Any) -> tuple[str, ...]:
+    names = (capture,) if isinstance(capture, str) else tuple(capture or ())
+    for name in names:
+        check_choice("capture", name, CAPTURES, ExpertError)
+    return tuple(name for name in CAPTURES if name in names)
 
 
 def _check_dtype(dtype: Any) -> torch.dtype | None:

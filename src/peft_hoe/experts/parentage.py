@@ -74,7 +74,7 @@ def _last(path: str) -> str:
 
 def _lengths(name: str, base: ModelWeights, policy: ModelWeights, inputs: BuildInputs) -> list[str]:
     before = change = rounding = 0.0
-    for target in inputs.architecture.targets:
+    for target in inputs.architecture.linear:
         for one, other in sampled_rows(base, policy, target):
             start = one.double()
             before += float(start.square().sum())

@@ -18,13 +18,14 @@ from torch import Tensor
 from ..config import HoEConfig
 from ..errors import ExpertError
 from ..files import ADAPTER_CONFIG, read_json
-from .adapter_config import adapter_config
+from ..specs import check_names
+from .adapter_config import adapter_config, expert_specs
 from .agreement import compare
 from .architecture import Architecture, LinearModule, read_architecture
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
 from .merging import METHODS, merge
-from .options import BuildOptions, Loading
+from .options import DEFAULT_CAPTURE, BuildOptions, Loading
 from .pruning import ThresholdSearch, drop_below
 from .svd import truncated_svd
 from .task_vectors import TaskVectors
@@ -44,7 +45,7 @@ class BuildPlan:
     2
 
     Attributes:
-        modules: how many linear layers are in scope.
+        modules: how many linear layers, and embeddings and heads that are captured, are in scope.
         weights: how many weights they have.
         experts: names, preferences and ranks.
         adapter_bytes: size of the adapter.
@@ -104,6 +105,7 @@ class _Declared:
     """The part of `BuildInputs` that a configuration is made from."""
 
     architecture: Architecture
+    objectives: list[str]
     policies: dict[str, Any]
 
 
@@ -128,7 +130,7 @@ def plan_build(
         target_modules: see there.
         exclude_modules: see there.
         loading: see there.
-        settings: r, pruning, merging, svd, rescale, interpolation, seed, dtype, num_processes.
+        settings: r, pruning, merging, svd, rescale, interpolation, capture, seed, dtype, num_processes.
 
     Raises:
         CheckpointError, ExpertError, PreferenceError: as `build_adapter`, as far as it can be known.
@@ -143,19 +145,22 @@ def plan_build(
         raise ExpertError("policies is empty; give at least one, as {objective: directory or Hub id}")
     options = BuildOptions.checked(**{**_DEFAULTS, **settings})
     hub: dict[str, Any] = {"allow_pickle": loading.allow_pickle, "token": loading.token}
-    places = {name: fetch(source, weights=False, **hub) for name, source in policies.items()}
+    specs = expert_specs(experts, check_names(list(policies), "objective"))
+    sources = {**policies, **{str(spec.name): spec.policy for spec in specs if spec.policy is not None}}
+    places = {name: fetch(source, weights=False, **hub) for name, source in sources.items()}
     architecture = read_architecture(
         fetch(base, weights=False, revision=loading.revision, **hub),
         target_modules=target_modules, exclude_modules=exclude_modules, task_type=loading.task_type,
+        capture=options.capture,
     )  # fmt: skip
-    declared = _Declared(architecture, {name: _declared(place) for name, place in places.items()})
-    config = adapter_config(declared, options, experts, routers)
-    return _plan(declared, options, config, [base, *(policies[name] for name in declared.policies)])
+    declared = _Declared(architecture, list(policies), {name: _declared(place) for name, place in places.items()})
+    config = adapter_config(declared, options, specs, routers)
+    return _plan(declared, options, config, [base, *(sources[name] for name in declared.policies)])
 
 
 _DEFAULTS: dict[str, Any] = {
     "r": "auto", "pruning": 0.4, "merging": "ties", "svd": "randomized", "rescale": "norm", "interpolation": "norm",
-    "seed": 0, "dtype": None,
+    "capture": DEFAULT_CAPTURE, "seed": 0, "dtype": None,
 }  # fmt: skip
 
 
@@ -180,7 +185,7 @@ def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: 
         experts=[
             {"name": spec.name, "preference": list(spec.preference), "r": spec.r} for spec in config.experts or []
         ],
-        adapter_bytes=_adapter_bytes(targets, config, options.dtype or dtype),
+        adapter_bytes=_adapter_bytes(declared.architecture, config, options.dtype or dtype),
         passes=passes,
         read_bytes=models * (everything + (passes - 1) * weights * dtype.itemsize),
         fetch_bytes=sum(everything for source in whole if not Path(source).is_dir()),
@@ -190,12 +195,13 @@ def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: 
     )
 
 
-def _adapter_bytes(targets: Sequence[LinearModule], config: HoEConfig, dtype: torch.dtype) -> int:
+def _adapter_bytes(architecture: Architecture, config: HoEConfig, dtype: torch.dtype) -> int:
     slots = sum(len(members) for members in config.votes())
-    total = 0
-    for target in targets:
+    norms = [name for names in architecture.norms.values() for name in names]
+    total = len(config.experts or []) * sum(architecture.sizes[name] for name in norms)
+    for target in architecture.targets:
         rank = sum(min(spec.r, target.d_in, target.d_out) for spec in config.experts or [])
-        total += rank * (target.d_in + target.d_out) + slots * (target.d_in + 1)
+        total += rank * (target.d_in + target.d_out) + (0 if target.apart else slots) * (target.d_in + 1)
     return total * dtype.itemsize
 
 
@@ -231,7 +237,8 @@ def _times(
         search = ThresholdSearch(options.pruning.share, first[0])
         parts["thresholds"] = len(full) * entries * _timed(lambda: search.count(first))
         parts["pruning"] = len(full) * entries * _timed(lambda: drop_below(first, 0.5))
-    merged = [spec for spec in config.experts or [] if sum(weight > 0 for weight in spec.preference) > 1]
+    own = set(policies) - set(config.objectives or [])
+    merged = [spec for spec in config.experts or [] if sum(w > 0 for w in spec.preference) > 1 and spec.name not in own]
     if merged and len(full) > 1 and not METHODS[options.merging.method].sums:
         raw, weights = list(deltas.values()), [1 / len(deltas)] * len(deltas)
         once = _timed(lambda: merge(raw, weights, options.merging.method, options.merging.options))

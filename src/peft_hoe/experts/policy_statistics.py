@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .agreement import Agreement
-from .architecture import FUSED, HEAD
+from .architecture import CAPTURED, FUSED, HEAD
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
@@ -134,7 +134,7 @@ def _sample(inputs: BuildInputs, policy: ModelWeights) -> torch.Tensor:
     return torch.cat(
         [
             (after.float() - before.float()).reshape(-1)
-            for target in inputs.architecture.targets
+            for target in inputs.architecture.linear
             for before, after in sampled_rows(inputs.base, policy, target)
         ]
     )
@@ -177,10 +177,12 @@ def _policy_report(name: str, inputs: BuildInputs, in_scope: float, heads_captur
     change = change_out_of_scope(inputs.base, policy, inputs.architecture)
     in_heads = change.squared.pop(HEAD, 0.0) if heads_captured else 0.0
     total = in_scope + in_heads + sum(change.squared.values())
+    shares = {kind: squared / total if total else 0.0 for kind, squared in sorted(change.squared.items())}
     return PolicyReport(
         source=inputs.given[name],
         kind="full",
         in_scope_norm=in_scope**0.5,
-        not_captured={kind: squared / total if total else 0.0 for kind, squared in sorted(change.squared.items())},
+        captured={kind.removeprefix(CAPTURED): share for kind, share in shares.items() if kind.startswith(CAPTURED)},
+        not_captured={kind: share for kind, share in shares.items() if not kind.startswith(CAPTURED)},
         notes=change.notes,
     )

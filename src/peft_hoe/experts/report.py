@@ -24,6 +24,8 @@ class PolicyReport:
         source: as given.
         kind: "full" or "lora".
         in_scope_norm: norm of its task vector over all weights in scope.
+        captured: `{kind: share of the squared norm of the whole change}` outside linear layers that `capture` named, which
+            experts hold: embeddings and heads up to their rank, norms as they are.
         not_captured: `{kind: share of the squared norm of the whole change}` of what experts cannot hold: norms,
             biases, embeddings, lm_head, fused experts, linear layers not targeted.
         prune_threshold: entries below it were dropped; None with a threshold per module, or without pruning.
@@ -34,6 +36,7 @@ class PolicyReport:
     source: str
     kind: str
     in_scope_norm: float = 0.0
+    captured: dict[str, float] = field(default_factory=dict)
     not_captured: dict[str, float] = field(default_factory=dict)
     prune_threshold: float | None = None
     dropped: float = 0.0
@@ -75,7 +78,7 @@ class BuildReport:
         options: the settings, defaults filled in.
         experts: name, preference and rank of every expert, in the adapter's order.
         routers: name and preference of every router.
-        policies: by objective.
+        policies: by objective, then those of single experts by the expert's name.
         pairs: cosine and sign agreement of every pair of policies' task vectors.
         modules: `{module: {expert: ModuleReport}}` of every module that a policy changed.
         sources: ids, commits, licences and hashes of the base and the policies.
@@ -146,6 +149,9 @@ class BuildReport:
             first, second = pair["policies"]
             lines.append(f"{first} x {second}: cosine {pair['cosine']:.3f}, signs agree {pair['sign_agreement']:.1%}")
         for name, policy in self.policies.items():
+            if policy.captured:
+                shares = ", ".join(f"{kind} {share:.1%}" for kind, share in policy.captured.items())
+                lines.append(f"captured of {name} besides linear layers (share of the squared change): {shares}")
             if policy.not_captured:
                 shares = ", ".join(f"{kind} {share:.1%}" for kind, share in policy.not_captured.items())
                 lines.append(f"not captured of {name} (share of the squared change): {shares}")

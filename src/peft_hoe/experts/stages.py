@@ -49,7 +49,7 @@ def work_key(inputs: BuildInputs, options: BuildOptions, config: HoEConfig) -> s
         if path.suffix in (".json", ".safetensors", ".bin")
     )
     what = {
-        "options": options.to_dict(), "config": config.to_dict(), "files": files,
+        "given": inputs.given, "options": options.to_dict(), "config": config.to_dict(), "files": files,
         "targets": [asdict(target) for target in inputs.architecture.targets],
         "versions": [metadata.version("peft-hoe"), torch.__version__],
     }  # fmt: skip
@@ -81,6 +81,7 @@ class Build:
         self._files, self._output = place.files, output
         self._journal = Journal(place.state)
         self._targets = inputs.architecture.targets
+        self._linear = len(inputs.architecture.linear)  # how many of them are measured, the first ones
 
     def run(self) -> Built:
         """Write all tensors of the adapter; fills in the config's targets and ranks.
@@ -93,7 +94,7 @@ class Build:
         work = ModuleWork(self._inputs, self._options, self._config, measurement.goes_first)
         with Processes(work, self._options.num_processes) as processes:
             if measurement.goes_first:
-                self._bar.reset(total=2 * len(self._targets))
+                self._bar.reset(total=self._linear + len(self._targets))
                 self._measure(measurement, processes)
             else:
                 self._bar.reset(total=len(self._targets))
@@ -105,16 +106,16 @@ class Build:
             measurement.end_pass()
             self._save(measurement)
         else:
-            self._bar.update(len(self._targets))
+            self._bar.update(self._linear)
         if measurement.again:
-            self._bar.reset(total=3 * len(self._targets))
-            self._bar.update(len(self._targets))
+            self._bar.reset(total=2 * self._linear + len(self._targets))
+            self._bar.update(self._linear)
             self._pass(measurement, processes, "count_inside")
 
     def _pass(self, measurement: PolicyMeasurement, processes: Processes, method: str) -> None:
         """Show all modules that were not yet seen to the measurement."""
         self._bar.update(measurement.counted)
-        left = range(measurement.counted, len(self._targets))
+        left = range(measurement.counted, self._linear)
         chunks = [left[i : i + _CHUNK] for i in range(0, len(left), _CHUNK)]
         tasks = ((list(chunk), measurement.empty_searches()) for chunk in chunks)
         for chunk, found in zip(chunks, processes.map(method, tasks), strict=True):
@@ -141,13 +142,16 @@ class Build:
                 with disk_errors(self._output):
                     self._journal.add({**record, "written": written})
                 self._bar.update()
-            if not made.adapted:
+            apart = {target.name for target in self._targets if target.apart}
+            linear = [name for name in made.adapted if name not in apart]
+            if not linear:
                 raise CheckpointError(
                     f"policies {list(self._inputs.policies)} equal the base in every weight in scope; nothing can be built"
                 )
             writer.finish()
         self._config.modules_to_save = sorted(self._inputs.architecture.heads) or None
-        self._config.target_modules = set(made.adapted)
+        self._config.target_modules = set(linear)
+        self._config.target_embeddings = [name for name in made.adapted if name in apart] or None
         statistics = measurement.finish(made.dropped())
         return Built(statistics, made.modules, [*statistics.notes, *made.notes])
 

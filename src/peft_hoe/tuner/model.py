@@ -364,7 +364,9 @@ def _warn_of_another_base(model: nn.Module, adapter_name: str, config: HoEConfig
         return
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HoELinear)}
     weights: dict[str, Any] = {
-        name: layer.get_base_layer().weight for name, layer in layers.items() if adapter_name in layer.hoe_A
+        name: layer.get_base_layer().weight
+        for name, layer in layers.items()
+        if adapter_name in layer.hoe_A and not layer.votes_statically  # the record is of target_modules
     }
     found = differing(config.base_sample, weights)
     if found:
