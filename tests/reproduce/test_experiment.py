@@ -257,6 +257,8 @@ def test_the_command_says_that_it_can_go_on(saved, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("trainer", ["grpo", "distill"])
 def test_other_trainers(saved, toys, tmp_path, trainer):
+    if trainer == "grpo":
+        pytest.importorskip("trl")
     plan = Plan.of(**settings(saved, tmp_path, trainer=trainer, rewards=toys.REWARDS))
     reproduce(plan, progress=False)
     before, after = tensors(tmp_path / "adapter", toys), tensors(tmp_path / "trained", toys)
