@@ -31,7 +31,7 @@ FLOORS = [
     {"commands"},
     {"reproduce", "demo"},
     {"serving"},
-    {"recipes", "policies"},
+    {"recipes", "policies", "person"},
     {"evaluation"},
     {"training"},
     {"objectives"},
@@ -43,7 +43,8 @@ FLOORS = [
     {"growth"},
     {"config"},
     {"resolution", "contents"},
-    {"routing", "specs", "model_card"},
+    {"routing", "specs", "model_card", "calibration"},
+    {"triangulation"},
     GROUND,
 ]
 

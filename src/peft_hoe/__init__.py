@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .evaluation import sweep as sweep
     from .generation import Decoding
     from .objectives import ObjectiveWeights, RewardNormalizer, payoff_table
+    from .person import PreferenceEstimate
     from .policies import train_policy
     from .serving import export_lora
     from .training import (
@@ -90,6 +91,7 @@ else:
         "HoERouterConfig": "training",
         "HoERouterTrainer": "training",
         "ObjectiveWeights": "objectives",
+        "PreferenceEstimate": "person",
         "RewardNormalizer": "objectives",
         "Sweep": "evaluation",
         "demo": "demo",
@@ -137,6 +139,7 @@ __all__ = [
     "MetricError",
     "ObjectiveWeights",
     "PreferenceError",
+    "PreferenceEstimate",
     "Pruning",
     "RewardError",
     "RewardNormalizer",

@@ -20,6 +20,7 @@ _COMMANDS = {
     "recipes": "The paper's tasks: datasets, rewards and models by name.",
     "sweep": "Measure an adapter at many preferences: front, metrics, plots and a report.",
     "reproduce": "A whole experiment, resumable: build, train routers, sweep, baselines, report.",
+    "calibrate": "A dial whose equal steps are equal steps along the front.",
     "export": "A preference as an ordinary LoRA or dense checkpoint, for any engine.",
     "serve": "An OpenAI server with a preference in every request.",
     "vllm": "The command line of a vLLM server with a preference in the model's name.",

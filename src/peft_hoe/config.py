@@ -13,6 +13,7 @@ from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from .base_sample import checked_sample
+from .calibration import Calibration, made_for
 from .contents import check_contents
 from .errors import ExpertError, HoEWarning, check_choice
 from .files import read_header
@@ -77,6 +78,7 @@ class HoEConfig(Assigned, PeftConfig):
         router_temperature: T of the routers' softmax; not trained.
         interpolation: "linear" averages the experts (paper eq. 12); "norm" gives each module's average the mean length of what
             it averages (`tuner/lengths.py`).
+        calibration: the map of a calibrated dial, as `evaluation.calibrate` makes it; see `set_preference(λ, calibrated=True)`.
         fingerprint: leave empty. `to_dict` and so adapter_config.json fill it: which experts and routers, in which order, the
             saved tensors hold, since their shapes do not tell.
         base_sample: leave empty. `build_adapter` fills it: a few of the base's weights, by which another base is noticed when
@@ -93,7 +95,7 @@ class HoEConfig(Assigned, PeftConfig):
     (['helpful', 'harmless', 'centroid'], ['harmless', 'centroid'])
     """
 
-    followed = frozenset({"default_preference"})
+    followed = frozenset({"default_preference", "calibration"})
     free = frozenset(PeftConfig.__dataclass_fields__) | {"modules_to_save"}  # PEFT's to write, also later
 
     objectives: list[str] | None = None
@@ -114,6 +116,7 @@ class HoEConfig(Assigned, PeftConfig):
     train_experts: bool = False
     router_temperature: float = 1.0
     interpolation: str = "linear"
+    calibration: dict[str, Any] | None = None
     fingerprint: str | None = None
     base_sample: dict[str, Any] | None = None
 
@@ -141,6 +144,8 @@ class HoEConfig(Assigned, PeftConfig):
             )
         if name == "default_preference" and value is not None and self.user is not None:
             value = FixedList(parse_preference(value, self.objectives or []).tolist())
+        if name == "calibration" and value is not None and self.user is not None:
+            value = Calibration.of(value, len(self.objectives or [])).to_dict()
         super().__setattr__(name, value)
 
     def renew(self) -> None:
@@ -226,6 +231,8 @@ class HoEConfig(Assigned, PeftConfig):
         routers = resolve_routers(self.routers, self.objectives, experts)
         self.experts, self.routers = experts, routers
         self.rank_pattern = resolve_ranks(self.rank_pattern, experts)
+        if self.calibration is not None:
+            self.calibration = Calibration.of(self.calibration, len(self.objectives)).to_dict()
         if self.default_preference is not None:
             self.default_preference = parse_preference(self.default_preference, self.objectives).tolist()
 
@@ -307,6 +314,10 @@ class HoEConfig(Assigned, PeftConfig):
         votes = [static[row, members] for row, members in enumerate(self.votes())]
         flat = np.concatenate(votes) if votes else np.zeros(0)
         return np.asarray(self.router_temperature * np.log(np.maximum(flat, 1e-3)))
+
+    def calibrates(self) -> dict[str, Any]:
+        """What a calibration that is made now holds for: these experts and routers, and those routers' marks."""
+        return made_for(self._fingerprint(), {spec.name: spec.trained for spec in self.routers or []})
 
     def preference_router(self) -> PreferenceRouter:
         """The geometry that turns a preference into weights over experts and routers."""

@@ -80,6 +80,23 @@ def test_utility_spread_and_sparsity():
     assert metrics.spread([[1, 2]]) == metrics.sparsity([[1, 2]]) == 0
 
 
+def test_gaps():
+    line = [[0, 1], [0.2, 0.8], [1, 0]]
+    rewards = [[0, 0], [3, 4], [3, 14]]  # gaps of 5 and 10
+    assert metrics.gap_variation(rewards, line) == pytest.approx(1 / 3, abs=1e-12)
+    assert metrics.gap_ratio(rewards, line) == 2
+    assert metrics.gap_ratio([[0, 0], [0, 0], [3, 14]], line) == np.inf
+    assert metrics.mean_inner_product(rewards, line) == pytest.approx((0 + 3.8 + 3) / 3, abs=1e-12)
+    corners = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert metrics.gap_variation(corners, corners) == pytest.approx(0, abs=1e-12)  # a triangle of equal sides
+    with pytest.raises(MetricError, match="there is no gap"):
+        metrics.gap_variation([[1, 1]] * 3, line)
+    with pytest.raises(MetricError, match="at least two objectives"):
+        metrics.gap_ratio([[1], [2]], [[1], [1]])
+    with pytest.raises(MetricError, match="2 rows of rewards, but 3 preferences"):
+        metrics.mean_inner_product(rewards[:2], line)
+
+
 def test_lists_arrays_and_tensors_are_the_same_and_unchanged():
     array = np.asarray(FRONT)
     tensor = torch.tensor(FRONT, dtype=torch.float64, requires_grad=True)

@@ -1,5 +1,7 @@
 """Evaluation of whole fronts: preference sweeps, their metrics, comparisons, plots and reports, and pairwise judges."""
 
+from .front.calibrate import CalibrationReport, calibrate
+from .front.front import Front, Solution, UnreachableError
 from .judging.url_judge import URLJudge
 from .judging.win_rates import WinRates, win_rates
 from .methods.hoe import Generate, HoEMethod
@@ -7,4 +9,18 @@ from .sweeps.result import REFERENCE_POINT
 from .sweeps.run import sweep
 from .sweeps.sweep import Sweep
 
-__all__ = ["REFERENCE_POINT", "Generate", "HoEMethod", "Sweep", "URLJudge", "WinRates", "sweep", "win_rates"]
+__all__ = [
+    "REFERENCE_POINT",
+    "CalibrationReport",
+    "Front",
+    "Generate",
+    "HoEMethod",
+    "Solution",
+    "Sweep",
+    "URLJudge",
+    "UnreachableError",
+    "WinRates",
+    "calibrate",
+    "sweep",
+    "win_rates",
+]

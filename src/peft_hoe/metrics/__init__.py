@@ -13,6 +13,7 @@ from .comparison import Comparison, compare_fronts
 from .dominance import coverage, dominates, front_dominates, non_dominated_mask, union_shares
 from .indicators import epsilon, expected_utility, igd_plus, sparsity, spread
 from .modules import load, path
+from .spacing import gap_ratio, gap_variation, mean_inner_product
 from .steerability import Steerability, control_regret, order_violations, spearman, steerability
 from .validation import REFERENCE_POINT
 from .volume import HypervolumeRecord, hypervolume, hypervolume_record, relative_hypervolume
@@ -32,10 +33,13 @@ __all__ = [
     "epsilon",
     "expected_utility",
     "front_dominates",
+    "gap_ratio",
+    "gap_variation",
     "hypervolume",
     "hypervolume_record",
     "igd_plus",
     "load",
+    "mean_inner_product",
     "non_dominated_mask",
     "order_violations",
     "path",

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..calibration import Calibration
 from ..config import HoEConfig
-from ..errors import HoEWarning
+from ..errors import HoEWarning, PreferenceError
 from ..preference import FloatArray, parse_preference, uniform
 from ..routing import HULL, Route
 from ..specs import checked_flag
@@ -147,6 +148,32 @@ class Adapter:
     def route(self, preference: FloatArray, routers: str = "keep") -> Route:
         """The route of a preference `(N,)`, with `routers` one of `ROUTERS`."""
         return self._router.route(preference, coarse=routers == "drop")
+
+    def calibrated(self, positions: FloatArray) -> FloatArray:
+        """What positions of the calibrated dial lead to, `(N,)` or `(B, N)`.
+
+        Raises:
+            PreferenceError: there is no calibration, or it was made for other experts or routers.
+        """
+        if self.config.calibration is None:
+            raise PreferenceError(
+                f"adapter {self.name!r} has no calibration; make one with peft_hoe.evaluation.calibrate(model, sweep), or "
+                "leave calibrated=True out",
+                argument="calibrated",
+                value=True,
+            )
+        calibration = Calibration.of(self.config.calibration, len(self.objectives))
+        now = self.config.calibrates()
+        if calibration.made_for != now:
+            raise PreferenceError(
+                f"the calibration of adapter {self.name!r} was made for other experts or routers ({calibration.made_for}) than "
+                f"it has now ({now}); sweep and calibrate again, or leave calibrated=True out",
+                argument="calibrated",
+                value=calibration.made_for,
+                allowed=now,
+            )
+        found = np.stack([calibration.preference(row) for row in np.atleast_2d(positions)])
+        return found if positions.ndim == 2 else found[0]
 
     def plan(self, preference: FloatArray, routers: str = "keep") -> AdapterPlan:
         """The plan of a preference `(N,)`, or of one preference per row `(B, N)`, with `routers` one of `ROUTERS`."""

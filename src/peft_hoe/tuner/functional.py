@@ -46,7 +46,7 @@ def get_preference(model: nn.Module) -> Mapping[str, float]:
     return MappingProxyType(dict(zip(adapter_of(model).objectives, steering.current(None).tolist(), strict=True)))
 
 
-def set_preference(model: nn.Module, preference: Any) -> None:
+def set_preference(model: nn.Module, preference: Any, *, calibrated: bool = False) -> None:
     """`HoEModel.set_preference` for any model that carries HoE layers.
 
     >>> import peft_hoe
@@ -55,11 +55,11 @@ def set_preference(model: nn.Module, preference: Any) -> None:
     >>> dict(model.preference)
     {'cheerful': 0.75, 'vivid': 0.25}
     """
-    Steering.of(model).set_preference(preference)
+    Steering.of(model).set_preference(preference, calibrated=calibrated)
 
 
 def use_preference(
-    model: nn.Module, preference: Any = None, *, routers: str | None = None
+    model: nn.Module, preference: Any = None, *, routers: str | None = None, calibrated: bool = False
 ) -> contextlib.AbstractContextManager[None]:
     """`HoEModel.use_preference` for any model that carries HoE layers.
 
@@ -69,7 +69,7 @@ def use_preference(
     ...     dict(model.preference)
     {'cheerful': 1.0, 'vivid': 0.0}
     """
-    return Steering.of(model).use_preference(preference, routers=routers)
+    return Steering.of(model).use_preference(preference, routers=routers, calibrated=calibrated)
 
 
 def route(model: nn.Module, preference: Any = None, adapter_name: str | None = None) -> Route:

@@ -193,7 +193,7 @@ class HoEModel(Growing, BaseTuner):
         """What a call without `preference=` uses here and now, `{objective: weight}`, read-only (first active adapter)."""
         return functional.get_preference(self.model)
 
-    def set_preference(self, preference: Any) -> None:
+    def set_preference(self, preference: Any, *, calibrated: bool = False) -> None:
         """Make `preference` the default of this model.
 
         It is used by every later call that brings none of its own and is not inside a `use_preference` block, in all threads,
@@ -201,14 +201,17 @@ class HoEModel(Growing, BaseTuner):
 
         Args:
             preference: N numbers, a tensor, `{objective: weight}`, or `{adapter: preference}` for several HoE adapters.
+            calibrated: read it as a position of the calibrated dial (`evaluation.calibrate`), whose equal steps are equal steps
+                along the front; the preference that it leads to becomes the default.
 
         Raises:
-            PreferenceError: not a point of the simplex, or unknown names; the old preference stays.
+            PreferenceError: not a point of the simplex, or unknown names, or there is no calibration of these experts and
+                routers; the old preference stays.
         """
-        self.steering.set_preference(preference)
+        self.steering.set_preference(preference, calibrated=calibrated)
 
     def use_preference(
-        self, preference: Any = None, *, routers: str | None = None
+        self, preference: Any = None, *, routers: str | None = None, calibrated: bool = False
     ) -> contextlib.AbstractContextManager[None]:
         """A block in which `preference` is in effect, for this thread or asyncio task only.
 
@@ -219,12 +222,13 @@ class HoEModel(Growing, BaseTuner):
             routers: "keep": trained routers vote by the input, as always. "static": all routers vote as they did before they
                 were trained. "drop": no router votes, which is the interpolation of the LoRA experts alone. Calls, `route`
                 and merging inside go by it, and an inner block that says nothing about it.
+            calibrated: as in `set_preference`.
 
         Raises:
             PreferenceError: not a point of the simplex, or unknown names.
             HoEError: `routers` is none of these.
         """
-        return self.steering.use_preference(preference, routers=routers)
+        return self.steering.use_preference(preference, routers=routers, calibrated=calibrated)
 
     def route(self, preference: Any = None, adapter_name: str | None = None) -> Route:
         """Which experts and routers a preference (default: the current one) leads to; no forward is run."""

@@ -125,13 +125,22 @@ class Steering:
         """Plan the defaults anew. Done whenever one changes, so that a compiled forward finds them ready."""
         self.default = Plan({name: adapter.plan(adapter.default) for name, adapter in self.adapters.items()}, None)
 
-    def set_preference(self, value: Any) -> None:
+    def set_preference(self, value: Any, *, calibrated: bool = False) -> None:
         """Make a preference the default of the active adapters, or of those that `{adapter: preference}` names."""
-        parsed = self._by_adapter(value, rows=False)
+        parsed = self.calibrated(value) if calibrated else self._by_adapter(value, rows=False)
         for name, preference in parsed.items():
             self.adapters[name].plan(preference)
         for name, preference in parsed.items():
             self.adapters[name].config.default_preference = preference.tolist()
+
+    def calibrated(self, value: Any) -> dict[str, FloatArray]:
+        """The preference of each adapter that a value, read as positions of their calibrated dials, leads to.
+
+        Raises:
+            PreferenceError: it is no preference, or an adapter has no calibration that fits.
+        """
+        read = self._by_adapter(value, rows=True)
+        return {name: self.adapters[name].calibrated(position) for name, position in read.items()}
 
     def route(self, value: Any, adapter: str | None) -> Route:
         """The route of a preference, or of the current one, in an adapter (default: the first active one)."""
@@ -239,13 +248,15 @@ class Steering:
         return _Block(self, outer.preferences | brought, outer.routers if routers is None else routers)
 
     @contextlib.contextmanager
-    def use_preference(self, value: Any = None, *, routers: str | None = None) -> Iterator[None]:
+    def use_preference(
+        self, value: Any = None, *, routers: str | None = None, calibrated: bool = False
+    ) -> Iterator[None]:
         """Use a preference, and say what routers do (`ROUTERS`), in this thread or task until the block ends."""
         if value is None and routers is None:
             raise PreferenceError(
                 "use_preference was given nothing to use; pass a preference, or routers=", value=value
             )
-        block = self._within_block(value, routers)
+        block = self._within_block(self.calibrated(value) if calibrated else value, routers)
         _BLOCKS.set((*_BLOCKS.get(), block))
         self.plan_for()  # errors belong to the entry of the block
         with _COUNTING:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ...tuner.functional import adapter_of
 
 _EDGE = 1 << 16  # bytes of a file's start and end that are read
 
@@ -26,6 +29,14 @@ def weights_digest(model: Any) -> str:
             step = 1 if "hoe_" in name else max(1, tensor.numel() // 256)
             some = tensor.detach().flatten()[::step].contiguous().cpu()
             digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: Any, adapter: str) -> str:
+    """Of a model with HoE layers: changes with the adapter's tensors, preferences and `trained` marks, and with the base."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(adapter_of(model, adapter).describe()).encode())
+    digest.update(weights_digest(model).encode())
     return digest.hexdigest()
 
 

@@ -21,8 +21,6 @@ Shapes: K rows, P prompt positions, N objectives.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -35,7 +33,7 @@ from ...generation.settings import evaluating
 from ...preference import FloatArray
 from ...tuner.adapter import ROUTERS
 from ...tuner.functional import adapter_of
-from .fingerprints import weights_digest
+from .fingerprints import model_fingerprint
 
 
 class Generate(Protocol):
@@ -103,10 +101,11 @@ class HoEMethod:
 
     def fingerprint(self) -> str:
         """Changes with the adapter's tensors, preferences and `trained` marks, and with the base."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps(adapter_of(self.model, self.adapter).describe()).encode())
-        digest.update(weights_digest(self.model).encode())
-        return digest.hexdigest()
+        return model_fingerprint(self.model, self.adapter)
+
+    def calibrates(self) -> dict[str, Any]:
+        """Which experts and trained routers a calibration of the dial by this method's sweep holds for."""
+        return adapter_of(self.model, self.adapter).config.calibrates()
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from ... import metrics
-from ...errors import HoEError, HoEWarning
+from ...errors import HoEError, HoEWarning, PreferenceError
 from ...metrics import HypervolumeRecord, Interval, Replicates
 from ...preference import FloatArray
+from ...triangulation import triangulate
 from ..sweeps.result import REFERENCE_POINT, SweepResult
 
 CONFIDENCE = 0.95  # share of the replicates in which "A dominates B" must hold to be said
@@ -109,9 +110,9 @@ class SweepComparison:
 
 
 def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> SweepMetrics:
-    """Hypervolume, expected utility, control regret, spread, sparsity, and for each objective Spearman and order violations.
+    """Hypervolume, utilities, control regret, spread, sparsity, gaps, and for each objective Spearman and order violations.
 
-    Steerability needs two preferences at least; with one it is left out.
+    Steerability and gaps need two preferences at least, and gaps two objectives; without them they are left out.
 
     Raises:
         HoEError: rewards without a scale and the project's reference point, which is for normalised ones.
@@ -130,6 +131,7 @@ def _measure(sweep: SweepResult, level: float, replicates: int, seed: int) -> Sw
         labels = [f"{what} {name}" for what in ("Spearman", "order violations") for name in sweep.objectives]
         labels = ["expected utility", "control regret", *labels]
         values |= {label: _part(parts, i) for i, label in enumerate(labels)}
+        values |= _spacing(drawn, wanted, level)
     values["spread"] = drawn.interval(metrics.spread, level=level)
     values["sparsity"] = drawn.interval(metrics.sparsity, level=level)
     front = metrics.hypervolume_record(drawn.estimates[sweep.name], reference_point=reference)
@@ -213,6 +215,24 @@ def _steerability(points: FloatArray, preferences: FloatArray) -> FloatArray:
     return np.asarray(
         [found.expected_utility, found.control_regret, *found.spearman, *found.order_violations], dtype=np.float64
     )
+
+
+def _spacing(drawn: Replicates, preferences: FloatArray, level: float) -> dict[str, Interval]:
+    """What users get on average, and how evenly the dial goes through the front."""
+    found = {"mean inner product": drawn.interval(lambda a: metrics.mean_inner_product(a, preferences), level=level)}
+    try:
+        triangulate(preferences)
+    except PreferenceError:  # one objective, or preferences that span too little
+        return found
+
+    def variation(points: FloatArray) -> float:
+        return metrics.gap_variation(points, preferences) if np.ptp(points, axis=0).any() else np.nan
+
+    def ratio(points: FloatArray) -> float:
+        return metrics.gap_ratio(points, preferences) if np.ptp(points, axis=0).any() else np.nan
+
+    variations, ratios = (drawn.interval(statistic, level=level) for statistic in (variation, ratio))
+    return {**found, "CV of gaps": variations, "gap ratio": ratios}
 
 
 def _igd_plus_to_union(front: FloatArray, other: FloatArray) -> float:

@@ -118,7 +118,7 @@ def sweep(
         completions=[completions], normalizer=normalizer, payoff_source=source, reference_point=reference_point,
         runs=[{
             "fingerprint": run.fingerprint, "decoding": run.decoding, "settings": run.settings, "drawing": run.drawing,
-            "seed": seed, "versions": installed_versions(),
+            "seed": seed, "versions": installed_versions(), "calibrates": method.calibrates() if generate is None else None,
         }],
     )  # fmt: skip
     if directory is not None:

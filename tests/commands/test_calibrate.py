@@ -1,0 +1,50 @@
+"""The command `peft-hoe calibrate`."""
+
+import json
+
+import pytest
+from peft import PeftModel
+
+from peft_hoe import Decoding, cli, demo, sweep
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model, tokenizer = demo.load_demo_adapter(), demo.load_tokenizer()
+    model.save_pretrained(tmp_path / "adapter")
+    found = sweep(
+        model, tokenizer, demo.load_prompts()[:8], demo.REWARDS, [[1, 0], [0.7, 0.3], [0.3, 0.7], [0, 1]],
+        decoding=Decoding(16), progress=False,
+    )  # fmt: skip
+    found.save(tmp_path / "sweep")
+    return tmp_path
+
+
+def test_it_writes_the_map_into_the_adapter(saved, capsys):
+    weights = (saved / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert cli.main(["calibrate", str(saved / "adapter"), "--sweep", str(saved / "sweep"), "--replicates", "50"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("dial -> preference\n0, 1 -> 0, 1\n")
+    assert "CV of the gaps: " in printed
+    config = json.loads((saved / "adapter" / "adapter_config.json").read_text())
+    assert len(config["calibration"]["positions"]) == 4
+    assert (saved / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+    assert sorted(path.name for path in (saved / "adapter").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    model = PeftModel.from_pretrained(demo.load_base(), saved / "adapter")
+    model.set_preference([0.5, 0.5], calibrated=True)
+
+
+def test_a_sweep_of_another_adapter_changes_nothing(saved, capsys):
+    other = demo.load_demo_adapter(routers=[[0.75, 0.25]])
+    other.save_pretrained(saved / "other")
+    before = (saved / "other" / "adapter_config.json").read_text()
+    assert cli.main(["calibrate", str(saved / "other"), "--sweep", str(saved / "sweep")]) == 2
+    assert "its experts or trained routers are not these" in capsys.readouterr().err
+    assert (saved / "other" / "adapter_config.json").read_text() == before
+
+
+def test_no_adapter(saved, capsys):
+    assert cli.main(["calibrate", str(saved / "sweep"), "--sweep", str(saved / "sweep")]) == 2
+    assert "holds no adapter_config.json" in capsys.readouterr().err
