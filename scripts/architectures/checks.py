@@ -35,7 +35,8 @@ def adapted(architecture: Architecture) -> PeftModel:
     torch.manual_seed(0)
     base = architecture.make().double().eval()
     config = HoEConfig(
-        objectives=["a", "b"], routers=[[0.25, 0.75]], r=4, target_modules=architecture.targets, task_type=architecture.task,
+        objectives=["a", "b"], routers=[[0.25, 0.75]], r=4, target_modules=architecture.targets,
+        exclude_modules=architecture.excluded, task_type=architecture.task,
         interpolation="norm",
     )  # fmt: skip
     model = get_peft_model(base, config).double().eval()

@@ -40,6 +40,7 @@ class Architecture:
         task: PEFT's task type.
         generates: whether greedy generation is checked.
         targets: modules that get an adapter.
+        excluded: modules among them that get none.
     """
 
     make: Callable[[], nn.Module]
@@ -47,6 +48,7 @@ class Architecture:
     task: str | None = "CAUSAL_LM"
     generates: bool = True
     targets: Any = "all-linear"
+    excluded: Any = None
 
 
 def _tokens() -> dict[str, torch.Tensor]:
@@ -202,6 +204,17 @@ _MAMBA = _causal("Mamba", state_size=4, time_step_rank=4)
 _MAMBA2 = _causal("Mamba2", state_size=4, expand=2, num_heads=8, head_dim=8, n_groups=1, chunk_size=4)
 _ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+_GEMMA3N = Architecture(
+    lambda: t.Gemma3nForCausalLM(
+        _settings(
+            t.Gemma3nTextConfig, num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2,
+            num_kv_shared_layers=2, vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8,
+            laurel_rank=4, activation_sparsity_pattern=None, intermediate_size=[48] * 4, altup_num_inputs=2,
+        )
+    ),
+    _tokens,
+)  # fmt: skip
+
 ARCHITECTURES: dict[str, Architecture] = {
     "Llama": _causal("Llama"),
     "Qwen2": _causal("Qwen2"),
@@ -209,16 +222,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Mistral": _causal("Mistral"),
     "Gemma2": _causal("Gemma2"),
     "Gemma3": Architecture(lambda: t.Gemma3ForCausalLM(_settings(t.Gemma3TextConfig)), _tokens),
-    "Gemma3n": Architecture(
-        lambda: t.Gemma3nForCausalLM(
-            _settings(
-                t.Gemma3nTextConfig, num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2,
-                num_kv_shared_layers=2, vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8,
-                laurel_rank=4, activation_sparsity_pattern=None, intermediate_size=[48] * 4, altup_num_inputs=2,
-            )
-        ),
-        _tokens,
-    ),
+    "Gemma3n": replace(_GEMMA3N, excluded=["correction_coefs"]),
+    "Gemma3n, all-linear": _GEMMA3N,
     "GPT-2": Architecture(lambda: t.GPT2LMHeadModel(t.GPT2Config(**_GPT2)), _tokens),
     "GPT-NeoX": _causal("GPTNeoX"),
     "OPT": _opt(),

@@ -149,3 +149,38 @@ def test_fused_experts_that_are_left_out_are_told(targets, left):
     config = HoEConfig(objectives=["a", "b"], r=2, target_modules=targets, task_type="CAUSAL_LM")
     with pytest.warns(HoEWarning, match=f"{left} tensors that hold all experts .* are left out"):
         get_peft_model(base, config)
+
+
+class Clamps(nn.Module):
+    """Keeps its weight small while it trains, as Gemma3n does."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        if self.training:
+            self.proj.weight.data.clamp_(-0.1, 0.1)
+        return self.proj(x)
+
+
+def test_a_weight_that_is_clamped_in_place_is_not_read(randomise):
+    # It was refused, as if the adapter did nothing there; the base changes, and the adapter acts as before.
+    torch.manual_seed(0)
+    model = adapted(Clamps(), randomise, "proj")
+    x = torch.randn(3, 8).double()
+    weight = model.base_model.model.proj.weight.detach().clone()
+    assert float(weight.abs().max()) > 0.1
+    with torch.no_grad():
+        experts = model(x, preference=[0.3, 0.7]) - x @ weight.T
+        trained = model.train()(x, preference=[0.3, 0.7])
+        torch.testing.assert_close(trained, x @ weight.clamp(-0.1, 0.1).T + experts)
+    torch.testing.assert_close(model.base_model.model.proj.weight.detach(), weight.clamp(-0.1, 0.1), rtol=0, atol=0)
+
+
+def test_what_data_gives_is_guarded_too(randomise):
+    model = adapted(nn.Sequential(Clamps()), randomise, "proj").train()
+    layer = model.base_model.model[0].proj
+    layer.base_layer.register_forward_pre_hook(lambda *unused: layer.weight.data.sum())
+    with pytest.raises(ModuleError, match="the weight of 0.proj past"):
+        model(torch.randn(3, 8).double(), preference=[0.3, 0.7])

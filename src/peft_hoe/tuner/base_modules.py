@@ -2,7 +2,8 @@
 
 An adapter acts through its module's forward. Some models read a module's weight past it (Mamba's `dt_proj`, the fast paths of
 nn.TransformerEncoderLayer): an adapter there would do nothing until it is merged, in silence. While a model runs, such a weight
-is therefore handed out as a `GuardedWeight`, which says what it is like but refuses to be computed with.
+is therefore handed out as a `GuardedWeight`, which says what it is like but refuses to be computed with. A model may clamp its
+weight in place (Gemma3n does while it trains): that changes the base, and the adapter still acts through the module's forward.
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ class GuardedWeight(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _LOOKS:
                 return func(*args, **(kwargs or {}))
+            if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+                return cls.of(args[0], args[0]._module)
+            if func in _CHANGES:
+                func(*args, **(kwargs or {}))
+                return args[0]
         module = next((item._module for item in _flat((*args, *(kwargs or {}).values())) if isinstance(item, cls)), "")
         raise ModuleError(
             f"the model computes with the weight of {module} past the module's forward, so the adapter there would do nothing; "
@@ -99,6 +105,7 @@ def _flat(items: Sequence[Any]) -> list[Any]:
     return [part for item in items for part in (_flat(item) if isinstance(item, (list, tuple)) else [item])]
 
 
+_CHANGES = {torch.Tensor.clamp_, torch.Tensor.clamp_min_, torch.Tensor.clamp_max_, torch.Tensor.clip_}
 _LOOKS = {
     *(
         getattr(torch.Tensor, name).__get__
