@@ -16,7 +16,7 @@ from .base_sample import checked_sample
 from .calibration import Calibration, made_for
 from .contents import check_contents
 from .errors import ExpertError, HoEWarning, check_choice
-from .files import read_header
+from .files import read_header, read_hub_header
 from .model_card import complete
 from .patterns import matches
 from .peft_type import peft_type
@@ -343,13 +343,21 @@ class HoEConfig(Assigned, PeftConfig):
         """Read a configuration; see PEFT.
 
         Raises:
-            CheckpointError: the weights beside it, where they are local, are not a readable safetensors file, or not this
-            configuration's.
+            CheckpointError: the weights beside it are not a readable safetensors file, or not this configuration's. Of weights
+                on the Hub only the header is fetched.
         """
-        config: HoEConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder=subfolder, **kwargs)
-        weights = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
-        if os.path.isfile(weights) and config.objectives is not None:
+        place = str(pretrained_model_name_or_path)
+        config: HoEConfig = super().from_pretrained(place, subfolder=subfolder, **kwargs)
+        if config.objectives is None:
+            return config
+        weights = os.path.join(place, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
+        if os.path.isfile(weights):
             check_contents(config, read_header(weights), weights)
+        elif not os.path.isdir(place):
+            name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
+            header = read_hub_header(place, name, **cls._split_kwargs(kwargs)[0])
+            if header is not None:
+                check_contents(config, header, f"{place}/{name}")
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

@@ -52,3 +52,41 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
             f"{os.fspath(path)} is truncated or not a safetensors file ({error}); save or download the adapter again",
             path=path,
         ) from error
+
+
+def read_hub_header(
+    repository: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    **unused: Any,
+) -> dict[str, TensorInfo] | None:
+    """As `read_header`, of a file on the Hub that need not be here yet: of its bytes only the header is fetched.
+
+    Args:
+        repository: its id.
+        filename: the path in it.
+        revision: branch, tag or commit.
+        token: of the Hub.
+        cache_dir: where files of the Hub are kept.
+        unused: other arguments of `hf_hub_download`.
+
+    Returns:
+        None where it cannot be read, since it is not there, or the Hub cannot be reached; whoever loads the file will say so.
+
+    Raises:
+        CheckpointError: it is kept here, and no safetensors file.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError
+
+    kept = try_to_load_from_cache(repository, filename, cache_dir=cache_dir, revision=revision)
+    if isinstance(kept, str):
+        return read_header(kept)
+    try:
+        found = HfApi(token=token).parse_safetensors_file_metadata(repository, filename, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, SafetensorsParsingError, OSError):
+        return None
+    return {key: TensorInfo(tensor.dtype, tuple(tensor.shape)) for key, tensor in found.tensors.items()}

@@ -108,6 +108,33 @@ def run(hub, tmp_path):
     return program
 
 
+LIE = """
+import json, time
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+import peft_hoe
+config = json.load(open("out/adapter_config.json"))
+for expert in config["experts"]:
+    expert["r"] = 400
+json.dump(config | {"fingerprint": None}, open("out/adapter_config.json", "w"))
+base = AutoModelForCausalLM.from_pretrained("us/base")
+names = [name for name, _ in base.named_modules()]
+try:
+    PeftModel.from_pretrained(base, "us/adapter")
+except peft_hoe.CheckpointError as error:
+    print(error.path, error.tensor.rpartition(".")[0].rpartition(".")[2], "along axis 0" in str(error))
+print(names == [name for name, _ in base.named_modules()])
+"""
+
+
+def test_a_configuration_that_contradicts_the_header_is_refused_before_the_file_is_here(run, tmp_path):
+    """Nothing of it is made or downloaded, but for the first bytes."""
+    assert run(BUILD + LIE).splitlines()[1:] == ["us/adapter/adapter_model.safetensors hoe_A True", "True"]
+    kept = [path.name for path in (tmp_path / "cache").rglob("*us--adapter*/**/*") if path.is_file()]
+    assert "adapter_config.json" in kept
+    assert "adapter_model.safetensors" not in kept
+
+
 def test_policies_and_adapters_by_id(run, tmp_path):
     assert run(BUILD + LOAD).splitlines() == ["us/base 7", "{'kind': 0.5, 'brief': 0.5} True"]
     written = json.loads((Path(tmp_path) / "out" / "adapter_config.json").read_text())

@@ -182,5 +182,5 @@ def test_what_data_gives_is_guarded_too(randomise):
     model = adapted(nn.Sequential(Clamps()), randomise, "proj").train()
     layer = model.base_model.model[0].proj
     layer.base_layer.register_forward_pre_hook(lambda *unused: layer.weight.data.sum())
-    with pytest.raises(ModuleError, match="the weight of 0.proj past"):
+    with pytest.raises(ModuleError, match=r"the weight of 0\.proj past"):
         model(torch.randn(3, 8).double(), preference=[0.3, 0.7])
