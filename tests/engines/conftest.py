@@ -40,25 +40,31 @@ def prompts(shared_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def adapter(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(build: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two policies as experts and their merge, which keep their length between them; nothing votes by the input."""
-    return _build(models, tmp_path_factory.mktemp("engines") / "adapter")
+    return build(tmp_path_factory.mktemp("engines") / "adapter")
 
 
 @pytest.fixture(scope="session")
-def model(models: Path, adapter: Path) -> Any:
-    return load(models, adapter)
+def model(load: Callable[[Path], Any], adapter: Path) -> Any:
+    return load(adapter)
 
 
 @pytest.fixture(scope="session")
-def trained(models: Path, shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    models: Path,
+    shared_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    build: Callable[..., Path],
+    load: Callable[[Path], Any],
+) -> Path:
     """The same with two routers that were trained (by distillation), and vote otherwise than before."""
     from transformers import AutoTokenizer
 
     from peft_hoe import HoEDistillationConfig, train_routers
 
     folder = tmp_path_factory.mktemp("trained")
-    policy = load(models, _build(models, folder / "untrained", routers=[[0.25, 0.75], [0.75, 0.25]]))
+    policy = load(build(folder / "untrained", routers=[[0.25, 0.75], [0.75, 0.25]]))
     texts = json.loads((shared_dir / "data" / "stories" / "prompts.json").read_text())["train"][:64]
     arguments = HoEDistillationConfig(
         output_dir=str(folder / "run"),
@@ -78,25 +84,37 @@ def trained(models: Path, shared_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def trained_model(models: Path, trained: Path) -> Any:
-    return load(models, trained)
+def trained_model(load: Callable[[Path], Any], trained: Path) -> Any:
+    return load(trained)
 
 
-def _build(models: Path, output: Path, **options: Any) -> Path:
-    import peft_hoe
+@pytest.fixture(scope="session")
+def build(models: Path) -> Callable[..., Path]:
+    """Makes adapters of the policies, with options of `build_adapter`."""
 
-    policies = {name: models / name for name in OBJECTIVES}
-    peft_hoe.build_adapter(models / "base", policies, output, pruning=None, progress=False, **options)
-    return output
+    def make(output: Path, **options: Any) -> Path:
+        import peft_hoe
+
+        policies = {name: models / name for name in OBJECTIVES}
+        peft_hoe.build_adapter(models / "base", policies, output, pruning=None, progress=False, **options)
+        return output
+
+    return make
 
 
-def load(models: Path, adapter: Path) -> Any:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+@pytest.fixture(scope="session")
+def load(models: Path) -> Callable[[Path], Any]:
+    """Loads the base with an adapter."""
 
-    base = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
-    base.generation_config.max_length = None  # tests say how many tokens are new
-    return PeftModel.from_pretrained(base, adapter).eval()
+    def make(adapter: Path) -> Any:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
+        base.generation_config.max_length = None  # tests say how many tokens are new
+        return PeftModel.from_pretrained(base, adapter).eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")
