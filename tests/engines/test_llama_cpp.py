@@ -1,4 +1,4 @@
-"""llama.cpp itself, with a key-value cache in float32: experts mixed by scales write our text, in the library and its server."""
+"""llama.cpp itself, with a key-value cache in float32: experts mixed by scales write our text, also from its server."""
 
 from __future__ import annotations
 
