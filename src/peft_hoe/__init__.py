@@ -23,7 +23,7 @@ from .errors import (  # noqa: E402
     RowsError,
     StaticMergeError,
 )
-from .experts import BuildReport, Loading, Merging, Pruning, TaskSVD, build_adapter  # noqa: E402
+from .experts import BuildReport, Loading, Merging, Pruning, Ranks, TaskSVD, build_adapter  # noqa: E402
 from .preference import das_dennis, parse_preference, preference_grid  # noqa: E402
 from .registration import register  # noqa: E402
 from .routing import Route  # noqa: E402
@@ -141,6 +141,7 @@ __all__ = [
     "PreferenceError",
     "PreferenceEstimate",
     "Pruning",
+    "Ranks",
     "RewardError",
     "RewardNormalizer",
     "Route",

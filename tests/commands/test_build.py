@@ -45,7 +45,8 @@ def test_options_reach_the_builder(models, capsys):
     assert main(arguments(models, *options.split())) == 0
     report = json.loads((models / "out" / "build_report.json").read_text())
     assert report["options"] == {
-        "r": 3, "pruning": {"share": 0.0, "scope": "module"}, "merging": {"method": "ties", "options": {"density": 0.5}},
+        "r": {"rank": 3, "energy": None, "maximum": 128, "modules": {}},
+        "pruning": {"share": 0.0, "scope": "module"}, "merging": {"method": "ties", "options": {"density": 0.5}},
         "svd": {"solver": "exact", "tolerance": 0.001}, "rescale": 1.5, "interpolation": "linear", "capture": ["norms"],
         "seed": 7,
         "dtype": "bfloat16",

@@ -110,7 +110,7 @@ def test_layout_of_the_adapter(llama, policies, tmp_path, tiny):
     # The router votes for brief and the centroid, half and half.
     torch.testing.assert_close(tensors[f"{stem}.hoe_router.bias"].softmax(0), torch.tensor([0.5, 0.5]))
     report = json.loads((tmp_path / "out" / "build_report.json").read_text())
-    assert report["options"]["r"] == 3
+    assert report["options"]["r"]["rank"] == 3
     assert "set_preference" in (tmp_path / "out" / "README.md").read_text()
 
 

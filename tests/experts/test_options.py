@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_hoe import ExpertError, Merging, Pruning, TaskSVD
+from peft_hoe import ExpertError, Merging, Pruning, Ranks, TaskSVD
 from peft_hoe.experts.options import BuildOptions
 
 
@@ -19,7 +19,8 @@ def options(**changes):
 
 def test_defaults_are_those_that_were_measured():
     assert options().to_dict() == {
-        "r": "auto", "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
+        "r": {"rank": "auto", "energy": None, "maximum": 128, "modules": {}},
+        "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
         "svd": {"solver": "randomized", "tolerance": 1e-4}, "rescale": "norm", "interpolation": "norm", "capture": (),
         "seed": 0, "dtype": None,
     }  # fmt: skip
@@ -30,7 +31,7 @@ def test_short_forms_are_the_groups():
     assert short.pruning == Pruning(0.6, "global")
     assert short.merging == Merging("pcb", {"density": 0.2})
     assert short.svd == TaskSVD("exact")
-    assert (short.r, short.rescale, short.dtype) == ("full", None, torch.bfloat16)
+    assert (short.r, short.rescale, short.dtype) == (Ranks("full"), None, torch.bfloat16)
     assert options(pruning=None).pruning == options(pruning="none").pruning == Pruning(0.0)
 
 

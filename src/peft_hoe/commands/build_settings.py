@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..experts import Loading, Merging, Pruning, TaskSVD
+from ..experts import Loading, Merging, Pruning, Ranks, TaskSVD
 from ..experts.merging import METHODS
 from ..experts.options import (
     CAPTURES,
@@ -42,7 +42,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
     add("--router-kind", default=KINDS[0], help=f"of the routers: {' or '.join(KINDS)} (default {KINDS[0]})")
-    add("--rank", default="auto", help=f"a number, full, or auto: {DEFAULT_RANK}, and LoRA policies at their own")
+    add(
+        "--rank",
+        default="auto",
+        help=f"a number; a share of the energy, such as 0.95; full; or auto: {DEFAULT_RANK}, and LoRA policies at their own",
+    )
+    add(
+        "--max-rank",
+        type=int,
+        default=Ranks.maximum,
+        metavar="N",
+        help=f"with a share of the energy: at most so many (default {Ranks.maximum})",
+    )
+    add(
+        "--module-rank", action="append", metavar="MODULE=N", help="the rank in modules of a name or regular expression"
+    )
     add("--prune", default=str(Pruning.share), help=f"share of entries to drop, or none (default {Pruning.share})")
     add("--prune-scope", default="global", help=f"one of {', '.join(PRUNE_SCOPES)} (default global)")
     add("--merge", default="ties", help=f"one of {', '.join(METHODS)} (default ties)")
@@ -90,7 +104,7 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "policies": read_pairs(arguments.policy, "--policy", "OBJECTIVE=PATH"),
         "experts": None if arguments.expert is None else [read_expert(item) for item in arguments.expert],
         "routers": _routers(arguments),
-        "r": read_number(arguments.rank, int),
+        "r": _ranks(arguments),
         "pruning": _pruning(arguments),
         "merging": Merging(arguments.merge, _merge_options(arguments.merge_option)),
         "svd": TaskSVD(arguments.svd, arguments.svd_tolerance),
@@ -104,6 +118,16 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "num_processes": arguments.num_processes,
     }
+
+
+def _ranks(arguments: argparse.Namespace) -> Ranks:
+    pairs = read_pairs(arguments.module_rank, "--module-rank", "MODULE=N")
+    modules = {name: read_number(value, int) for name, value in pairs.items()}
+    rank = read_number(arguments.rank, int)
+    share = read_number(rank, float) if isinstance(rank, str) else rank
+    if isinstance(share, float):
+        return Ranks(energy=share, maximum=arguments.max_rank, modules=modules)
+    return Ranks(rank, maximum=arguments.max_rank, modules=modules)
 
 
 def _pruning(arguments: argparse.Namespace) -> Pruning:

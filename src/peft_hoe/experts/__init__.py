@@ -1,8 +1,18 @@
 """Policies become experts."""
 
 from .builder import build_adapter
-from .options import Loading, Merging, Pruning, TaskSVD
+from .options import Loading, Merging, Pruning, Ranks, TaskSVD
 from .plan import BuildPlan, plan_build
 from .report import BuildReport
 
-__all__ = ["BuildPlan", "BuildReport", "Loading", "Merging", "Pruning", "TaskSVD", "build_adapter", "plan_build"]
+__all__ = [
+    "BuildPlan",
+    "BuildReport",
+    "Loading",
+    "Merging",
+    "Pruning",
+    "Ranks",
+    "TaskSVD",
+    "build_adapter",
+    "plan_build",
+]

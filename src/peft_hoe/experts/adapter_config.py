@@ -54,9 +54,9 @@ def adapter_config(
     """
     return HoEConfig(
         objectives=inputs.objectives,
-        experts=_ranked(experts, inputs, options.r),
+        experts=_ranked(experts, inputs, options.r.rank),
         routers=list(routers or []),
-        r=_rank([inputs.policies[name] for name in inputs.objectives], inputs, options.r),
+        r=_rank([inputs.policies[name] for name in inputs.objectives], inputs, options.r.rank),
         task_type=inputs.architecture.task_type,
         inference_mode=True,
         interpolation=options.interpolation,

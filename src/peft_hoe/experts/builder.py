@@ -32,6 +32,7 @@ from .options import (
     Loading,
     Merging,
     Pruning,
+    Ranks,
     TaskSVD,
 )
 from .report import REPORT_FILE, BuildReport, warn_about_pruning
@@ -47,7 +48,7 @@ def build_adapter(
     experts: Sequence[Any] | None = None,
     routers: Sequence[Any] | None = None,
     default_preference: Any = None,
-    r: int | str | None = "auto",
+    r: Ranks | int | float | str | None = "auto",
     pruning: Pruning | float | str | None = Pruning(),  # noqa: B008  frozen
     merging: Merging | str = Merging(),  # noqa: B008
     svd: TaskSVD | str = TaskSVD(),  # noqa: B008
@@ -79,7 +80,8 @@ def build_adapter(
             preference, is made of that one as a corner is of its; the others are merges.
         routers: router experts, as preferences or `RouterSpec`. Default: none.
         default_preference: stored in the adapter.
-        r: rank; "full" (or None) for all directions; "auto" for the default, and LoRA policies at their own.
+        r: `Ranks`, or a rank alone; a share such as 0.95 keeps as many directions as hold that share of the energy, at most
+            128; "full" (or None) keeps all; "auto" is the default, and LoRA policies at their own.
         pruning: `Pruning`, or its share alone; None for none.
         merging: `Merging`, or its method alone.
         svd: `TaskSVD`, or its solver alone.

@@ -98,7 +98,8 @@ class ModuleBuilder:
         total = sum(expert.shares.values())
         b = torch.cat([factors[0] * (expert.shares[name] / total) for name, factors in read.items()], dim=1)
         a = torch.cat([factors[1] for factors in read.values()])
-        factor = reduce_factors(b, a, expert.rank) if len(a) > expert.rank else keep_factors(b, a)
+        rank = self._rank(expert, target)
+        factor = reduce_factors(b, a, rank) if len(a) > rank else keep_factors(b, a)
         norm = math.hypot(factor.norm, factor.residual)
         scale = 1.0
         if expert.policy is None:
@@ -124,7 +125,7 @@ class ModuleBuilder:
         kept = count_nonzero(pruned) if threshold > 0 else delta.numel()  # what stays is at least the threshold
         if not target.apart:
             self._entries[policy] = [delta.numel() - kept, delta.numel()]
-        factor = self._truncated(pruned, expert.rank)
+        factor = self._truncated(pruned, self._rank(expert, target))
         norm = vectors.norms[policy]
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), kept / delta.numel(), norm)
 
@@ -133,12 +134,22 @@ class ModuleBuilder:
         raw, weights = [vectors.deltas[name] for name in expert.shares], list(expert.shares.values())
         seeds = [_seed(self.options.seed, target.name, name) for name in expert.shares]
         delta = merge(raw, weights, self.options.merging.method, self.options.merging.options, seeds)
-        factor, norm = self._truncated(delta, expert.rank), frobenius_norm(delta)
+        factor, norm = self._truncated(delta, self._rank(expert, target)), frobenius_norm(delta)
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), 1.0, norm)
 
     def _truncated(self, delta: Tensor, rank: int) -> LowRank:
         svd = self.options.svd
-        return truncated_svd(delta, rank, solver=svd.solver, tolerance=svd.tolerance, seed=self.options.seed)
+        return truncated_svd(
+            delta,
+            rank,
+            share=self.options.r.energy,
+            solver=svd.solver,
+            tolerance=svd.tolerance,
+            seed=self.options.seed,
+        )
+
+    def _rank(self, expert: _Expert, target: LinearModule) -> int:
+        return self.options.r.in_module(target.name, expert.rank)
 
     def _scale(self, expert: _Expert, factor: LowRank, norm: float, norms: Mapping[str, float]) -> float:
         """The factor that gives an expert its length back; `norms` are those of the policies' task vectors."""
@@ -174,6 +185,7 @@ def _with_report(factor: LowRank, scale: float, kept: float, norm: float) -> tup
         rank=factor.rank,
         kept=kept,
         energy=factor.energy,
+        half_energy=factor.half_energy,
         residual=factor.residual,
         tau_norm=norm,
         norm=scaled.norm,

@@ -14,6 +14,7 @@ import torch
 
 from ..config import INTERPOLATIONS
 from ..errors import ExpertError, check_choice
+from ..patterns import matches
 from .merging import check_merge
 from .rescale import check_rescale
 from .svd import SOLVERS, TOLERANCE
@@ -129,6 +130,62 @@ class TaskSVD:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """How many directions experts keep.
+
+    >>> Ranks(energy=0.95, maximum=64, modules={"down_proj": 128})
+    Ranks(rank=64, energy=0.95, maximum=64, modules={'down_proj': 128})
+
+    Args:
+        rank: of an expert that states none: a number; "full" (or None) for all directions; "auto" for the default, and LoRA
+            policies at their own. With `energy` it is `maximum`.
+        energy: keep, in each module, the fewest directions that hold this share of the squared norm of the (pruned or merged)
+            task vector; above 0 and below 1. It holds for what is decomposed: LoRA policies are taken as they are.
+        maximum: but at most so many. Used with `energy` only.
+        modules: `{module: rank}`, names or regular expressions as in `HoEConfig.rank_pattern`; beats all other ranks there.
+
+    Raises:
+        ExpertError: names the value and what is allowed.
+    """
+
+    rank: Any = "auto"
+    energy: float | None = None
+    maximum: int = 128
+    modules: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_whole("maximum", self.maximum)
+        for name, chosen in self.modules.items():
+            _check_whole(f"the rank of modules {name!r}", chosen)
+        rank: Any = "full" if self.rank is None else self.rank
+        if rank not in ("full", "auto") and not _is_whole(rank):
+            allowed = "a whole number of at least 1, a share of the energy below 1, 'full' (or None) and 'auto'"
+            raise ExpertError(f"r is {rank!r}; allowed are {allowed}", argument="r", value=rank, allowed=allowed)
+        if self.energy is not None and not 0 < self.energy < 1:
+            raise ExpertError(
+                f"the share of the energy to keep is {self.energy!r}; it must be above 0 and below 1, such as 0.95",
+                argument="energy", value=self.energy, allowed="above 0 and below 1",
+            )  # fmt: skip
+        object.__setattr__(self, "rank", rank if self.energy is None else self.maximum)
+        object.__setattr__(self, "modules", dict(self.modules))
+
+    @classmethod
+    def of(cls, given: Any) -> Ranks:
+        """From its short forms: a whole number, "full", None or "auto" is the rank, a share below 1 the energy."""
+        if isinstance(given, cls):
+            return given
+        share = isinstance(given, float) and not given.is_integer()
+        return cls(energy=given) if share else cls(given)
+
+    def in_module(self, name: str, rank: int) -> int:
+        """The rank, at most, of an expert of some rank in a module."""
+        for pattern, chosen in self.modules.items():
+            if matches(rf"(.*\.)?({pattern})", name, f"modules[{pattern!r}]"):
+                return chosen
+        return rank
+
+
+@dataclass(frozen=True)
 class Loading:
     """How the base and the policies are read.
 
@@ -153,8 +210,7 @@ class BuildOptions:
     """What decides the numbers of an adapter, every name and number checked.
 
     Attributes:
-        r: rank of an expert that states none; "auto" is `DEFAULT_RANK`, and a LoRA policy's own rank for its expert;
-            "full" keeps every direction.
+        r: how many directions experts keep.
         pruning: what is dropped of a full fine-tune.
         merging: how multi-objective experts are made.
         svd: how task vectors are truncated.
@@ -166,7 +222,7 @@ class BuildOptions:
         num_processes: how many share the work, which decides no number.
     """
 
-    r: int | str
+    r: Ranks
     pruning: Pruning
     merging: Merging
     svd: TaskSVD
@@ -197,9 +253,10 @@ class BuildOptions:
         Raises:
             ExpertError: names the value and what is allowed.
         """
+        _check_whole("num_processes", num_processes)
         check_choice("interpolation", interpolation, INTERPOLATIONS, ExpertError)
         return cls(
-            r=_check_rank(r),
+            r=Ranks.of(r),
             pruning=Pruning.of(pruning),
             merging=Merging.of(merging),
             svd=TaskSVD.of(svd),
@@ -208,7 +265,7 @@ class BuildOptions:
             capture=_check_capture(capture),
             seed=seed,
             dtype=_check_dtype(dtype),
-            num_processes=_check_processes(num_processes),
+            num_processes=num_processes,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -218,24 +275,16 @@ class BuildOptions:
         return {**content, "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
 
 
-def _check_rank(r: Any) -> int | str:
-    if r is None or r == "full":
-        return "full"
-    if r == "auto":
-        return "auto"
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        allowed = "a whole number of at least 1, 'full' (or None) and 'auto'"
-        raise ExpertError(f"r is {r!r}; allowed are {allowed}", argument="r", value=r, allowed=allowed)
-    return r
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _check_processes(count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+def _check_whole(name: str, value: Any) -> None:
+    if not _is_whole(value):
         raise ExpertError(
-            f"num_processes is {count!r}; it must be a whole number of at least 1",
-            argument="num_processes", value=count, allowed="at least 1",
+            f"{name} is {value!r}; it must be a whole number of at least 1",
+            argument=name, value=value, allowed="at least 1",
         )  # fmt: skip
-    return count
 
 
 def _check_capture(capture: Any) -> tuple[str, ...]:

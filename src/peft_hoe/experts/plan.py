@@ -48,7 +48,7 @@ class BuildPlan:
         modules: how many linear layers, and embeddings and heads that are captured, are in scope.
         weights: how many weights they have.
         experts: names, preferences and ranks.
-        adapter_bytes: size of the adapter.
+        adapter_bytes: size of the adapter; at most, where ranks follow from the energy.
         passes: how often weights in scope are read: 2 with one pruning threshold for all of them, else 1; 0 where all
             policies are LoRA adapters.
         read_bytes: all that is read, all passes and models together.
@@ -185,7 +185,7 @@ def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: 
         experts=[
             {"name": spec.name, "preference": list(spec.preference), "r": spec.r} for spec in config.experts or []
         ],
-        adapter_bytes=_adapter_bytes(declared.architecture, config, options.dtype or dtype),
+        adapter_bytes=_adapter_bytes(declared.architecture, options, config, options.dtype or dtype),
         passes=passes,
         read_bytes=models * (everything + (passes - 1) * weights * dtype.itemsize),
         fetch_bytes=sum(everything for source in whole if not Path(source).is_dir()),
@@ -195,12 +195,13 @@ def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: 
     )
 
 
-def _adapter_bytes(architecture: Architecture, config: HoEConfig, dtype: torch.dtype) -> int:
+def _adapter_bytes(architecture: Architecture, options: BuildOptions, config: HoEConfig, dtype: torch.dtype) -> int:
     slots = sum(len(members) for members in config.votes())
     norms = [name for names in architecture.norms.values() for name in names]
     total = len(config.experts or []) * sum(architecture.sizes[name] for name in norms)
     for target in architecture.targets:
-        rank = sum(min(spec.r, target.d_in, target.d_out) for spec in config.experts or [])
+        ranks = [options.r.in_module(target.name, spec.r) for spec in config.experts or []]
+        rank = sum(min(wanted, target.d_in, target.d_out) for wanted in ranks)
         total += rank * (target.d_in + target.d_out) + (0 if target.apart else slots) * (target.d_in + 1)
     return total * dtype.itemsize
 

@@ -13,6 +13,10 @@ from ..errors import HoEWarning
 
 REPORT_FILE = "build_report.json"
 _LOW_SHARE = 0.1  # a module of which pruning keeps less is warned about
+_ENOUGH, _LITTLE = (
+    0.95,
+    0.02,
+)  # share of the energy that is enough, and of the second half of the ranks that is hardly more
 _OFF_TARGET = 0.05  # and a policy of which it drops so much more or less than asked
 
 
@@ -51,6 +55,7 @@ class ModuleReport:
         rank: after clamping; 0 where the policies left the module as it was.
         kept: share of the task vector's entries that pruning kept.
         energy: share of the squared norm of the (pruned or merged) task vector that the factors hold, before rescaling.
+        half_energy: the same for the first half of the directions: what the second half adds says whether more would help.
         residual: norm of what they do not hold, before rescaling.
         tau_norm: norm of the task vector before pruning; of the merged one for a merge.
         norm: norm of B A as written.
@@ -61,6 +66,7 @@ class ModuleReport:
     rank: int
     kept: float
     energy: float
+    half_energy: float
     residual: float
     tau_norm: float
     norm: float
@@ -113,22 +119,40 @@ class BuildReport:
         """One expert over all modules.
 
         Returns:
-            `energy`: share of the squared norm of its (pruned or merged) task vector that is held; `kept`: mean share
-            of entries kept; `rank`: largest; `ratio`: norm of all B A over the norm of its task vector.
+            `energy`: share of the squared norm of its (pruned or merged) task vector that is held, and `half`: by the first
+            half of the directions; `kept`: mean share of entries kept; `rank`: largest; `ratio`: norm of all B A over the
+            norm of its task vector.
         """
         rows = [module[expert] for module in self.modules.values()]
-        held = lost = 0.0
+        held = lost = half = 0.0
         for row in rows:
-            held += (row.norm / row.rescale) ** 2
+            here = (row.norm / row.rescale) ** 2
+            held += here
+            half += here * (row.half_energy / row.energy if row.energy else 1.0)
             lost += row.residual**2
         tau = math.sqrt(sum(row.tau_norm**2 for row in rows))
         norm = math.sqrt(sum(row.norm**2 for row in rows))
         return {
             "energy": held / (held + lost) if held + lost else 1.0,
+            "half": half / (held + lost) if held + lost else 1.0,
             "kept": sum(row.kept for row in rows) / len(rows),
             "rank": max(row.rank for row in rows),
             "ratio": norm / tau if tau else 0.0,
         }
+
+    def _is_r_enough(self) -> list[str]:
+        """One line: how far the ranks go, and how much the last doubling of them gave."""
+        parts = []
+        for expert in self.experts:
+            total = self.totals(expert["name"])
+            if total["energy"] < 1 - 1e-9:
+                more = total["energy"] - total["half"]
+                enough = total["energy"] >= _ENOUGH or more < _LITTLE
+                parts.append(
+                    f"{expert['name']} {'yes' if enough else 'no'} ({total['energy']:.0%}, of which the second half of the "
+                    f"ranks {more:.0%})"
+                )
+        return [f"is r enough for the energy? {', '.join(parts)}"] if parts else []
 
     def table(self) -> str:
         """A short summary for a terminal."""
@@ -145,6 +169,7 @@ class BuildReport:
                 f"{expert['name']:<20} {preference:<24} {total['rank']:>5.0f} {total['kept']:>7.1%} "
                 f"{total['energy']:>7.1%} {total['ratio']:>7.2f}"
             )
+        lines += self._is_r_enough()
         for pair in self.pairs:
             first, second = pair["policies"]
             lines.append(f"{first} x {second}: cosine {pair['cosine']:.3f}, signs agree {pair['sign_agreement']:.1%}")

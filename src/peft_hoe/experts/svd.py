@@ -6,7 +6,7 @@ Shapes: matrix (d_out, d_in), B (d_out, r), A (r, d_in).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class LowRank:
         a: `(r, d_in)` float32.
         norm: Frobenius norm of B A.
         energy: share of the matrix's squared norm that B A holds; 1 for a zero matrix.
+        half_energy: the same for the first half of the directions, rounded up.
         residual: Frobenius norm of the matrix less B A.
         solver: what was used, with the size of its space and any fallback.
     """
@@ -39,6 +40,7 @@ class LowRank:
     energy: float
     residual: float
     solver: str
+    half_energy: float = 1.0
 
     @property
     def rank(self) -> int:
@@ -47,13 +49,14 @@ class LowRank:
 
     def scaled(self, factor: float) -> LowRank:
         """B A times a factor, folded into B; energy and residual still describe the unscaled one."""
-        return LowRank(self.b * factor, self.a, self.norm * abs(factor), self.energy, self.residual, self.solver)
+        return replace(self, b=self.b * factor, norm=self.norm * abs(factor))
 
 
 def truncated_svd(
     matrix: Tensor,
     rank: int | None,
     *,
+    share: float | None = None,
     solver: str = "randomized",
     tolerance: float = TOLERANCE,
     seed: int = 0,
@@ -63,6 +66,7 @@ def truncated_svd(
     Args:
         matrix: `(d_out, d_in)`, finite.
         rank: r; None for full rank. Clamped to the numerical rank of the matrix.
+        share: keep the fewest of these directions that hold this share of the energy.
         solver: "randomized" or "exact". Where r is more than a third of the smaller side, exact is used: it is faster there.
         tolerance: the share of the energy that the randomised solver may leave; see `krylov.leading_triplets`.
         seed: of the random block.
@@ -79,6 +83,9 @@ def truncated_svd(
         empty = matrix.new_zeros
         return LowRank(empty(matrix.shape[0], 0), empty(0, matrix.shape[1]), 0.0, 1.0, 0.0, "none")
     u, s, vh, used = singular_triplets(matrix, wanted, total, solver=solver, tolerance=tolerance, seed=seed)
+    if share is not None:
+        enough = 1 + int(((s.double() ** 2).cumsum(0) < share * total**2).sum())
+        u, s, vh = u[:, :enough], s[:enough], vh[:enough]
     return _factors(u, s, vh, total, matrix.shape, used)
 
 
@@ -151,6 +158,7 @@ def _factors(u: Tensor, s: Tensor, vh: Tensor, total: float, shape: torch.Size, 
         energy=energy,
         residual=total * math.sqrt(1 - energy),
         solver=used,
+        half_energy=min(float((s[: -(-rank // 2)] ** 2).sum()) / total**2, 1.0),
     )
 
 
