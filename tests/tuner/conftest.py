@@ -84,8 +84,8 @@ def config() -> Callable[..., HoEConfig]:
 def hoe_llama(llama, config) -> Callable[..., PeftModel]:
     """A tiny Llama whose experts and routers do something; `trained=True` makes the router choose."""
 
-    def make(*, trained: bool = False, **changes: object) -> PeftModel:
-        model = get_peft_model(llama(), config(**changes))
+    def make(*, trained: bool = False, dtype: torch.dtype = torch.float32, **changes: object) -> PeftModel:
+        model = get_peft_model(llama().to(dtype), config(**changes))
         _randomise(model)
         if trained:
             model.mark_trained()

@@ -255,28 +255,68 @@ def test_other_task_types(saved, config, randomise, tokens, tmp_path, task, auto
         agree(again(tokens, preference=rows)[0], together)
 
 
+def dtypes(model):
+    found = {"experts": set(), "routers": set(), "lengths": set()}
+    for name, parameter in model.named_parameters():
+        kind = "routers" if "hoe_router" in name else "lengths" if "hoe_length" in name else "experts"
+        if "hoe_" in name:
+            found[kind].add(parameter.dtype)
+    return {kind: next(iter(each)) if len(each) == 1 else each for kind, each in found.items() if each}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_sixteen_bit_bases(saved, config, randomise, tokens, tmp_path, dtype, autocast):
+    """Experts have the base's dtype, routers and lengths float32; saved and loaded so."""
     base, _, _ = saved
 
     def make():
         return LlamaForCausalLM.from_pretrained(base, dtype=dtype)
 
-    model = get_peft_model(make(), config(), autocast_adapter_dtype=autocast)
+    settings = {"interpolation": "norm"}
+    model = get_peft_model(make(), config(**settings), autocast_adapter_dtype=autocast)
+    wanted = {"experts": dtype, "routers": torch.float32, "lengths": torch.float32}
+    assert dtypes(model) == wanted
     randomise(model)
     model.mark_trained()
     model.eval()
-    wanted = torch.float32 if autocast else dtype
-    assert {p.dtype for n, p in model.named_parameters() if "hoe_" in n} == {wanted}
     first = logits(model, tokens, preference=PREFERENCE)
     assert first.dtype == dtype
     assert torch.isfinite(first).all()
     model.save_pretrained(tmp_path / "half")
     again = PeftModel.from_pretrained(make(), tmp_path / "half", autocast_adapter_dtype=autocast)
+    assert dtypes(again) == wanted
     assert logits(again, tokens, preference=PREFERENCE).dtype == dtype
     tensors = dict(again.named_parameters())
     assert all(torch.equal(tensors[name], tensor) for name, tensor in model.named_parameters())
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_float32_file_on_a_sixteen_bit_base(saved, low_cpu_mem_usage):
+    """The experts are rounded once; routers are the file's to the bit."""
+    base, adapter, _ = saved
+    wide = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), adapter)
+    half = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = PeftModel.from_pretrained(half, adapter, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert dtypes(model) == {"experts": torch.bfloat16, "routers": torch.float32}
+    tensors = dict(wide.named_parameters())
+    for name, tensor in model.named_parameters():
+        if "hoe_" in name:
+            assert torch.equal(tensor, tensors[name].to(tensor.dtype)), name
+
+
+def test_transformers_loads_the_same_dtypes(saved):
+    base, adapter, _ = saved
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.load_adapter(str(adapter))
+    assert dtypes(model)["routers"] == torch.float32
+
+
+def test_experts_that_train_are_float32(saved, config):
+    base, _, _ = saved
+    half = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = get_peft_model(half, config(train_experts=True))
+    assert dtypes(model) == {"experts": torch.float32, "routers": torch.float32}
 
 
 def test_casting_the_model_does_not_round_the_preference(hoe_llama, tokens):

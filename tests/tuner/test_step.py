@@ -197,11 +197,14 @@ def test_operations_of_a_module_with_a_kernel(hoe_llama, tokens, monkeypatch):
 
     monkeypatch.setattr(fused, "_kernels", Kernels)
     for interpolation in ("linear", "norm"):
-        model = hoe_llama(trained=True, interpolation=interpolation)
-        with use_kernel("triton"):
-            launched.clear()
-            rest = operations(model, tokens, preference=LIVE)
-            assert rest + len(launched) / 28 == 4  # as a LoRA; 14 modules, in two forwards
+        for dtype in (torch.float32, torch.bfloat16):
+            model = hoe_llama(trained=True, interpolation=interpolation, dtype=dtype)
+            with use_kernel("triton"):
+                launched.clear()
+                rest = operations(model, tokens, preference=LIVE)
+                kernels = len(launched) / 28  # of 14 modules, in two forwards
+                assert kernels == 1 + (dtype == torch.bfloat16)
+                assert rest + kernels <= 4  # as a LoRA
 
 
 def test_operations_do_not_grow_with_the_experts(hoe_llama, tokens):

@@ -43,6 +43,9 @@ class ModuleBias(nn.Module):
         self.bias = nn.Parameter(bias.detach().clone())
 
 
+_NEVER_ROUNDED = ("hoe_router", "hoe_length")
+
+
 class HoELayer(BaseTunerLayer):
     """What makes a module a HoE layer: adapter tensors, trainability, votes and the plan in effect.
 
@@ -114,6 +117,37 @@ class HoELayer(BaseTunerLayer):
             with torch.no_grad():
                 router.weight[layout.unread_rows] = 0
         self.measure_lengths(adapter)
+
+    # -- dtypes ---
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT's, which takes the base's dtype too; but routers and lengths are small, and are not rounded to 16 bits."""
+        groups = {part: getattr(self, part) for part in _NEVER_ROUNDED}
+        exact = {part: group.pop(adapter_name) for part, group in groups.items() if adapter_name in group}
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        like = next(iter(self.adapter_tensors(adapter_name).values()))
+        wide = torch.promote_types(like.dtype, torch.float32)
+        for part, module in exact.items():
+            groups[part][adapter_name] = module if like.is_meta else module.to(like.device, wide)
+
+    def settle_dtypes(self, adapter: str) -> None:
+        """Give weights that have been loaded the dtypes that they compute in: routers and lengths at least float32.
+
+        Experts that do not train need no more than the base has, so on a 16-bit base they take its dtype.
+        """
+        own = next(iter(self.get_base_layer().parameters()), None)
+        narrow = own is not None and own.is_floating_point() and own.dtype.itemsize == 2
+        for part in self.adapter_layer_names:
+            group = getattr(self, part)
+            for tensor in group[adapter].parameters() if adapter in group else ():
+                if part in _NEVER_ROUNDED:
+                    dtype = torch.promote_types(tensor.dtype, torch.float32)
+                elif narrow and not self.hoe_layouts[adapter].train_experts:
+                    dtype = own.dtype  # type: ignore[union-attr]
+                else:
+                    continue
+                if tensor.dtype != dtype and type(tensor) is nn.Parameter:
+                    tensor.data = tensor.data.to(dtype)
 
     def _layout(self, config: HoEConfig) -> ExpertLayout:
         return ExpertLayout(

@@ -141,6 +141,13 @@ class HoEModel(Growing, BaseTuner):
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's, which makes 16-bit adapters float32 for those who train them; frozen experts then take the base's dtype."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in _layers(self.model):
+            if adapter_name in layer.hoe_layouts:
+                layer.settle_dtypes(adapter_name)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and its preferences."""
         super().delete_adapter(adapter_name)

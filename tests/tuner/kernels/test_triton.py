@@ -164,7 +164,8 @@ def test_a_model_is_the_same_with_either_kernel(hoe_llama, tokens, interpolation
 
 
 def test_a_16_bit_model(hoe_llama, tokens):
-    model = hoe_llama(trained=True, interpolation="norm", target_modules=MODULES).to(DEVICE, torch.bfloat16)
+    settings = {"trained": True, "interpolation": "norm", "target_modules": MODULES, "dtype": torch.bfloat16}
+    model = hoe_llama(**settings).to(DEVICE)
     found = {}
     for kernel in ("plain", "triton"):
         with use_kernel(kernel), torch.no_grad():
