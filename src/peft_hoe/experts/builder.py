@@ -117,7 +117,7 @@ def build_adapter(
     )  # fmt: skip
     output = Path(output_dir)
     check_output(output, overwrite, names=WRITTEN)
-    specs = expert_specs(experts, check_names(list(policies), "objective") if policies else [])
+    specs = expert_specs(experts, check_names(list(policies), "objective")) if policies else []
     own = {str(spec.name): spec.policy for spec in specs if spec.policy is not None}
     inputs = open_inputs(
         base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading, own=own,
