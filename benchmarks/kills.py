@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the waits before a kill")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", peft_hoe.HoEWarning)  # of ties in generated weights
     folder = arguments.work / "kills"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

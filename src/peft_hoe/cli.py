@@ -13,6 +13,7 @@ from .errors import HoEError
 _COMMANDS = {
     "build": "Turn existing single-objective policies into a steerable adapter.",
     "plan": "What a build will take: sizes, memory, disk and time, before anything is read.",
+    "inspect": "What an adapter's directory holds: experts, placement, routers, sizes, report.",
     "policy": "Train one policy for each reward, where you have none to build from.",
     "merges": "The methods of merging policies, with their options and sources.",
     "demo": "Build, save, load and steer a tiny model offline.",

@@ -1,6 +1,7 @@
 """Policies become experts."""
 
 from .builder import build_adapter
+from .inspection import Inspection, inspect_adapter
 from .options import Loading, Merging, Pruning, Ranks, TaskSVD
 from .plan import BuildPlan, plan_build
 from .report import BuildReport
@@ -8,11 +9,13 @@ from .report import BuildReport
 __all__ = [
     "BuildPlan",
     "BuildReport",
+    "Inspection",
     "Loading",
     "Merging",
     "Pruning",
     "Ranks",
     "TaskSVD",
     "build_adapter",
+    "inspect_adapter",
     "plan_build",
 ]
