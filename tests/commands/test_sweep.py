@@ -19,6 +19,7 @@ from peft_hoe.objectives import RewardNormalizer
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\d+ warnings in \d+ replicates:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:the statistic is NaN in up to:peft_hoe.errors.HoEWarning"),
+    pytest.mark.filterwarnings("ignore:.* encloses nothing:peft_hoe.errors.HoEWarning"),
 ]
 
 REWARDS = ("--reward", "low=router_toys:low", "--reward", "high=router_toys:high")

@@ -145,3 +145,11 @@ def test_equal_rewards_have_equal_means(seeds, count):
     )
     assert found.share(lambda a, b: metrics.coverage(a, b) == metrics.coverage(b, a) == 0) == 1
     assert metrics.non_dominated_mask(np.concatenate([found.estimates["a"], found.estimates["b"]])).all()
+
+
+def test_an_interval_holds_its_estimate_where_replicates_are_biased():
+    """The maximum of four means of two prompts: equal in the data, one of them greater in almost every replicate."""
+    rewards = np.asarray([[1.0, -1.0], [-1.0, 1.0]] * 2)[None, :, :, None]
+    interval = metrics.bootstrap({"a": rewards}, replicates=200).interval(lambda points: points.max(), level=0.4)
+    assert float(interval.estimate) == 0
+    assert float(interval.low) <= 0 <= float(interval.high)

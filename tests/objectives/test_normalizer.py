@@ -53,6 +53,15 @@ def told(rewards) -> list[str]:
     return [str(item.message) for item in caught]
 
 
+def test_tables_of_drawn_prompts_by_hand():
+    """Prompt 0 twice gives its own rewards; both once give the means; a missing reward is left out."""
+    rewards = np.asarray([[[[1.0, 0.0]], [[3.0, np.nan]]], [[[0.0, 2.0]], [[0.0, 4.0]]]])  # (N, P, T, N)
+    found = RewardNormalizer.measured(rewards, ["a", "b"]).drawn([[0, 0], [0, 1]])
+    np.testing.assert_allclose(found, [[[1, 0], [0, 2]], [[2, 0], [0, 3]]])
+    with pytest.raises(RewardError, match="given as numbers"):
+        RewardNormalizer(np.eye(2), ["a", "b"]).drawn([[0]])
+
+
 def test_the_errors_of_the_spreads_by_hand():
     """Experts answer the same prompts, so that what prompts differ in does not count; texts of a prompt are averaged."""
     good = np.array([[4.0, 6.0], [8.0, 8.0], [1.0, 5.0]])  # (P, T) of the better expert; means 5, 8, 3

@@ -27,6 +27,7 @@ from peft_hoe.reproduce.training import _arguments, check_trainer
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\d+ warnings in \d+ replicates:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:the statistic is NaN in up to:peft_hoe.errors.HoEWarning"),
+    pytest.mark.filterwarnings("ignore:.* encloses nothing:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:pruning dropped:peft_hoe.errors.HoEWarning"),
 ]
 
@@ -102,7 +103,7 @@ def test_the_decoding_on_the_command_line(saved, tmp_path, capsys):
     plan = Plan.of(**settings(saved, tmp_path, decoding={"max_new_tokens": 5, "do_sample": True, **wanted}))
     for trainer in ("ppo", "grpo", "distill"):
         if trainer != "grpo" or importlib.util.find_spec("trl") is not None:
-            args = _arguments(dataclasses.replace(plan, trainer=trainer), 0.1, progress=False)
+            args = _arguments(dataclasses.replace(plan, trainer=trainer), progress=False)
             assert {name: getattr(args, name) for name in wanted} == wanted
     for changes, told in (
         ({"trainer": "grpo", "batch_size": 11}, "the batch of 11 cannot be divided into groups"),
@@ -272,7 +273,7 @@ def test_other_trainers(saved, toys, tmp_path, trainer):
     [
         (("--reward", "low=router_toys:low"), "names 'low' twice"),
         (("--prompts", "train=/nowhere.txt"), "write FILE, or SPLIT=FILE"),
-        (("--trainer", "reinforce"), "use one of ppo, grpo, distill"),
+        (("--trainer", "reinforce"), "use one of 'ppo', 'grpo', 'distill'"),
         (("--baselines", "rs,best"), "each can be given once, of"),
         (("--baselines", "morlhf"), "each can be given once, of"),
         (("--batch-size", "7", "--trainer", "grpo", "--baselines", "rs", "--micro-batch-size", "2"), "multiple"),

@@ -29,6 +29,9 @@ IntArray = NDArray[np.int64]
 class Interval:
     """A statistic with its percentile interval; each is a number or an array of the statistic's shape.
 
+    Where replicates are biased, as those of a maximum are, the estimate may lie outside their percentiles; the nearer end is
+    then moved to it.
+
     >>> from peft_hoe.metrics import bootstrap
     >>> drawn = bootstrap({"hoe": [[[[1.0, 0.0], [1.0, 2.0]]]]}, replicates=100)
     >>> interval = drawn.interval(lambda points: points[0])
@@ -60,7 +63,7 @@ class Replicates:
     estimates: dict[str, FloatArray]
     """`(K, N)` for each method."""
     points: dict[str, FloatArray]
-    """`(R, K, N)` for each method."""
+    """`(R, K, N)` for each method; NaN in a replicate that has no scale."""
     prompts: IntArray
     """The prompts that were drawn, `(R, P)`, for all methods."""
     seeds: dict[str, IntArray]
@@ -85,11 +88,13 @@ class Replicates:
         names = self._methods(methods)
         notes: list[str] = []
         estimate = np.asarray(statistic(*(self.estimates[name] for name in names)), dtype=np.float64)
-        values = np.asarray(self._evaluate(statistic, names, notes), dtype=np.float64)
+        nothing = np.full_like(estimate, np.nan)
+        values = np.asarray(self._evaluate(statistic, names, notes, nothing), dtype=np.float64)
         undefined = np.isnan(values).sum(axis=0)
         if undefined.any():
             notes.append(f"the statistic is NaN in up to {undefined.max()} of {len(values)} replicates; left out")
         low, high = _percentiles(values, [50 * (1 - level), 50 * (1 + level)])
+        low, high = np.fmin(low, estimate), np.fmax(high, estimate)
         for note in notes:
             warnings.warn(note, HoEWarning, stacklevel=2)
         return Interval(estimate, low, high, level, np.asarray(undefined), notes)
@@ -108,7 +113,7 @@ class Replicates:
             HoEWarning: the statement warned; once, with how often.
         """
         notes: list[str] = []
-        answers = self._evaluate(statement, self._methods(methods), notes)
+        answers = self._evaluate(statement, self._methods(methods), notes, False)
         for answer in answers:
             if not isinstance(answer, (bool, np.bool_)):
                 raise MetricError(f"the statement returned {answer!r}; it must return True or False")
@@ -122,11 +127,16 @@ class Replicates:
             raise MetricError(f"there is no method {unknown[0]!r}; the methods are {list(self.points)}")
         return methods or tuple(self.points)
 
-    def _evaluate(self, function: Callable[..., Any], names: tuple[str, ...], notes: list[str]) -> list[Any]:
-        """One answer for each replicate; thousands of equal warnings become one note."""
+    def _evaluate(
+        self, function: Callable[..., Any], names: tuple[str, ...], notes: list[str], undefined: Any
+    ) -> list[Any]:
+        """One answer for each replicate, `undefined` where a point is none; thousands of equal warnings become one note."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", HoEWarning)
-            answers = [function(*fronts) for fronts in zip(*(self.points[name] for name in names), strict=True)]
+            answers = [
+                undefined if any(np.isnan(front).any() for front in fronts) else function(*fronts)
+                for fronts in zip(*(self.points[name] for name in names), strict=True)
+            ]
         ours = [str(item.message) for item in caught if issubclass(item.category, HoEWarning)]
         if ours:
             notes.append(f"{len(ours)} warnings in {len(answers)} replicates; the first: {ours[0]}")

@@ -34,6 +34,7 @@ class RewardNormalizer:
         objectives: the N names.
         decoding: how the table's texts were written, as a Decoding's `record` or a method's own; plain JSON.
         measurement: what else the numbers depend on, such as the number of prompts and the seed; plain JSON.
+        samples: `(N, P, N)`, the mean rewards of each prompt that the table was measured on; None for a table of mere numbers.
 
     Raises:
         RewardError: not N x N finite numbers, or an objective that is constant over the experts.
@@ -50,11 +51,13 @@ class RewardNormalizer:
         objectives: Sequence[str],
         decoding: Mapping[str, Any] | None = None,
         measurement: Mapping[str, Any] | None = None,
+        samples: Any = None,
     ) -> None:
         self.objectives = tuple(objectives)
         self.payoff: FloatArray = np.array(payoff, dtype=np.float64)
         self.decoding = dict(decoding or {})
         self.measurement = dict(measurement or {})
+        self.samples: FloatArray | None = None if samples is None else np.array(samples, dtype=np.float64)
         n = len(self.objectives)
         if self.payoff.shape != (n, n) or not np.isfinite(self.payoff).all():
             raise RewardError(
@@ -92,19 +95,26 @@ class RewardNormalizer:
             HoEWarning: in an objective the best and the worst expert are within three standard errors of each other.
         """
         raw = np.asarray(rewards, dtype=np.float64)
-        found = cls(mean_over(raw, (1, 2)), objectives, decoding)
+        found = cls(mean_over(raw, (1, 2)), objectives, decoding, samples=mean_over(raw, (2,)))
         errors = found._spread_errors(mean_over(raw, (2,)))
         found.measurement = {**(measurement or {}), "spread_errors": [None if math.isnan(e) else e for e in errors]}
-        for name, spread, error in zip(found.objectives, (found.ideal - found.nadir).tolist(), errors, strict=True):
-            if spread < _ERRORS * error:
-                warnings.warn(
-                    f"the experts hardly differ in objective {name!r}: their mean rewards spread by {spread:.3g}, which is "
-                    f"{spread / error:.1f} standard errors on these {raw.shape[1]} prompts and may be chance, so normalised "
-                    "rewards may be noise. Measure on more prompts, or check the reward and whether its policy learnt it",
-                    HoEWarning,
-                    stacklevel=3,
-                )
+        for sentence in found.uncertain():
+            warnings.warn(sentence, HoEWarning, stacklevel=3)
         return found
+
+    def uncertain(self) -> list[str]:
+        """A sentence for each objective whose spread is within three standard errors, where these are known."""
+        known = self.measurement.get("spread_errors")
+        if known is None:
+            return []
+        on = "" if self.samples is None else f" on these {self.samples.shape[1]} prompts"
+        return [
+            f"the experts hardly differ in objective {name!r}: their mean rewards spread by {spread:.3g}, which is "
+            f"{spread / error:.1f} standard errors{on} and may be chance, so normalised rewards may be noise. Measure on more "
+            "prompts, or check the reward and whether its policy learnt it"
+            for name, spread, error in zip(self.objectives, (self.ideal - self.nadir).tolist(), known, strict=True)
+            if error is not None and spread < _ERRORS * error
+        ]
 
     def _spread_errors(self, means: FloatArray) -> list[float]:
         """Of ideal − nadir, `(N,)`, from means by prompt `(N, P, N)`: both experts answer the same prompts."""
@@ -112,6 +122,22 @@ class RewardNormalizer:
         pairs = means[self.payoff.argmax(0), :, places] - means[self.payoff.argmin(0), :, places]  # (N, P)
         known = [row[~np.isnan(row)] for row in pairs]
         return [float(row.std(ddof=1) / math.sqrt(len(row))) if len(row) > 1 else math.nan for row in known]
+
+    def drawn(self, prompts: Any) -> FloatArray:
+        """The payoff tables `(R, N, N)` of drawn prompts `(R, D)`; NaN where nothing that was drawn has a reward.
+
+        Raises:
+            RewardError: the table was given as numbers, so that there are no prompts to draw.
+        """
+        if self.samples is None:
+            raise RewardError("this payoff table was given as numbers; it has no prompts to draw")
+        n, count = len(self.objectives), self.samples.shape[1]
+        rows = np.moveaxis(self.samples, 1, 0).reshape(count, n * n)
+        times = np.stack([np.bincount(draw, minlength=count) for draw in np.asarray(prompts)]).astype(np.float64)
+        known = times @ (~np.isnan(rows)).astype(np.float64)
+        total = times @ np.where(np.isnan(rows), 0.0, rows)
+        means = np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)
+        return np.asarray(means.reshape(-1, n, n))
 
     @property
     def ideal(self) -> FloatArray:
@@ -148,12 +174,20 @@ class RewardNormalizer:
             "payoff": self.payoff.tolist(),
             "decoding": self.decoding,
             "measurement": self.measurement,
+            "samples": None if self.samples is None else _plain(self.samples.tolist()),
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> RewardNormalizer:
         """What `state_dict` came from."""
-        return cls(state["payoff"], state["objectives"], state["decoding"], state["measurement"])
+        return cls(state["payoff"], state["objectives"], state["decoding"], state["measurement"], state.get("samples"))
+
+
+def _plain(values: Any) -> Any:
+    """Nested lists of numbers with None in place of NaN, which JSON does not know."""
+    if isinstance(values, list):
+        return [_plain(value) for value in values]
+    return None if math.isnan(values) else values
 
 
 def mean_over(table: FloatArray, axes: tuple[int, ...]) -> FloatArray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from peft_hoe import metrics, preference_grid
-from peft_hoe.errors import HoEError
+from peft_hoe.errors import HoEError, HoEWarning
 from peft_hoe.evaluation import REFERENCE_POINT, Sweep
 from peft_hoe.objectives import RewardNormalizer
 
@@ -34,7 +34,10 @@ def test_metrics_by_hand(make_sweep):
 
 
 def test_points_below_the_reference_point_are_counted(make_sweep):
-    found = make_sweep([[1.0, 1.0], [2.0, -0.2]]).metrics(replicates=10)
+    with pytest.warns(
+        HoEWarning, match=r"'A' steered to 'b' alone lies at \[2.0, -0.2\], below the reference point -0.1"
+    ):
+        found = make_sweep([[1.0, 1.0], [2.0, -0.2]]).metrics(replicates=10)
     assert found.front.clipped == 1
     assert float(found.values["hypervolume"].estimate) == pytest.approx(1.1**2)
 
@@ -44,6 +47,51 @@ def test_metrics_are_on_the_payoff_tables_scale(make_sweep):
     raw = [[20.0, 0.0], [15.0, 2.0], [10.0, 4.0]]
     found = make_sweep(raw, preferences=LINE, normalizer=scale).metrics(replicates=10)
     assert float(found.values["hypervolume"].estimate) == pytest.approx(0.46)
+
+
+def test_a_comparison_shows_differences_first_and_clipped_points_of_both(make_sweep):
+    a, b = make_sweep([[1.0, 1.0], [2.0, 0.0]]), make_sweep([[0.5, 0.5], [-0.2, 1.0]], name="other")
+    found = a.compare(b, replicates=10)
+    assert [*found.values][:2] == ["hypervolume A - B", "expected utility A - B"]
+    assert [*found.values][-1] == "relative hypervolume A / B"
+    assert found.clipped == (0, 1)
+    assert "below it (clipped) 0 of A and 1 of other" in found.note()
+
+
+def test_a_scale_of_own_corners_is_drawn_with_the_prompts(make_sweep):
+    """Each replicate's corners are 0 and 1 by its own table, whatever prompts it drew; the raw corners are not the same."""
+    generator = np.random.default_rng(0)
+    rewards = np.asarray(LINE)[None, :, None, None] + generator.normal(0, 0.3, (1, 3, 12, 1, 2))
+    scale = RewardNormalizer.measured(rewards[0][[0, 2]], ["a", "b"])
+    sweep = make_sweep(
+        LINE, preferences=LINE, prompts=12, rewards=rewards, normalizer=scale, payoff_source="own corners"
+    )
+    points = sweep.replicates(50).points["A"]
+    np.testing.assert_allclose(points[:, [0, 2]].max(1), 1, atol=1e-12)
+    np.testing.assert_allclose(points[:, [0, 2]].min(1), 0, atol=1e-12)
+    assert points[:, 1].std(0).min() > 0
+
+
+def test_the_error_of_a_measured_table_is_in_every_interval(make_sweep):
+    """Means of 16 prompts at +-0.5 around a spread of 1: a table of mere numbers is taken as exact."""
+    noise = np.random.default_rng(0).normal(0, 0.5, (2, 16, 1, 2))
+    scale = RewardNormalizer.measured(np.eye(2)[:, None, None] + noise - noise.mean(1, keepdims=True), ["a", "b"])
+    exact = RewardNormalizer(scale.payoff, ["a", "b"])
+    widths = []
+    for normalizer in (exact, scale):
+        interval = (
+            make_sweep(LINE, preferences=LINE, normalizer=normalizer).metrics(replicates=200).values["hypervolume"]
+        )
+        assert interval.low <= interval.estimate <= interval.high
+        widths.append(float(interval.high - interval.low))
+    assert widths[0] == pytest.approx(0)
+    assert widths[1] > 0.2
+
+
+def test_a_spread_within_its_error_is_told_again_where_it_is_used(make_sweep):
+    scale = RewardNormalizer(np.eye(2), ["a", "b"], measurement={"spread_errors": [0.1, 0.5]})
+    with pytest.warns(HoEWarning, match="hardly differ in objective 'b'.* 2.0 standard errors"):
+        make_sweep(LINE, preferences=LINE, normalizer=scale).metrics(replicates=10)
 
 
 def test_intervals_hold_what_prompts_vary(make_sweep):

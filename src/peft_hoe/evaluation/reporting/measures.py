@@ -1,7 +1,8 @@
 """Metrics of a sweep, and of two against each other, with their uncertainty.
 
 Points are means over prompts and runs, on the payoff table's scale; intervals are percentiles of the hierarchical bootstrap of
-`peft_hoe.metrics`. A comparison is on the scale and with the reference point of its first sweep, for both.
+`peft_hoe.metrics`, in which the table's own prompts are drawn, too. A comparison is on the scale and with the reference point
+of its first sweep, for both; differences come first, because a ratio blows up where its denominator is small.
 
 Shapes: K preferences, N objectives.
 """
@@ -21,6 +22,7 @@ from ...errors import HoEError, HoEWarning, PreferenceError
 from ...metrics import HypervolumeRecord, Interval, Replicates
 from ...preference import FloatArray
 from ...triangulation import triangulate
+from ..sweeps.replicates import scaled_replicates
 from ..sweeps.result import REFERENCE_POINT, SweepResult
 
 CONFIDENCE = 0.95  # share of the replicates in which "A dominates B" must hold to be said
@@ -75,6 +77,7 @@ class SweepComparison:
         dominates: share of the replicates in which each point of B is dominated by some point of A.
         dominated: the other way round.
         reference_point: for both, in A's normalised rewards.
+        clipped: how many points of A, and of B, lie below it in some objective and are clipped to it.
         level: of the intervals.
         replicates: number of bootstrap replicates.
     """
@@ -84,6 +87,7 @@ class SweepComparison:
     dominates: float
     dominated: float
     reference_point: list[float]
+    clipped: tuple[int, int]
     level: float
     replicates: int
 
@@ -106,7 +110,11 @@ class SweepComparison:
     def note(self, first: str = "A") -> str:
         """What the numbers depend on; `first` is what A is called."""
         point = compact(self.reference_point)
-        return f"reference point {point} on {first}'s scale; {self.level:.0%} intervals, {self.replicates} replicates"
+        below = " and ".join(f"{count} of {name}" for count, name in zip(self.clipped, self.names, strict=True))
+        return (
+            f"reference point {point} on {first}'s scale, below it (clipped) {below}; {self.level:.0%} intervals, "
+            f"{self.replicates} replicates"
+        )
 
 
 def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> SweepMetrics:
@@ -119,6 +127,7 @@ def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, 
     """
     _check_scale(sweep)
     with _each_warning_once():
+        _warn_of_scale(sweep)
         return _measure(sweep, level, replicates, seed)
 
 
@@ -158,9 +167,10 @@ def compare(
 
 
 def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed: int) -> SweepComparison:
-    drawn = metrics.bootstrap(
-        {"A": a.normalized(a.values), "B": a.normalized(b.values)}, replicates=replicates, seed=seed
-    )
+    drawn = scaled_replicates(
+        {"A": a.values, "B": b.values}, a.normalizer, own_corners=a.payoff_source == "own corners",
+        replicates=replicates, seed=seed,
+    )  # fmt: skip
     reference, wanted = a.reference_point, a.preferences
 
     def volume(points: FloatArray) -> float:
@@ -170,8 +180,6 @@ def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed
         return metrics.expected_utility(points, wanted)
 
     pairs: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-        "hypervolume A": (volume, ("A",)),
-        "hypervolume B": (volume, ("B",)),
         "hypervolume A - B": (lambda x, y: volume(x) - volume(y), ("A", "B")),
         "expected utility A - B": (lambda x, y: utility(x) - utility(y), ("A", "B")),
         "coverage C(A, B)": (metrics.coverage, ("A", "B")),
@@ -182,11 +190,13 @@ def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed
         "IGD+ B to union": (_igd_plus_to_union, ("B", "A")),
     }
     values = {label: drawn.interval(statistic, *names, level=level) for label, (statistic, names) in pairs.items()}
+    values |= {f"hypervolume {name}": drawn.interval(volume, name, level=level) for name in ("A", "B")}
     values |= _relative(drawn, volume, level)
+    point = np.broadcast_to(np.asarray(reference, dtype=float), (len(a.objectives),))
     return SweepComparison(
         (a.name, b.name), values, drawn.share(metrics.front_dominates, "A", "B"),
         drawn.share(metrics.front_dominates, "B", "A"),
-        np.broadcast_to(np.asarray(reference, dtype=float), (len(a.objectives),)).tolist(), level, replicates,
+        point.tolist(), (_clipped(drawn.estimates["A"], point), _clipped(drawn.estimates["B"], point)), level, replicates,
     )  # fmt: skip
 
 
@@ -208,6 +218,30 @@ def _check_scale(sweep: SweepResult) -> None:
             "ones; set sweep.normalizer to a RewardNormalizer, or sweep.reference_point to a point of raw rewards that was "
             "fixed beforehand"
         )
+
+
+def _clipped(points: FloatArray, reference: FloatArray) -> int:
+    return int((points < reference).any(axis=1).sum())
+
+
+def _warn_of_scale(sweep: SweepResult) -> None:
+    """Say where a hypervolume means little: a corner of the sweep lies below the reference point, or a spread is chance."""
+    if sweep.normalizer is None:
+        return
+    point = np.broadcast_to(np.asarray(sweep.reference_point, dtype=float), (len(sweep.objectives),))
+    points = sweep.normalized(sweep.points)
+    for corner, name in zip(np.eye(len(sweep.objectives)), sweep.objectives, strict=True):
+        rows = np.flatnonzero(np.abs(sweep.preferences - corner).max(axis=1) < 1e-9)
+        if len(rows) and (points[rows[0]] < point).any():
+            warnings.warn(
+                f"{sweep.name!r} steered to {name!r} alone lies at {np.round(points[rows[0]], 3).tolist()}, below the "
+                f"reference point {compact(point.tolist())}, and encloses nothing; the payoff table ({sweep.payoff_source}) "
+                "was measured on other prompts or another model, or the experts hardly differ",
+                HoEWarning,
+                stacklevel=3,
+            )
+    for sentence in sweep.normalizer.uncertain():
+        warnings.warn(sentence, HoEWarning, stacklevel=3)
 
 
 def _steerability(points: FloatArray, preferences: FloatArray) -> FloatArray:

@@ -17,6 +17,7 @@ from ...errors import HoEError
 from ...objectives.normalizer import RewardNormalizer, mean_over
 from ...preference import FloatArray
 from .batches import Texts
+from .replicates import scaled_replicates
 from .scoring import own_corners
 
 if TYPE_CHECKING:
@@ -91,10 +92,11 @@ class SweepResult:
         return rewards if self.normalizer is None else self.normalizer.normalize(rewards)
 
     def replicates(self, replicates: int = 1000, seed: int = 0) -> Replicates:
-        """Bootstrap of the normalised mean points over runs of training and prompts; see `peft_hoe.metrics.bootstrap`."""
-        from ...metrics import bootstrap
-
-        return bootstrap({self.name: self.normalized(self.values)}, replicates=replicates, seed=seed)
+        """Bootstrap of the normalised mean points over runs of training, prompts and the payoff table's prompts."""
+        return scaled_replicates(
+            {self.name: self.values}, self.normalizer, own_corners=self.payoff_source == "own corners",
+            replicates=replicates, seed=seed,
+        )  # fmt: skip
 
     def intervals(self, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> Interval:
         """Mean raw rewards with percentile intervals, arrays `(K, N)`."""
