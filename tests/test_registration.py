@@ -3,7 +3,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 
+import pytest
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -25,6 +27,19 @@ def test_registering_twice_is_harmless():
     register()
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.HOE] is HoEModel
     assert PEFT_TYPE_TO_PREFIX_MAPPING[PeftType.HOE] == "hoe_"
+
+
+def test_a_renaming_between_two_libraries_is_no_warning_of_ours():
+    """What PEFT asks every model for; a user's own filters, such as those of -W error, go first."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        register()
+        warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
+        assert caught == []
+        warnings.filterwarnings("error", category=FutureWarning)
+        register()
+        with pytest.raises(FutureWarning):
+            warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning, stacklevel=1)
 
 
 def test_peft_reads_our_configs(tmp_path):

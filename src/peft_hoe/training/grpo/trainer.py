@@ -25,6 +25,7 @@ from ...generation.completer import Completer
 from ...generation.decoding import Decoding
 from ...generation.prompt_datasets import as_dataset, with_prompts
 from ...generation.prompt_rows import drawn_rows
+from ...generation.settings import generating
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.payoff import measure_payoff
 from ...objectives.weights import ObjectiveWeights
@@ -249,7 +250,8 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         if self.use_transformers_continuous_batching:
             ids, logprobs = self._generate_in_a_thread(*args, **others)
         else:
-            with stopping_at(self.policy, tokenizer, strings or ()):
+            # As for the payoff table, nothing is filled in from the model's own settings.
+            with generating(self.policy, self.generation_config), stopping_at(self.policy, tokenizer, strings or ()):
                 ids, logprobs = super()._generate_single_turn(*args, **others)
         return (cut_tokens(ids, tokenizer, strings) if strings else ids), logprobs
 

@@ -66,4 +66,4 @@ def check_given(**required: Any) -> None:
     """
     for name, value in required.items():
         if value is None:
-            raise HoEError(f"{name} is None; {' and '.join(required)} must be given", argument=name)
+            raise HoEError(f"{name} is None, but it is required", argument=name)
