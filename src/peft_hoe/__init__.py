@@ -39,6 +39,7 @@ from .tuner.functional import (  # noqa: E402
 from .tuner.kernels.choice import use_kernel  # noqa: E402
 from .tuner.layer import HoELayer  # noqa: E402
 from .tuner.model import HoEModel  # noqa: E402
+from .tuner.trace import RoutingTrace, trace_routing  # noqa: E402
 
 register()
 
@@ -146,6 +147,7 @@ __all__ = [
     "RewardNormalizer",
     "Route",
     "RouterSpec",
+    "RoutingTrace",
     "RowsError",
     "StaticMergeError",
     "Sweep",
@@ -164,6 +166,7 @@ __all__ = [
     "route",
     "set_preference",
     "sweep",
+    "trace_routing",
     "train_policy",
     "train_routers",
     "use_kernel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from types import SimpleNamespace
 from typing import Any, ClassVar, NoReturn
@@ -33,6 +33,7 @@ from .linear import HoELinear
 from .loading import check_loaded, check_state_dict, check_whole
 from .norm import HoENorm
 from .steering import Steering
+from .trace import RoutingTrace, trace_routing
 
 
 class HoEModel(Growing, BaseTuner):
@@ -240,6 +241,12 @@ class HoEModel(Growing, BaseTuner):
     def route(self, preference: Any = None, adapter_name: str | None = None) -> Route:
         """Which experts and routers a preference (default: the current one) leads to; no forward is run."""
         return self.steering.route(preference, adapter_name)
+
+    def trace_routing(
+        self, modules: Sequence[str] | None = None, *, adapter_name: str | None = None
+    ) -> contextlib.AbstractContextManager[RoutingTrace]:
+        """`with model.trace_routing() as trace:` keeps which expert worked on which token; see `peft_hoe.trace_routing`."""
+        return trace_routing(self.model, modules, adapter_name=adapter_name)
 
     def mark_trained(
         self, routers: str | list[str] | None = None, *, trained: bool = True, adapter_name: str | None = None
