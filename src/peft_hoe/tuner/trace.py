@@ -195,7 +195,8 @@ def trace_routing(
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
         raise HoEError(f"{type(root).__name__} has an encoder; a trace is of one text, of a decoder-only model")
     adapter = adapter_of(model, adapter_name)
-    trace, votes = RoutingTrace(adapter, modules), dict[str, Tensor]()
+    trace = RoutingTrace(adapter, modules)
+    votes: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
