@@ -191,7 +191,8 @@ def trace_routing(
     >>> trace.experts, [round(vote, 3) for vote in trace.mean()[0, -1].tolist()]
     (['cheerful', 'vivid', 'centroid'], [0.5, 0.0, 0.5])
     """
-    root: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    root = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
         raise HoEError(f"{type(root).__name__} has an encoder; a trace is of one text, of a decoder-only model")
     adapter = adapter_of(model, adapter_name)
