@@ -63,7 +63,7 @@ def kth_smallest_magnitude(tensor: Tensor, k: int) -> float:
 
 
 def kth_smallest(tensor: Tensor, k: int) -> float:
-    """The k-th smallest entry of a float32 tensor, k from 1."""
+    """The k-th smallest entry of a tensor, k from 1."""
     return _select(tensor.clone(), k)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import ExpertError, check_choice
 from .breadcrumbs import breadcrumbs
+from .fr import fr
 from .pcb import pcb
 from .random_drops import dare, dare_ties, della
 from .sce import sce
@@ -52,6 +53,9 @@ METHODS: dict[str, MergeMethod] = {
     "sce": MergeMethod(sce, {"density": 0.1}, "Wan et al. 2024 (arXiv 2408.07990)"),
     "pcb": MergeMethod(pcb, {"density": 0.2}, "Du et al. 2024 (arXiv 2410.02396)"),
     "tsv": MergeMethod(tsv, {"density": 1.0}, "Gargiulo et al. 2025 (arXiv 2412.00081)"),
+    "fr": MergeMethod(
+        fr, {"density": 0.9}, "FREE-Merging, Zheng and Wang 2024 (arXiv 2411.16815); depends on the order of neurons"
+    ),
     "model_stock": MergeMethod(model_stock, {}, "Jang et al. 2024 (arXiv 2403.19522)"),
 }
 
