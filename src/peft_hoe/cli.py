@@ -12,6 +12,10 @@ from .errors import HoEError
 
 _COMMANDS = {
     "build": "Turn existing single-objective policies into a steerable adapter.",
+    "add-objective": "Add an objective to an adapter, with the policy that was trained for it.",
+    "add-expert": "Add an expert to an adapter: of a policy, or merged from the adapter's own.",
+    "add-router": "Add a router to an adapter, to be trained later.",
+    "remove": "Remove experts and routers from an adapter.",
     "plan": "What a build will take: sizes, memory, disk and time, before anything is read.",
     "inspect": "What an adapter's directory holds: experts, placement, routers, sizes, report.",
     "policy": "Train one policy for each reward, where you have none to build from.",

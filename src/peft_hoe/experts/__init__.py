@@ -1,5 +1,6 @@
 """Policies become experts."""
 
+from .adapter_changes import add_expert, add_objective, add_router, remove
 from .builder import build_adapter
 from .inspection import Inspection, inspect_adapter
 from .options import Loading, Merging, Pruning, Ranks, TaskSVD
@@ -15,7 +16,11 @@ __all__ = [
     "Pruning",
     "Ranks",
     "TaskSVD",
+    "add_expert",
+    "add_objective",
+    "add_router",
     "build_adapter",
     "inspect_adapter",
     "plan_build",
+    "remove",
 ]

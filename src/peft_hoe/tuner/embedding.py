@@ -142,6 +142,9 @@ class TiedHead(nn.Module, HoELayer):
     def unmerge(self) -> None:
         """Nothing: see `merge`."""
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Nothing: it has no tensors."""
+
 
 def fixed_scale(layer: HoELayer, adapter: str, plan: AdapterPlan, like: torch.Tensor) -> torch.Tensor:
     """c(w) w over the ranks of a layer's experts, `(rows, r)`, where routers vote statically."""

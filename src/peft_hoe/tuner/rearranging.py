@@ -82,6 +82,8 @@ def _routers(tensors: Mapping[str, Tensor], change: Change, like: Tensor) -> dic
     """Rows of the router linear; a new router's votes are its static ones."""
     before, sizes = _sizes(change.before), _sizes(change.after)
     old = tensors.get("hoe_router.weight"), tensors.get("hoe_router.bias")
+    wide = torch.promote_types(like.dtype, torch.float32)  # routers are not rounded to 16 bits
+    like = like.new_zeros(0, like.shape[1], dtype=wide) if old[0] is None else old[0]
     start = torch.from_numpy(change.after.initial_router_bias()).to(like)
     weights, biases = [like.new_zeros(0, like.shape[1])], [like.new_zeros(0)]
     for router, source in enumerate(change.routers):

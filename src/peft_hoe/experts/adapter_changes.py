@@ -1,0 +1,224 @@
+"""A saved adapter gains and loses experts, routers and objectives: a new adapter is written, in another place or in its own.
+
+What stays is copied bit by bit. A new expert is built as the others were, with the settings of the adapter's build report, from
+a policy of its own, or as a merge of the policies that the report names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import HoEConfig
+from ..errors import ExpertError
+from ..growth import Change, with_expert, with_objective, with_router, without_expert, without_router
+from ..output_directory import check_output
+from ..preference import one_hot
+from ..specs import ExpertSpec, as_spec
+from .adapter_files import WRITTEN
+from .checkpoints import PathOrHubId
+from .new_expert import ADDED, NewExpert, build_expert
+from .saved_adapter import SavedAdapter, open_adapter, write_adapter_changes
+
+
+def add_expert(
+    adapter: PathOrHubId,
+    expert: Any,
+    output_dir: PathOrHubId,
+    *,
+    base: PathOrHubId | None = None,
+    overwrite: bool = False,
+) -> HoEConfig:
+    """Write an adapter with one more expert.
+
+    Args:
+        adapter: directory or Hub id of a HoE adapter.
+        expert: a preference or `ExpertSpec`. It is built from its `policy`, or as a merge of the policies that the adapter's
+            build report names.
+        output_dir: where the new adapter goes; the adapter's own directory with `overwrite`.
+        base: directory or Hub id; default the one that the adapter names.
+        overwrite: whether an adapter in `output_dir` may be replaced.
+
+    Returns:
+        the new configuration.
+
+    Raises:
+        ExpertError: its name or preference is taken.
+        CheckpointError: something cannot be read, found or written.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.experts import add_expert
+    >>> report = demo.build_demo_adapter("adapter", experts=[])
+    >>> add_expert("adapter", [0.5, 0.5], "grown").expert_names
+    ['cheerful', 'vivid', 'centroid']
+    """
+    saved = open_adapter(adapter)
+    spec: ExpertSpec = as_spec(expert, ExpertSpec)
+    plain = replace(spec, policy=None)
+    with_expert(saved.config, plain, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
+    output = _checked_output(output_dir, overwrite)
+    built = build_expert(saved, spec, base)
+    change = with_expert(saved.config, plain, built.ranks(saved.low_rank))
+    return _finished(saved, [change], built, output)
+
+
+def add_objective(
+    adapter: PathOrHubId,
+    name: str,
+    policy: PathOrHubId,
+    output_dir: PathOrHubId,
+    *,
+    expert: Any = None,
+    base: PathOrHubId | None = None,
+    overwrite: bool = False,
+) -> HoEConfig:
+    """Write an adapter with one more objective, the last, and an expert for it.
+
+    Args:
+        adapter: directory or Hub id of a HoE adapter.
+        name: of the objective.
+        policy: directory or Hub id of a policy that was trained for it.
+        output_dir: as in `add_expert`.
+        expert: a preference of all objectives with the new one that the policy was trained for, or `ExpertSpec`; default the
+            new objective alone.
+        base: as in `add_expert`.
+        overwrite: as in `add_expert`.
+
+    Raises:
+        ExpertError: the name is taken, or the expert's is.
+        CheckpointError: something cannot be read, found or written.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.experts import add_objective, build_adapter
+    >>> report = build_adapter(demo.BASE, {"cheerful": demo.POLICIES["cheerful"]}, "adapter", progress=False)
+    >>> config = add_objective("adapter", "vivid", demo.POLICIES["vivid"], "grown")
+    >>> config.objectives, config.default_preference
+    (['cheerful', 'vivid'], [1.0, 0.0])
+    """
+    saved = open_adapter(adapter)
+    n = len(saved.config.objectives or []) + 1
+    spec: ExpertSpec = as_spec(one_hot(n - 1, n) if expert is None else expert, ExpertSpec)
+    plain = replace(spec, policy=None)
+    with_objective(saved.config, name, plain, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
+    output = _checked_output(output_dir, overwrite)
+    built = build_expert(saved, replace(spec, policy=policy), base)
+    change = with_objective(saved.config, name, plain, built.ranks(saved.low_rank))
+    return _finished(saved, [change], built, output)
+
+
+def add_router(adapter: PathOrHubId, router: Any, output_dir: PathOrHubId, *, overwrite: bool = False) -> HoEConfig:
+    """Write an adapter with one more router, which changes nothing until it is trained.
+
+    Args:
+        adapter: directory or Hub id of a HoE adapter.
+        router: a preference or `RouterSpec`.
+        output_dir: as in `add_expert`.
+        overwrite: as in `add_expert`.
+
+    Raises:
+        ExpertError: its name or preference is taken.
+        CheckpointError: something cannot be read or written.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.experts import add_router
+    >>> report = demo.build_demo_adapter("adapter")
+    >>> add_router("adapter", [0.75, 0.25], "grown").router_names
+    ['r0']
+    """
+    saved = open_adapter(adapter)
+    change = with_router(saved.config, router)
+    return _finished(saved, [change], None, _checked_output(output_dir, overwrite))
+
+
+def remove(
+    adapter: PathOrHubId,
+    output_dir: PathOrHubId,
+    *,
+    experts: Sequence[str] = (),
+    routers: Sequence[str] = (),
+    overwrite: bool = False,
+) -> HoEConfig:
+    """Write an adapter without some experts and routers.
+
+    Args:
+        adapter: directory or Hub id of a HoE adapter.
+        output_dir: as in `add_expert`.
+        experts: names; a router that stays must not vote for one.
+        routers: names, removed first.
+        overwrite: as in `add_expert`.
+
+    Raises:
+        ExpertError: there is no such expert or router, none is named, or a router votes for an expert.
+        CheckpointError: something cannot be read or written.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.experts import remove
+    >>> report = demo.build_demo_adapter("adapter")
+    >>> remove("adapter", "smaller", experts=["centroid"]).expert_names
+    ['cheerful', 'vivid']
+    """
+    if not experts and not routers:
+        raise ExpertError("nothing is to be removed; name experts or routers", argument="experts", value=list(experts))
+    saved = open_adapter(adapter)
+    changes: list[Change] = []
+    for name in routers:
+        changes.append(without_router(changes[-1].after if changes else saved.config, name))
+    for name in experts:
+        changes.append(without_expert(changes[-1].after if changes else saved.config, name, saved.low_rank))
+    return _finished(saved, changes, None, _checked_output(output_dir, overwrite))
+
+
+def _checked_output(output_dir: PathOrHubId, overwrite: bool) -> Path:
+    output = Path(output_dir)
+    check_output(output, overwrite, names=WRITTEN)
+    return output
+
+
+def _finished(saved: SavedAdapter, changes: Sequence[Change], built: NewExpert | None, output: Path) -> HoEConfig:
+    config = changes[-1].after
+    report = _changed_report(saved, config, built, output) if saved.report else {}
+    write_adapter_changes(saved, changes, {} if built is None else built.weights, report, output)
+    return config
+
+
+def _changed_report(saved: SavedAdapter, config: HoEConfig, built: NewExpert | None, output: Path) -> dict[str, Any]:
+    """The build report as it reads after a change."""
+    report: dict[str, Any] = json.loads(json.dumps(saved.report))
+    known = {expert["name"]: expert for expert in report["experts"]}
+    names = config.expert_names
+    report["output_dir"] = str(output)
+    report["experts"] = [
+        {**known.get(spec.name, {}), "name": spec.name, "preference": list(spec.preference), "r": spec.r}
+        for spec in config.experts or []
+    ]
+    report["routers"] = [
+        {"name": spec.name, "preference": list(spec.preference), "votes_for": list(spec.votes_for)}
+        for spec in config.routers or []
+    ]
+    for module, experts in report["modules"].items():
+        report["modules"][module] = {name: row for name, row in experts.items() if name in names}
+    if built is not None:
+        new = next(name for name in names if name not in saved.config.expert_names)
+        _add_to_report(report, saved, config, built, new)
+    return report
+
+
+def _add_to_report(report: dict[str, Any], saved: SavedAdapter, config: HoEConfig, built: NewExpert, new: str) -> None:
+    """Add the expert `new`: its rows, its policy, and what it lost."""
+    for module, experts in built.report["modules"].items():
+        if module in report["modules"]:
+            report["modules"][module][new] = experts[built.name]
+    if built.name != ADDED:
+        policy = built.report["policies"]["policy"]
+        objectives = [name for name in config.objectives or [] if name not in (saved.config.objectives or [])]
+        report["policies"][objectives[0] if objectives else new] = policy
+        if not objectives:
+            next(expert for expert in report["experts"] if expert["name"] == new)["policy"] = policy["source"]
+    lost = sorted(set(built.weights) - set(saved.modules))
+    if lost:
+        report["notes"].append(
+            f"expert {new!r} lacks what its policy changed in {lost}, where the adapter has no experts"
+        )

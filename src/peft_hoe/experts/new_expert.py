@@ -1,0 +1,79 @@
+"""An expert for an adapter that is there: built alone, with the settings that the adapter was built with."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..specs import ExpertSpec
+from .builder import build_adapter
+from .checkpoints import PathOrHubId
+from .options import Merging, Pruning, Ranks, TaskSVD
+from .saved_adapter import SavedAdapter, Weights, expert_weights, open_adapter
+
+ADDED = "added"  # the expert's name while it is alone
+_CAPTURED = {"embeddings": "target_embeddings", "norms": "target_norms"}
+
+
+@dataclass(frozen=True)
+class NewExpert:
+    """A new expert's weights, and its part of a build report."""
+
+    weights: Weights
+    name: str
+    report: dict[str, Any]
+
+    def ranks(self, modules: Sequence[str]) -> dict[str, int]:
+        """Its rank in each of the modules."""
+        return {module: self.weights[module][0].shape[0] if module in self.weights else 0 for module in modules}
+
+
+def build_expert(saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None) -> NewExpert:
+    """Build an expert alone, in a temporary directory, as the adapter's others were built."""
+    base = base or saved.config.base_model_name_or_path
+    if not base:
+        raise CheckpointError(f"adapter {os.fspath(saved.given)!r} does not name its base model; give base= (--base)")
+    policies: dict[str, PathOrHubId] = {"policy": spec.policy}
+    experts = [ExpertSpec([1.0], r=spec.r)]
+    if spec.policy is None:
+        policies, experts = _reported_policies(saved), [replace(spec, name=ADDED)]
+    linear = [module for module in saved.low_rank if not saved.config.votes_statically(module)]
+    capture = [name for name, field in _CAPTURED.items() if getattr(saved.config, field)]
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory) / "expert"
+        build_adapter(
+            base, policies, output, experts=experts, target_modules=linear, capture=capture, interpolation="linear",
+            dtype=saved.dtype, progress=False, **_settings(saved.report),
+        )  # fmt: skip
+        alone = open_adapter(output)
+        name = ADDED if spec.policy is None else "policy"
+        index = alone.config.expert_names.index(name)
+        found = {module: expert_weights(alone, module, index) for module in alone.modules}
+        return NewExpert({module: weights for module, weights in found.items() if weights}, name, alone.report)
+
+
+def _reported_policies(saved: SavedAdapter) -> dict[str, PathOrHubId]:
+    reported, objectives = saved.report.get("policies", {}), saved.config.objectives or []
+    missing = [name for name in objectives if name not in reported]
+    if missing:
+        raise CheckpointError(
+            f"adapter {os.fspath(saved.given)!r} has no build report that names the policies of {missing}, so nothing can be "
+            "merged; give the expert a policy of its own: ExpertSpec(preference, policy=...), or --expert PREFERENCE=PATH"
+        )
+    return {name: reported[name]["source"] for name in objectives}
+
+
+def _settings(report: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier build that make an expert what it is; the defaults where there is no report."""
+    options = report.get("options")
+    if options is None:
+        return {}
+    return {
+        "r": Ranks(**options["r"]), "pruning": Pruning(**options["pruning"]), "merging": Merging(**options["merging"]),
+        "svd": TaskSVD(**options["svd"]), "rescale": options["rescale"], "seed": options["seed"],
+    }  # fmt: skip
