@@ -67,8 +67,11 @@ class Setting:
         shared: folder with models/ and data/.
         output: directory for everything that is kept.
         objectives: names of rewards; each needs a policy.
-        policies: folder with further policies `stories260k-<objective>`, looked at after that in `shared`.
+        policies: folder with further policies `<base>-<objective>`, looked at after that in `shared`.
         limit: use the first prompts only.
+        base: folder below models/.
+        ending: of every prompt, for a base whose tokens hold the blank that follows a word.
+        stop_strings: where texts end besides at the stop tokens.
     """
 
     def __init__(
@@ -78,16 +81,26 @@ class Setting:
         objectives: Sequence[str],
         policies: Path | None = None,
         limit: int | None = None,
+        *,
+        base: str = "stories260k",
+        ending: str = "",
+        stop_strings: tuple[str, ...] = (),
     ) -> None:
         quiet()
         self.objectives, self.folder = tuple(objectives), output / "-".join(objectives)
-        self.base = str(shared / "models/stories260k")
-        self.policies = {name: str(_policy(name, shared / "models/policies", policies)) for name in objectives}
-        self.prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
+        self.base, self.stop_strings = str(shared / "models" / base), stop_strings
+        folders = (shared / "models/policies", policies)
+        self.policies = {name: str(_policy(f"{base}-{name}", *folders)) for name in objectives}
+        prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
+        self.prompts = {split: [prompt + ending for prompt in given] for split, given in prompts.items()}
         self.test, self.validation = self.prompts["test"][:limit], self.prompts["validation"][:limit]
         self.rewards = {name: REWARDS[name] for name in objectives}
         self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def decoding(self, sampled: bool = False) -> Decoding:
+        """How texts are written."""
+        return Decoding(NEW_TOKENS, do_sample=sampled, stop_strings=self.stop_strings)
 
     def model(self, path: str | None = None) -> Any:
         """A model without adapter, by default the base."""
@@ -121,7 +134,7 @@ class Setting:
         if not path.exists():
             found = payoff_table(
                 self.steered(self.adapter("hoe")), self.validation * (5 if sampled else 1), self.rewards,
-                processing_class=self.tokenizer, decoding=Decoding(NEW_TOKENS, do_sample=sampled), batch_size=240,
+                processing_class=self.tokenizer, decoding=self.decoding(sampled), batch_size=240,
             )  # fmt: skip
             path.write_text(json.dumps(found.state_dict()), encoding="utf-8")
         return RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -129,7 +142,7 @@ class Setting:
     def whole(self, path: str | None = None) -> Any:
         """A method that knows no preference: a model without adapter, by default the base."""
         model = self.model(path)
-        completer = Completer(model, self.tokenizer, Decoding(NEW_TOKENS))
+        completer = Completer(model, self.tokenizer, self.decoding())
 
         def complete(prompts: Sequence[str], preferences: Any) -> list[str]:
             return completer.complete(model, prompts)
@@ -140,7 +153,7 @@ class Setting:
         """One of `BASELINES`, greedy, on these policies."""
         return BASELINES[name].make(
             self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
-            decoding=Decoding(NEW_TOKENS), **options,
+            decoding=self.decoding(), **options,
         )  # fmt: skip
 
     def sweep(
@@ -155,7 +168,7 @@ class Setting:
     ) -> Sweep:
         """Greedy, at most `NEW_TOKENS` new tokens, by default the test prompts; of an adapter, or of any other method."""
         if generate is None:
-            generate = HoEMethod(self.steered(adapter), self.tokenizer, decoding=Decoding(NEW_TOKENS))
+            generate = HoEMethod(self.steered(adapter), self.tokenizer, decoding=self.decoding())
         return peft_hoe.sweep(
             prompts=prompts or self.test, rewards=self.rewards, preferences=preferences, generate=generate, name=name,
             payoff=self.scale(), batch_size=BATCH, output_dir=self.folder / "sweeps" / _folder(folder or name),
@@ -203,7 +216,7 @@ def write(path: Path, content: Any) -> None:
 
 
 def _policy(name: str, *folders: Path | None) -> Path:
-    paths = [folder / f"stories260k-{name}" for folder in folders if folder is not None]
+    paths = [folder / name for folder in folders if folder is not None]
     for path in paths:
         if path.exists():
             return path

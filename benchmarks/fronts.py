@@ -36,7 +36,6 @@ from fronts_adapters import SETS, Problem
 from fronts_costs import llama_shapes, seconds_per_token, storage_table, stored
 from fronts_tables import Front
 from morlhf_policies import PREFERENCES, runs
-from peft_hoe import Decoding
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
 from router_training import NEW_TOKENS, TEXTS
@@ -58,7 +57,7 @@ class Missing(Exception):
 
 def make(problem: Problem, name: str, seed: int, sampled: bool, policies: Path | None) -> tuple[Any, Any]:
     """A method, and the preferences that it answers."""
-    how: dict[str, Any] = {"decoding": Decoding(NEW_TOKENS, do_sample=sampled)}
+    how: dict[str, Any] = {"decoding": problem.decoding(sampled)}
     grid = peft_hoe.preference_grid(len(problem.objectives))
     if name.startswith("hoe"):
         return HoEMethod(problem.steered(hoe(problem, name, seed, policies)), problem.tokenizer, **how), grid

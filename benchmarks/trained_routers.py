@@ -32,7 +32,9 @@ def lora_moe_options(setting: Setting, seed: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def trained_routers(setting: Setting, untrained: Path, name: str, seed: int, updates: int = UPDATES) -> Path:
+def trained_routers(
+    setting: Setting, untrained: Path, name: str, seed: int, updates: int = UPDATES, *, judged: bool = False
+) -> Path:
     """An adapter with its routers trained on the training prompts, by the settings of `router_training.py`.
 
     Args:
@@ -41,6 +43,7 @@ def trained_routers(setting: Setting, untrained: Path, name: str, seed: int, upd
         name: of the result.
         seed: of training.
         updates: for each router.
+        judged: whether a router that does not help on the validation prompts is left untrained.
 
     Returns:
         the folder of the result, with its CPU time in `training.json`.
@@ -48,14 +51,20 @@ def trained_routers(setting: Setting, untrained: Path, name: str, seed: int, upd
     output = setting.folder / "trained" / f"{name}-seed{seed}"
     if (output / "training.json").exists():
         return output
-    args = HoERouterConfig(output_dir=str(output), **ppo_settings(seed, updates))
+    settings = ppo_settings(seed, updates) | {"stop_strings": list(setting.stop_strings) or None}
+    args = HoERouterConfig(output_dir=str(output), **settings)
+    lines: list[str] = []
     started = time.process_time()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
         train_routers(
             setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
             train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
             resume_from_checkpoint=(output / "routers_run.json").exists(),
+            eval_dataset=[{"prompt": prompt} for prompt in setting.validation] if judged else None,
+            say=lambda line: lines.append(line),
         )  # fmt: skip
-    record = {"cpu_seconds": round(time.process_time() - started), "updates": updates, "seed": seed}
+    record = {
+        "cpu_seconds": round(time.process_time() - started), "updates": updates, "seed": seed, "verdicts": lines
+    }  # fmt: skip
     (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
     return output

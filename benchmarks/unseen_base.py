@@ -1,0 +1,258 @@
+"""The recipe on a base, policies and openings that no choice has seen: HoE untrained and trained against soups and TIES.
+
+    python benchmarks/unseen_base.py --shared DIR --output unseen --plan
+    python benchmarks/unseen_base.py --shared DIR --output unseen
+
+The base is a TinyStories Llama of 656,000 parameters (`DIR/models/tinystories-656k`). Its policies *positive*, *rich* and
+*dialog* are trained here, every weight, as `peft-hoe policy --full` trains them but for a rate of 2e-4. Everything else is at
+its defaults: the build's, and `router_recipe.py`'s for routers of both kinds, which are left untrained where the verdict on
+the validation prompts says so.
+
+Fronts are measured on the test openings and as many further ones, which nothing has read before: the same sentences with
+other names, animals and things. Greedy, and with several texts at temperature 1; 48 new tokens. Every hypervolume is in
+rewards normalised by the payoff table of the one-hot experts on the validation prompts, reference point −0.1; the table's
+prompts are drawn in every interval. The difference that the design can see is the half width of the interval between two
+untrained methods, printed below each table.
+
+Every finished stage is a small file in `<output>/records`: rewards, versions, and what a router was judged. A stage that has
+its record is not repeated. `--plan` prints the stages that are left, with minutes of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import peft_hoe
+from figures_setting import Setting, parser, quiet
+from peft_hoe.evaluation import HoEMethod, Sweep
+from peft_hoe.evaluation.baselines import BASELINES
+from peft_hoe.policies import policy_gradient_config, train_policy
+from peft_hoe.router_recipe import default_experts, default_routers
+from router_training import NEW_TOKENS
+from stories_rewards import REWARDS
+from trained_routers import trained_routers
+
+BASE, ENDING, END = "tinystories-656k", " ", "<|end_story|>"
+OBJECTIVES = ("positive", "rich", "dialog")
+SETS = {
+    "positive,rich": OBJECTIVES[:2], "positive,dialog": ("positive", "dialog"), "rich,dialog": OBJECTIVES[1:],
+    "all": OBJECTIVES,
+}  # fmt: skip
+UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties")
+TRAINED = {"hoe_token": "token", "hoe_module": "module"}
+AGAINST = ("hoe", "rs", "rs_dense", "ties")
+POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rewards": "batch", "learning_rate": 2e-4}
+# Minutes of one quiet core, guesses for --plan.
+MINUTES = {"policy": 5.0, "router": 3.0, "greedy": 1.0, "sampled": 3.0}
+
+
+def further_openings() -> list[str]:
+    """As many openings as the test split has, of its own sentences with other names, animals, places and things."""
+    names = ("Ruby", "Oscar", "Ivy", "Hugo", "Nora", "Felix", "Clara", "Emil", "Rosa", "Arlo")
+    animals = ("fox", "goat", "owl", "pony", "mouse", "bear")
+    places = ("hill", "garden", "lake", "barn", "street", "castle")
+    things = ("lamp", "drum", "shell", "ladder", "basket", "spoon")
+    moods = ("quiet", "proud", "hungry", "gentle", "curious", "tired")
+    sentences = (
+        "Once upon a time, there was a {mood} {animal} named {name}. {name} went to the {place}",
+        "There was a {mood} {animal} who lived near the {place}.",
+        "One day, {name} found a {mood} {thing} in the {place}.",
+        "{name} wanted a new {thing}, but",
+        "{name} and {other} were playing in the {place}.",
+        "It was a {mood} day at the {place}. {name}",
+        "{name} lost the {thing} at the {place} and",
+        'In the {place}, a {mood} {animal} saw a {thing}. "Look at that {thing}!" said {name}.',
+    )
+    generator = np.random.default_rng(656)
+
+    def one(sentence: str) -> str:
+        name, other = generator.choice(names, 2, replace=False)
+        drawn = {key: generator.choice(of) for key, of in
+                 (("animal", animals), ("place", places), ("thing", things), ("mood", moods))}  # fmt: skip
+        return sentence.format(name=name, other=other, **drawn)
+
+    found: dict[str, None] = {}
+    for sentence in itertools.cycle(sentences):
+        found.setdefault(one(sentence) + ENDING)
+        if len(found) == 120:
+            return list(found)
+    raise AssertionError
+
+
+class Problem(Setting):
+    """One set of objectives on this base."""
+
+    def __init__(self, arguments: argparse.Namespace, key: str) -> None:
+        super().__init__(
+            arguments.shared, arguments.output, SETS[key], arguments.output / "policies", arguments.limit,
+            base=BASE, ending=ENDING, stop_strings=(END,),
+        )  # fmt: skip
+        self.key = key
+        self.openings = [*self.test, *further_openings()[: arguments.limit]]
+
+    def trained(self, name: str, seed: int) -> Path:
+        """HoE with the recipe's experts and routers of one kind."""
+        n = len(self.objectives)
+        routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(n)]
+        untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)
+        return trained_routers(self, untrained, name, seed, judged=True)
+
+    def method(self, name: str, seed: int, sampled: bool) -> Any:
+        """What answers prompts at a preference."""
+        if name == "hoe" or name in TRAINED:
+            path = self.adapter("hoe") if name == "hoe" else self.trained(name, seed)
+            return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding(sampled))
+        return BASELINES[name].make(
+            self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "adapters/baselines",
+            decoding=self.decoding(sampled),
+        )  # fmt: skip
+
+
+# -- stages ---
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done once, and leaves a record."""
+
+    name: str
+    minutes: float
+    run: Callable[[], dict[str, Any]]
+
+
+def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
+    """All of them, in order."""
+    for objective in OBJECTIVES:
+        yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
+    for key in arguments.sets:
+        for name, seed in itertools.product(TRAINED, range(arguments.seeds)):
+            minutes = MINUTES["router"] * len(SETS[key])
+            yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
+        for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *TRAINED)):
+            for seed in range(arguments.seeds if name in TRAINED else 1):
+                yield Stage(
+                    f"{key}-{name}-{seed}-{decoding}", MINUTES[decoding],
+                    lambda k=key, n=name, s=seed, d=decoding: swept(arguments, k, n, s, d),
+                )  # fmt: skip
+
+
+def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
+    """Train a policy, unless its folder is there."""
+    folder = arguments.output / "policies" / f"{BASE}-{objective}"
+    if (folder / "config.json").exists():
+        return {"kept": True}
+
+    def reward(prompts: Any, completions: Any) -> list[float]:
+        return REWARDS[objective](prompts, [text.split(END)[0] for text in completions])
+
+    base = arguments.shared / "models" / BASE
+    prompts = json.loads((arguments.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))["train"]
+    args = policy_gradient_config(
+        folder, **POLICY, temperature=1.0, max_completion_length=NEW_TOKENS, seed=0,
+        use_cpu=True, disable_tqdm=True, logging_steps=12,
+    )  # fmt: skip
+    log = train_policy(
+        base, args, rewards={objective: reward}, preference={objective: 1},
+        train_dataset=[{"prompt": prompt + ENDING} for prompt in prompts], say=lambda line: None,
+    )  # fmt: skip
+    return {"reward": [entry["reward"] for entry in log if "reward" in entry]}
+
+
+def routers(arguments: argparse.Namespace, key: str, name: str, seed: int) -> dict[str, Any]:
+    """Train routers; how they were judged."""
+    found: dict[str, Any] = json.loads((Problem(arguments, key).trained(name, seed) / "training.json").read_text())
+    return found
+
+
+def swept(arguments: argparse.Namespace, key: str, name: str, seed: int, decoding: str) -> dict[str, Any]:
+    """Sweep a method; its mean rewards."""
+    problem, sampled = Problem(arguments, key), decoding == "sampled"
+    found = peft_hoe.sweep(
+        prompts=problem.openings, rewards=problem.rewards, generate=problem.method(name, seed, sampled), name=name,
+        payoff=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=720,
+        output_dir=problem.folder / "sweeps" / f"{name}-{seed}-{decoding}", progress=False,
+    )  # fmt: skip
+    return {"preferences": found.preferences.tolist(), "rewards": np.round(found.points, 5).tolist()}
+
+
+# -- tables ---
+
+
+def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
+    """Hypervolumes, and differences with intervals; empty without `hoe` and `rs_dense`."""
+    folder = arguments.output / "-".join(SETS[key]) / "sweeps"
+    sweeps: dict[str, Sweep] = {}
+    for name in (*UNTRAINED, *TRAINED):
+        runs = [folder / f"{name}-{seed}-{decoding}" for seed in range(arguments.seeds)]
+        found = [Sweep.load(run) for run in runs if (run / "sweep.json").exists()]
+        if found:
+            sweeps[name] = Sweep.stack(found)
+    if not {"hoe", "rs_dense"} <= sweeps.keys():
+        return ""
+    lines = [
+        f"### {key}, {decoding}",
+        "",
+        f"| method | runs | hypervolume | {' | '.join(f'− {o}' for o in ('hoe', 'rs', 'rs_dense', 'ties'))} |",
+    ]
+    lines.append("|" + "---|" * 7)
+    for name, sweep in sweeps.items():
+        volume = sweep.metrics().values["hypervolume"]
+        cells = [name, str(len(sweep.rewards)), cell(volume)]
+        for other in AGAINST:
+            known = other in sweeps and other != name
+            cells.append(cell(sweep.compare(sweeps[other]).values["hypervolume A - B"], "+") if known else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    seen = sweeps["hoe"].compare(sweeps["rs_dense"]).values
+    half = float(seen["hypervolume A - B"].high - seen["hypervolume A - B"].low) / 2
+    volume = float(seen["hypervolume B"].estimate)
+    lines += ["", f"A difference of {half:.3f} can be seen, {half / volume:.1%} of `rs_dense`'s hypervolume."]
+    return "\n".join(lines)
+
+
+def cell(interval: Any, sign: str = "") -> str:
+    """A number with its interval."""
+    return f"{float(interval.estimate):{sign}.3f} [{float(interval.low):{sign}.3f}, {float(interval.high):{sign}.3f}]"
+
+
+def main() -> None:
+    """Do the stages that are left; print the tables."""
+    command = parser(__doc__)
+    command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)")
+    command.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
+    command.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
+    command.add_argument("--texts", type=int, default=4, help="sampled texts for each opening (default 4)")
+    command.add_argument("--limit", type=int, help="use the first prompts only")
+    command.add_argument("--only", nargs="*", default=[""], help="stages whose name begins so")
+    command.add_argument("--plan", action="store_true", help="print what is left, with minutes, and do nothing")
+    arguments = command.parse_args()
+    quiet()
+    records = arguments.output / "records"
+    left = [stage for stage in stages(arguments) if not (records / f"{stage.name}.json").exists()]
+    left = [stage for stage in left if stage.name.startswith(tuple(arguments.only))]
+    if arguments.plan:
+        lines = [f"{stage.minutes:6.1f} min  {stage.name}" for stage in left]
+        print("\n".join([*lines, f"{sum(stage.minutes for stage in left):6.1f} min  together"]))
+        return
+    records.mkdir(parents=True, exist_ok=True)
+    for stage in left:
+        started = time.process_time()
+        found = stage.run() | {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__}
+        (records / f"{stage.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        print(f"{stage.name}: {found['cpu_seconds']} s", flush=True)
+    parts = [table(arguments, key, decoding) for key, decoding in itertools.product(SETS, ("greedy", "sampled"))]
+    text = "\n\n".join(part for part in parts if part)
+    Path(arguments.output / "unseen_base.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
