@@ -6,6 +6,7 @@ from .inspection import Inspection, inspect_adapter
 from .options import Loading, Merging, Pruning, Ranks, TaskSVD
 from .plan import BuildPlan, plan_build
 from .report import BuildReport
+from .search import Search, search
 
 __all__ = [
     "BuildPlan",
@@ -15,6 +16,7 @@ __all__ = [
     "Merging",
     "Pruning",
     "Ranks",
+    "Search",
     "TaskSVD",
     "add_expert",
     "add_objective",
@@ -23,4 +25,5 @@ __all__ = [
     "inspect_adapter",
     "plan_build",
     "remove",
+    "search",
 ]

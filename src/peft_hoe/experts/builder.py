@@ -5,6 +5,7 @@ Streaming, module by module: what stays in memory is one module's weights; never
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from .options import (
     TaskSVD,
 )
 from .report import REPORT_FILE, BuildReport, warn_about_pruning
+from .search import Search
 from .sources import base_sample, read_sources
 from .stages import Build, Built, work_key
 
@@ -52,7 +54,7 @@ def build_adapter(
     pruning: Pruning | float | str | None = Pruning(),  # noqa: B008  frozen
     merging: Merging | str = Merging(),  # noqa: B008
     svd: TaskSVD | str = TaskSVD(),  # noqa: B008
-    rescale: str | float | None = DEFAULT_RESCALE,
+    rescale: Search | str | float | None = DEFAULT_RESCALE,
     interpolation: str = DEFAULT_INTERPOLATION,
     capture: Sequence[str] = DEFAULT_CAPTURE,
     seed: int = 0,
@@ -85,7 +87,8 @@ def build_adapter(
         pruning: `Pruning`, or its share alone; None for none.
         merging: `Merging`, or its method alone.
         svd: `TaskSVD`, or its solver alone.
-        rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`.
+        rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`. Or `search`, which chooses this and
+            other settings by a score on validation data.
         interpolation: "norm" keeps the length of experts between them too, "linear" is the paper's; see `HoEConfig`.
         capture: what gets experts besides linear layers: "embeddings" (low rank, with the output head), "norms" (deltas).
         seed: of the randomised solver; a build is deterministic.
@@ -111,10 +114,38 @@ def build_adapter(
     >>> list(report.policies)
     ['cheerful', 'vivid']
     """
-    options = BuildOptions.checked(
-        r=r, pruning=pruning, merging=merging, svd=svd, rescale=rescale, interpolation=interpolation, capture=capture,
-        seed=seed, dtype=dtype, num_processes=num_processes,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "experts": experts, "routers": routers, "default_preference": default_preference, "r": r, "pruning": pruning,
+        "merging": merging, "svd": svd, "rescale": rescale, "interpolation": interpolation, "capture": capture, "seed": seed,
+        "target_modules": target_modules, "exclude_modules": exclude_modules, "loading": loading, "dtype": dtype,
+        "num_processes": num_processes,
+    }  # fmt: skip
+    curve: list[dict[str, Any]] = []
+    if isinstance(rescale, Search):
+        check_output(Path(output_dir), overwrite, names=WRITTEN)
+        build = functools.partial(_build, base, policies, overwrite=False, progress=False, curve=[])
+        settings, curve = rescale.run(build, {**settings, "rescale": DEFAULT_RESCALE})
+    return _build(base, policies, output_dir, overwrite=overwrite, progress=progress, curve=curve, **settings)
+
+
+def _build(
+    base: PathOrHubId,
+    policies: Mapping[str, PathOrHubId],
+    output_dir: str | os.PathLike[str],
+    *,
+    experts: Sequence[Any] | None,
+    routers: Sequence[Any] | None,
+    default_preference: Any,
+    target_modules: str | Sequence[str],
+    exclude_modules: str | Sequence[str] | None,
+    loading: Loading,
+    overwrite: bool,
+    progress: bool,
+    curve: list[dict[str, Any]],
+    **settings: Any,
+) -> BuildReport:
+    """One build; its arguments are those of `build_adapter`, and the curve of the search that chose them."""
+    options = BuildOptions.checked(**settings)
     output = Path(output_dir)
     check_output(output, overwrite, names=WRITTEN)
     specs = expert_specs(experts, check_names(list(policies), "objective")) if policies else []
@@ -132,7 +163,7 @@ def build_adapter(
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
             built = Build(inputs, options, config, place, output, bar).run()
         config.base_sample = base_sample(inputs, config)
-        report = _report(output, inputs, options, config, built)
+        report = _report(output, inputs, options, config, built, curve)
         with disk_errors(output):
             config.save_pretrained(str(place.files))  # after the weights: it writes a model card beside them
             model_card.add_sources(place.files, report.sources)
@@ -155,6 +186,7 @@ def _report(
     options: BuildOptions,
     config: HoEConfig,
     built: Built,
+    curve: list[dict[str, Any]],
 ) -> BuildReport:
     experts, routers = [asdict(spec) for spec in config.experts or []], [asdict(spec) for spec in config.routers or []]
     report = BuildReport(
@@ -167,6 +199,7 @@ def _report(
         pairs=built.statistics.pairs,
         modules=built.modules,
         sources=read_sources(inputs),
+        search=curve,
         notes=built.notes,
     )
     report.notes += _notes_on_output_embeddings(report)
@@ -176,7 +209,7 @@ def _report(
         written = ",".join(f"{weight:g}" for weight in point)
         report.notes.append(f"no routers; add one with routers=[{point}] (--router {written}) and train it")
     for note in built.statistics.notes:
-        warnings.warn(note, HoEWarning, stacklevel=3)
+        warnings.warn(note, HoEWarning, stacklevel=4)
     warn_about_pruning(report, options.pruning.share)
     return report
 

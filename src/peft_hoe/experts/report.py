@@ -88,6 +88,7 @@ class BuildReport:
         pairs: cosine and sign agreement of every pair of policies' task vectors.
         modules: `{module: {expert: ModuleReport}}` of every module that a policy changed.
         sources: ids, commits, licences and hashes of the base and the policies.
+        search: the candidates of a search, `{"point": {setting: value}, "score": number}` in the order they were tried.
         notes: what differs from what one might expect.
 
     >>> from peft_hoe import demo
@@ -105,6 +106,7 @@ class BuildReport:
     pairs: list[dict[str, Any]]
     modules: dict[str, dict[str, ModuleReport]]
     sources: dict[str, Any] = field(default_factory=dict)
+    search: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +156,14 @@ class BuildReport:
                 )
         return [f"is r enough for the energy? {', '.join(parts)}"] if parts else []
 
+    def _searched(self) -> list[str]:
+        best = max((row["score"] for row in self.search), default=None)
+        lines = []
+        for row in self.search:
+            point = ", ".join(f"{name} {value:.4g}" for name, value in row["point"].items())
+            lines.append(f"searched: {point}: {row['score']:.6g}{' (best)' if row['score'] == best else ''}")
+        return lines
+
     def table(self) -> str:
         """A short summary for a terminal."""
         counts = f"{len(self.modules)} modules, {len(self.experts)} experts, {len(self.routers)} routers"
@@ -180,6 +190,7 @@ class BuildReport:
             if policy.not_captured:
                 shares = ", ".join(f"{kind} {share:.1%}" for kind, share in policy.not_captured.items())
                 lines.append(f"not captured of {name} (share of the squared change): {shares}")
+        lines += self._searched()
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
