@@ -105,7 +105,7 @@ class RewardNormalizer:
         return found
 
     def uncertain(self) -> list[str]:
-        """A sentence for each objective whose spread is within three standard errors, where these are known."""
+        """A sentence for each objective whose spread is within four standard errors, where these are known."""
         known = self.measurement.get("spread_errors")
         if known is None:
             return []
