@@ -437,6 +437,19 @@ def two_updates_and_payoff(output: str, rows: int, **changes: Any) -> dict[str, 
     return made | {"payoff": torch.from_numpy(trainer.measure_payoff().payoff)}
 
 
+def evaluated(output: str, rows: int) -> dict[str, Any]:
+    """What `evaluate` finds, in the dataset and in one of two named ones; sampled so coldly that chance has no part.
+
+    Args:
+        output: the trainer's folder.
+        rows: of the dataset, over all processes.
+    """
+    trainer = make_trainer(None, output, {"eval_dataset": PROMPTS[:rows]}, temperature=1e-4, response_length=12)
+    found = trainer.evaluate()
+    named = trainer.evaluate({"few": PROMPTS[:1], "more": PROMPTS[:rows]})
+    return {"rank": trainer.accelerator.process_index, "found": found, "named": named}
+
+
 def save_sharded(output: str, rows: int) -> dict[str, Any]:
     """Save a policy whose every tensor torch's fully_shard has shared out: as it is, and gathered.
 

@@ -66,7 +66,17 @@ def test_more_than_rows_is_refused(deep):
 
 
 @pytest.mark.parametrize(
-    ("total", "good"), [(1.025, True), (1.0251, False), (1.026, False), (0.975, True), (0.9749, False), (0.974, False)]
+    ("total", "good"),
+    [
+        (1.025, True),
+        (1.02501, False),
+        (0.97499, False),
+        (1.0251, False),
+        (1.026, False),
+        (0.975, True),
+        (0.9749, False),
+        (0.974, False),
+    ],
 )
 def test_the_tolerance_of_a_sum_ends_at_two_and_a_half_percent(total, good):
     value = [total - 0.5, 0.5]

@@ -30,6 +30,7 @@ def together(folder: Path, toys: ModuleType) -> Runs:
     """What the two processes have after each run; all runs are made by one pair, which imports everything only once."""
     runs = {
         "replicated": ("two_updates_and_rewards", 4, {}),
+        "evaluated": ("evaluated", 5, {}),
         "distilled": ("distillation_updates", 2, {"gradient_accumulation_steps": 2}),
     }
     if SHARDS:
@@ -74,6 +75,19 @@ def test_processes_share_a_payoff_table_and_lack_rewards_together(
     assert first["reward"] == second["reward"] > 0
     assert first["message"] == second["message"] == alone["message"].replace("any of 8", "any of 16")
     assert "the rewards of ['low', 'high'] returned no number for any of 8 completions" in alone["message"]
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path: Path, toys: ModuleType, together: Runs) -> None:
+    """Five prompts on two processes, and one on two: each counts once, and both processes know the same."""
+    first, second = together["evaluated"]
+    alone = toys.evaluated(str(tmp_path / "alone"), 5)
+    assert first["found"] == second["found"]
+    assert first["named"] == second["named"]
+    assert first["found"].keys() == alone["found"].keys()
+    for kind in ("found", "named"):
+        for name, value in alone[kind].items():
+            assert first[kind][name] == pytest.approx(value, abs=1e-6), name
+    assert alone["named"]["eval_few_reward/low"] != alone["named"]["eval_more_reward/low"]
 
 
 @pytest.mark.skipif(not SHARDS, reason="fully_shard's ignored_params came with torch 2.7")
