@@ -7,7 +7,14 @@ import copy
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import LlamaForCausalLM, OPTForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaForCausalLM,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoELayer, RouterSpec, StaticMergeError
 from peft_hoe.errors import ModuleError
@@ -127,6 +134,38 @@ def test_layer_norms_with_a_bias_and_embeddings_of_another_model(adapted, steera
     for row, preference in enumerate(rows):
         wanted = logits(by_hand(model, copy.deepcopy(clean), [float(x) for x in preference]), tokens[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], wanted, **EXACT)
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3"])
+def test_scaled_embeddings_and_norms_of_heads(kind, tokens, randomise):
+    # Gemma multiplies embeddings by a constant, and normalises with 1 + weight in float32; both norm queries and keys.
+    torch.manual_seed(0)
+    base = {
+        "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
+    }[kind]()
+    config = HoEConfig(
+        objectives=["a", "b"], r=4, target_modules="all-linear", task_type="CAUSAL_LM",
+        target_embeddings=["embed_tokens"], target_norms=["q_norm", "k_norm", "input_layernorm", "norm"],
+    )  # fmt: skip
+    model = get_peft_model(base, config)
+    randomise(model)
+    model.double().eval()
+    close = {"rtol": 0, "atol": 1e-5 if kind == "gemma3" else 1e-10}
+    rows = [[1, 0], [0.25, 0.75], [0.6, 0.4]]
+    together = logits(model, tokens, preference=rows)
+    for row, preference in enumerate(rows):
+        alone = copy.deepcopy(model)
+        alone.set_preference(preference)
+        torch.testing.assert_close(logits(alone, tokens[row : row + 1]), together[row : row + 1], **close)
+        merged = alone.merge_and_unload()
+        torch.testing.assert_close(logits(merged, tokens[row : row + 1]), together[row : row + 1], **close)
 
 
 def test_trained_routers_vote_there_as_before_their_training(adapted, tokens):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 
 from peft_hoe import ExpertError, ExpertSpec, HoEConfig, HoELayer, PreferenceError, RouterSpec
 from peft_hoe.training.run.trained_router import TrainedRouter
@@ -310,8 +310,6 @@ def test_not_while_merged_or_in_a_block(hoe_llama):
 
 
 def test_the_last_expert_stays(llama, config):
-    from peft import get_peft_model
-
     model = get_peft_model(llama(), config(objectives=["a"], routers=[]))
     with pytest.raises(ExpertError, match="it is the adapter's only one"):
         model.remove_expert("a")
@@ -326,6 +324,19 @@ def test_experts_that_train_may_start_at_zero(hoe_llama, tokens):
     layer = layers(model)["model.layers.0.mlp.up_proj"]
     assert layer.hoe_A["default"].weight.requires_grad
     assert bool(layer.factors("default")[0][12:].any())
+
+
+def test_a_16_bit_base_keeps_its_experts_bits_and_exact_routers(llama, config, randomise):
+    model = get_peft_model(llama().bfloat16(), config(routers=[], interpolation="norm"))
+    randomise(model)
+    old = expert(model, "centroid")
+    model.add_expert([0.75, 0.25], factors(model))
+    model.add_router([0.6, 0.4])
+    same(old, expert(model, "centroid"))
+    layer = layers(model)["model.layers.0.mlp.up_proj"]
+    assert layer.factors("default")[0].dtype == torch.bfloat16
+    assert layer.hoe_router["default"].bias.dtype == layer.hoe_length["default"].gram.dtype == torch.float32
+    assert bool(model(torch.tensor([[3, 4]]), preference=[0.6, 0.4]).logits.isfinite().all())
 
 
 def test_another_adapter_of_the_model_is_left_alone(hoe_llama, tokens):
