@@ -7,12 +7,13 @@ on the old face of the simplex (`routing.py`). Routers keep the experts that the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import HoEConfig
-from .errors import ExpertError
+from .errors import ExpertError, HoEWarning
 from .preference import one_hot, uniform
 from .specs import ExpertSpec, RouterSpec, as_spec, check_names
 
@@ -203,4 +204,10 @@ def _configured(config: HoEConfig, ranks: Mapping[str, list[int]], **changed: An
     if ranks:
         usual = [spec.r for spec in changed["experts"]]
         pattern = {module: values for module, values in ranks.items() if values != usual}
-    return replace(config, rank_pattern=pattern, **changed)
+    if config.calibration is not None:
+        warnings.warn(
+            "the adapter's calibration was made for other experts and routers, so it is dropped; calibrate again",
+            HoEWarning,
+            stacklevel=5,
+        )
+    return replace(config, rank_pattern=pattern, calibration=None, **changed)

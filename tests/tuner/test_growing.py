@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from peft_hoe import ExpertError, ExpertSpec, HoEConfig, HoELayer, PreferenceError, RouterSpec
+from peft_hoe import ExpertError, ExpertSpec, HoEConfig, HoELayer, HoEWarning, PreferenceError, RouterSpec
 from peft_hoe.training.run.trained_router import TrainedRouter
 from peft_hoe.tuner.functional import adapter_of
 from peft_hoe.tuner.lengths import gram
@@ -324,6 +324,20 @@ def test_experts_that_train_may_start_at_zero(hoe_llama, tokens):
     layer = layers(model)["model.layers.0.mlp.up_proj"]
     assert layer.hoe_A["default"].weight.requires_grad
     assert bool(layer.factors("default")[0][12:].any())
+
+
+@pytest.mark.parametrize("change", ["add_objective", "add_router"])
+def test_a_calibration_of_before_is_dropped_and_said_so(hoe_llama, change):
+    # One of two objectives is none of three; and other experts and routers write other texts.
+    model = hoe_llama()
+    config = model.peft_config["default"]
+    line = [[1, 0], [0, 1]]
+    config.calibration = {
+        "positions": line, "preferences": line, "simplices": [[0, 1]], "made_for": config.calibrates(),
+    }  # fmt: skip
+    with pytest.warns(HoEWarning, match="calibration was made for other experts and routers, so it is dropped"):
+        CHANGES[change](model)
+    assert config.calibration is None
 
 
 def test_a_16_bit_base_keeps_its_experts_bits_and_exact_routers(llama, config, randomise):
