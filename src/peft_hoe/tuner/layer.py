@@ -122,13 +122,13 @@ class HoELayer(BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """PEFT's, which takes the base's dtype too; but routers and lengths are small, and are not rounded to 16 bits."""
-        groups = {part: getattr(self, part) for part in _NEVER_ROUNDED}
+        groups = {part: getattr(self, part) for part in _NEVER_ROUNDED if part in self.adapter_layer_names}
         exact = {part: group.pop(adapter_name) for part, group in groups.items() if adapter_name in group}
         super()._move_adapter_to_device_of_base_layer(adapter_name, device)
-        like = next(iter(self.adapter_tensors(adapter_name).values()))
-        wide = torch.promote_types(like.dtype, torch.float32)
-        for part, module in exact.items():
-            groups[part][adapter_name] = module if like.is_meta else module.to(like.device, wide)
+        like = next(iter(self.adapter_tensors(adapter_name).values()), None)
+        for part, module in exact.items() if like is not None else ():
+            wide = torch.promote_types(like.dtype, torch.float32)  # type: ignore[union-attr]
+            groups[part][adapter_name] = module if like.is_meta else module.to(like.device, wide)  # type: ignore[union-attr]
 
     def settle_dtypes(self, adapter: str) -> None:
         """Give weights that have been loaded the dtypes that they compute in: routers and lengths at least float32.

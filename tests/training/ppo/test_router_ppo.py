@@ -95,3 +95,34 @@ def test_defaults_are_ppo_configs() -> None:
     assert {name: getattr(settings, name) for name in names} == {name: getattr(PPOFields, name) for name in names}
     assert settings.rollout_batch == PPOFields.local_rollout_forward_batch_size
     assert settings.decoding == Decoding(PPOFields.response_length, do_sample=True, temperature=PPOFields.temperature)
+
+
+def test_the_first_step_goes_on_from_the_rollouts_forward(toys: ModuleType) -> None:
+    """It has the gradient that a second forward would give, and that forward is not made."""
+    settings = PPOSettings(Decoding(6, do_sample=True), num_ppo_epochs=2)
+    kept, again = make_ppo(toys, settings), make_ppo(toys, settings)
+    again._starts_with_the_rollout = lambda rows: False  # type: ignore[method-assign]
+    rows = PromptCollator(kept.tokenizer)(toys.PROMPTS[:8])
+    batch = as_prompt_batch(rows, kept.tokenizer, torch.device("cpu"))
+    forwards: dict[str, int] = {}
+    for name, ppo in (("kept", kept), ("again", again)):
+        ppo.model.register_forward_hook(
+            lambda *_, name=name: forwards.__setitem__(name, forwards.get(name, 0) + 1)  # type: ignore[misc]
+        )
+        torch.manual_seed(0)
+        with steered(ppo.policy, ppo.router):
+            ppo.step(batch)
+    for x, y in zip(kept.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)  # advantages are float32, in another order
+    assert forwards == {"kept": 2, "again": 3}
+
+
+def test_no_graph_is_kept_where_a_second_forward_would_differ(toys: ModuleType) -> None:
+    ppo = make_ppo(toys, PPOSettings(Decoding(6, do_sample=True)))
+    assert ppo._starts_with_the_rollout(8)
+    assert not ppo._starts_with_the_rollout(9)  # two steps
+    ppo.critic.add_module("dropout", torch.nn.Dropout(0.1))
+    assert not ppo._starts_with_the_rollout(8)
+    ppo.critic.dropout.p = 0.0
+    ppo.policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    assert not ppo._starts_with_the_rollout(8)

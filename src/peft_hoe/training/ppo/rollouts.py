@@ -33,6 +33,7 @@ class Rollout:
         values: `(B, T, N)`.
         votes: `(L,)`, the mean votes of the experts over modules and response tokens, and their entropy in nats, averaged
             likewise; None where there are none.
+        kept: log-probabilities and values with their graph, for the first step of an update; None where it computes them again.
     """
 
     prompts: PromptBatch
@@ -42,6 +43,7 @@ class Rollout:
     entropy: torch.Tensor
     values: torch.Tensor
     votes: tuple[torch.Tensor, float] | None
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def sequences(self, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask `(rows, P + T)` of prompts and responses."""
@@ -60,11 +62,23 @@ def have_end(responses: Responses, eos: int | None) -> torch.Tensor:
     return responses.ended | ((responses.ids == eos) & responses.mask).any(1)
 
 
-def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of `ids` `(B, T)` at a temperature, and the entropy `(B, T)`, from logits `(B, T, V)`."""
-    logs = (logits.float() / temperature).log_softmax(-1)
-    entropy = -(logs.exp() * logs).sum(-1)
-    return logs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), entropy
+def log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probabilities `(B, T, V)` at a temperature, in float32 or wider."""
+    return (logits.float() / temperature).log_softmax(-1)
+
+
+def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probabilities of `ids` `(B, T)` at a temperature, from logits `(B, T, V)`."""
+    return _of_tokens(log_softmax(logits, temperature), ids)
+
+
+def _of_tokens(logs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return logs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(logs: torch.Tensor) -> torch.Tensor:
+    """Entropy `(B, T)` of log-probabilities `(B, T, V)`."""
+    return -(logs.exp() * logs).sum(-1)
 
 
 @torch.no_grad()
@@ -75,6 +89,8 @@ def evaluate_rollout(
     temperature: float,
     chunk: int,
     reference: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    *,
+    keep: bool = False,
 ) -> Rollout:
     """One forward of policy and critic, and one of the reference, over generated responses.
 
@@ -85,7 +101,9 @@ def evaluate_rollout(
         temperature: at which they were sampled.
         chunk: rows per forward.
         reference: logits `(B, T, V)` of the KL reference, from ids, mask and T.
+        keep: keep the graph of policy and critic, `Rollout.kept`, if all rows fit one forward.
     """
+    keep = keep and len(prompts.ids) <= chunk
     length, adapter = responses.ids.shape[1], actor_critic.router.adapter
     empty = torch.empty(0)
     rollout = Rollout(prompts, responses, empty, empty, empty, empty, None)
@@ -93,13 +111,17 @@ def evaluate_rollout(
     for start in range(0, len(prompts.ids), chunk):
         rows = slice(start, start + chunk)
         ids, mask = rollout.sequences(rows)
-        with record_votes(actor_critic.policy, adapter) if start == 0 else contextlib.nullcontext() as votes:
+        recorded = record_votes(actor_critic.policy, adapter) if start == 0 else contextlib.nullcontext()
+        with recorded as votes, torch.set_grad_enabled(keep):
             logits, values = actor_critic(ids, mask, length)
+            logs = log_softmax(logits, temperature)
+            logprobs = _of_tokens(logs, responses.ids[rows])
         if votes is not None:  # one chunk tells enough about the experts' use
             rollout.votes = vote_statistics(votes, responses.mask[rows], ids.shape[1])
-        logprobs, entropy = token_logprobs(logits, responses.ids[rows], temperature)
-        likely, _ = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
-        for column, part in zip(columns, (logprobs, likely, entropy, values.float()), strict=True):
+        rollout.kept = (logprobs, values) if keep else None
+        likely = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
+        parts = (logprobs.detach(), likely, entropy(logs.detach()), values.detach().float())
+        for column, part in zip(columns, parts, strict=True):
             column.append(part)
     rollout.logprobs, rollout.reference, rollout.entropy, rollout.values = map(torch.cat, columns)
     return rollout

@@ -25,7 +25,7 @@ from ...preference import FloatArray
 from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.processes import mean_rewards, on_first_process, over_processes
-from ..run.steered_policy import without_dropout
+from ..run.steered_policy import has_dropout, without_dropout
 from ..run.training_state import RouterTrainingState
 from .actor_critic import ActorCritic
 from .advantages import estimate_advantages, mix_advantages, place_rewards
@@ -119,7 +119,7 @@ class RouterPPO:
 
     def step(self, prompts: PromptBatch) -> dict[str, float]:
         """One update; what there is to log about it."""
-        rollout = self.rollout(prompts)
+        rollout = self.rollout(prompts, keep=self._starts_with_the_rollout(len(prompts.ids)))
         raw = self.score(rollout)
         rewards = self.normalize(raw)
         weights = self.weigh(rewards)
@@ -129,8 +129,11 @@ class RouterPPO:
 
     # -- the stages ---
 
-    def rollout(self, prompts: PromptBatch) -> Rollout:
-        """Responses to prompts, with log-probabilities, reference and values."""
+    def rollout(self, prompts: PromptBatch, *, keep: bool = False) -> Rollout:
+        """Responses to prompts, with log-probabilities, reference and values.
+
+        `keep` is `evaluate_rollout`'s: the update that follows then starts from this forward, and nothing may change between.
+        """
         settings = self.settings
         self.model.eval()
         with self.actor_critic.autocast():
@@ -142,7 +145,23 @@ class RouterPPO:
                 settings.decoding.temperature,
                 settings.rollout_batch,
                 self.reference,
+                keep=keep,
             )
+
+    def _starts_with_the_rollout(self, rows: int) -> bool:
+        """Whether the first forward of an update is the one that evaluates the rollout, so that it need not be made twice.
+
+        It is where one step has all rows, on one process, and nothing that training mode does would change it: no dropout in
+        the critic (the policy's is off), and no checkpointing, which saves the memory that a kept graph takes.
+        """
+        settings = self.settings
+        return (
+            rows <= min(settings.mini_batch, settings.micro_batch)
+            and self.model is self.actor_critic
+            and not self.actor_critic.sharded
+            and not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+            and not has_dropout(self.critic)
+        )
 
     def score(self, rollout: Rollout) -> FloatArray:
         """Raw rewards `(B, N)`, NaN where there is none.

@@ -66,13 +66,17 @@ def value_loss(
 def rollout_loss(
     model: Any, rollout: Rollout, targets: Targets, rows: torch.Tensor, total: torch.Tensor, settings: LossSettings
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of some rows of a rollout, and what to log about it, both already divided by `total`."""
-    ids, mask = rollout.sequences(rows)
+    """The loss of some rows of a rollout, and what to log about it, both already divided by `total`.
+
+    What the rollout has kept of them, in their order, is used once.
+    """
     responses = rollout.responses
-    valid = responses.mask[rows]
-    logits, values = model(ids, mask, responses.ids.shape[1])
-    old = rollout.logprobs[rows]
-    logprobs, _ = token_logprobs(logits, responses.ids[rows], settings.temperature)
+    valid, old = responses.mask[rows], rollout.logprobs[rows]
+    if rollout.kept is not None:
+        (logprobs, values), rollout.kept = rollout.kept, None
+    else:
+        logits, values = model(*rollout.sequences(rows), responses.ids.shape[1])
+        logprobs = token_logprobs(logits, responses.ids[rows], settings.temperature)
     logprobs = torch.where(valid, logprobs, old)  # an overflow in padding would turn gradients into NaN
 
     surrogate, clipped, ratio = policy_loss(logprobs, old, targets.advantages[rows], settings.cliprange)
@@ -163,7 +167,10 @@ def update(
     rows = len(rollout.logprobs)
     steps: list[dict[str, torch.Tensor]] = []
     for _ in range(epochs):
-        order = torch.randperm(rows).to(rollout.logprobs.device)
+        order = torch.randperm(rows)
+        if rollout.kept is not None:  # all rows in one step, whose gradient does not depend on their order
+            order = torch.arange(rows)
+        order = order.to(rollout.logprobs.device)
         for chosen in order.split(mini_batch):
             logged = update_minibatch(model, accelerator, rollout, targets, chosen.split(micro_batch), settings)
             if max_grad_norm > 0:

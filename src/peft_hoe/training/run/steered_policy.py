@@ -108,6 +108,17 @@ def without_dropout(policy: Any) -> None:
             module.training = True
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether training mode may drop something out: a module with a probability, or a configuration that names one."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return True
+        fields = getattr(getattr(module, "config", None), "__dict__", {})
+        if any("drop" in name and isinstance(value, float) and value > 0 for name, value in fields.items()):
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def checkpointed(policy: Any, args: Any) -> Iterator[None]:
     """Gradient checkpointing, where the arguments ask for it; off again afterwards if it was off before.
