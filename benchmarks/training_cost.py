@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_cost.py [--output FILE]
 
-A random Llama in float32 on the CPU; one process a variant; the same prompts, lengths, batches, epochs and rewards. "TRL"
-is PPOTrainer with value model and reward model of the policy's size, as its users have; in "TRL, callable" the reward costs
-nothing. "HoE" is HoERouterTrainer as it comes; "HoE, value model" has the same critic as TRL. The rewards are the same two
-callables everywhere: two objectives for HoE, their mean weighted by the router's preference for TRL.
+A random Llama in float32 on the CPU (gpu.py asks for another device and dtype); one process a variant; the same
+prompts, lengths, batches, epochs and rewards. "TRL" is PPOTrainer with value model and reward model of the policy's
+size, as its users have; in "TRL, callable" the reward costs nothing. "HoE" is HoERouterTrainer as it comes; "HoE, value
+model" has the same critic as TRL. The rewards are the same two callables everywhere: two objectives for HoE, their mean
+weighted by the router's preference for TRL.
 
 Step: median CPU seconds of one thread. Memory: peak resident memory minus that before the trainer was made, and minus that
 before critic and reward model were made (`with critic`); the policy itself is in neither.
@@ -82,14 +83,14 @@ class CallableReward(nn.Module):
         self.values = torch.tensor(PREFERENCE) @ rewards
 
     def score(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.values.view(-1, 1, 1).expand(*hidden.shape[:2], 1)
+        return self.values.to(hidden.device).view(-1, 1, 1).expand(*hidden.shape[:2], 1)
 
 
 class Unused(nn.Module):
     """A backbone that costs nothing."""
 
     def forward(self, input_ids: torch.Tensor, **keywords: Any) -> Any:
-        return argparse.Namespace(hidden_states=[torch.zeros(*input_ids.shape, 1)])
+        return argparse.Namespace(hidden_states=[torch.zeros(*input_ids.shape, 1, device=input_ids.device)])
 
 
 class StepTimes(TrainerCallback):
@@ -126,8 +127,8 @@ def llama(settings: argparse.Namespace, *, classifier: bool = False) -> Any:
         hidden_size=settings.hidden,
         intermediate_size=settings.hidden * 8 // 3,
         num_hidden_layers=settings.layers,
-        num_attention_heads=12,
-        num_key_value_heads=12,
+        num_attention_heads=max(1, settings.hidden // 64),
+        num_key_value_heads=max(1, settings.hidden // 64),
         max_position_embeddings=512,
         pad_token_id=0,
         bos_token_id=1,
@@ -137,7 +138,14 @@ def llama(settings: argparse.Namespace, *, classifier: bool = False) -> Any:
     return (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config).eval()
 
 
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU, whose memory then counts."""
+    return torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
+
+
 def resident() -> int:
+    if on_gpu():
+        return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
 
 
@@ -154,7 +162,7 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
     tokenizer = make_tokenizer(settings.vocabulary)
     adapter = {"r": settings.rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     hoe = peft_hoe.HoEConfig(objectives=["even", "low"], routers=[PREFERENCE], init_weights=False, **adapter)
-    base = llama(settings)
+    base = llama(settings).to(settings.device, getattr(torch, settings.dtype))
     parameters = sum(parameter.numel() for parameter in base.parameters())
     policy = get_peft_model(base, hoe if is_hoe else LoraConfig(**adapter))
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +179,7 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
         "gradient_checkpointing": False,
         "bf16": False,
         "num_sample_generations": 0,
-        "use_cpu": True,
+        "use_cpu": settings.device == "cpu",
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
@@ -185,7 +193,7 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
     }
 
     after_policy = resident()
-    critic = None if variant == "HoE" else llama(settings, classifier=True)
+    critic = None if variant == "HoE" else llama(settings, classifier=True).to(settings.device)
     if is_hoe:
         before = resident()
         trainer: Any = HoERouterTrainer(
@@ -201,7 +209,7 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
         before = resident()
         trainer = PPOTrainer(args=PPOConfig(**batch), reward_model=reward, value_model=critic, **common)
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if on_gpu() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     cpu, wall = times.medians(warm_up=1)
     return {
         "cpu_seconds": cpu,
@@ -254,6 +262,8 @@ def main() -> None:
     parser.add_argument("--response-length", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=4, help="PPO epochs; 4 is TRL's default")
     parser.add_argument("--updates", type=int, default=3, help="timed ones, after one that warms up")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the policy")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--variant", choices=VARIANTS, help="measure one, in this process")
     settings = parser.parse_args()
