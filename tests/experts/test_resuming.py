@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_hoe import CheckpointError, HoEConfig
+from peft_hoe import CheckpointError, ExpertSpec, HoEConfig
 from peft_hoe.experts import build_adapter, module_builder, policy_statistics, stages
 from peft_hoe.experts.journal import Journal
 from peft_hoe.experts.module_work import ModuleWork
@@ -95,6 +95,20 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(
     assert len(hidden(tmp_path)) == 1
     build_adapter(llama, policies, tmp_path / "out", **SETTINGS)
     assert contents(tmp_path / "out") == whole
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("stop", [(WeightWriter, "finish", 0), (Journal, "add", 7)])
+def test_what_is_captured_and_policies_of_single_experts_go_on_too(llama, policies, tmp_path, tiny, monkeypatch, stop):
+    middle = ExpertSpec([0.5, 0.5], policy=tiny.rewrite(llama, tmp_path / "middle", tiny.noisy(5)))
+    settings = {**SETTINGS, "experts": [middle], "capture": ["embeddings", "norms"]}
+    build_adapter(llama, policies, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        stop_after(patch, *stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_adapter(llama, policies, tmp_path / "out", **settings)
+    build_adapter(llama, policies, tmp_path / "out", **settings)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert hidden(tmp_path) == []
 
 
