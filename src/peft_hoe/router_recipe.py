@@ -21,7 +21,7 @@ SAMPLES = 8  # answers to one prompt, where they are compared with one another
 # Of Adam, falling to 0. One step moves each of the weights by about the rate, and so a logit by about the rate times the width
 # of what the module reads. A router by module has a bias alone, which no width multiplies.
 TOKEN_RATE = 3.2
-MODULE_RATE = 0.2
+MODULE_RATE = 0.3
 RATES = f"{TOKEN_RATE:g} / hidden size, and {MODULE_RATE:g} for a router by module"
 
 
@@ -30,7 +30,7 @@ def learning_rate(kind: str, hidden_size: int) -> float:
 
     >>> from peft_hoe.router_recipe import learning_rate
     >>> learning_rate("token", 64), learning_rate("module", 64)
-    (0.05, 0.2)
+    (0.05, 0.3)
     """
     return MODULE_RATE if kind == "module" else TOKEN_RATE / hidden_size
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from peft_hoe.errors import HoEError
-from peft_hoe.training.ppo.advantages import estimate_advantages, kl_loss, masked_mean, mix_advantages, place_rewards
+from peft_hoe.training.ppo.advantages import (
+    estimate_advantages,
+    kl_loss,
+    leave_one_out,
+    masked_mean,
+    mix_advantages,
+    place_rewards,
+)
 
 B, T, N = 5, 7, 3
 
@@ -169,3 +176,11 @@ def test_bad_shapes():
         mix_advantages(torch.zeros(2, 3, 2), torch.ones(3), torch.ones(2, 3))
     with pytest.raises(HoEError, match="joint, objective, none"):
         mix_advantages(torch.zeros(2, 3, 2), torch.ones(2), torch.ones(2, 3), scaling="own")
+
+
+def test_leave_one_out_by_hand():
+    """A group of 1, 2, 6: against 4, 3.5 and 1.5. A missing reward counts in no mean; alone, nothing can be compared."""
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, 1.0], [2.0, nan], [6.0, 3.0], [5.0, nan], [5.0, nan], [nan, 2.0]])
+    expected = torch.tensor([[-3.0, -2.0], [-1.5, 0.0], [4.5, 2.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(leave_one_out(rewards, 3), expected)

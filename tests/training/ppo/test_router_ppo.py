@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ from peft_hoe.generation.decoding import Decoding
 from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
 from peft_hoe.objectives import ObjectiveWeights, RewardNormalizer
 from peft_hoe.rewards import Rewards
+from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.ppo.actor_critic import ActorCritic
 from peft_hoe.training.ppo.critics import make_critic
 from peft_hoe.training.ppo.rollouts import make_reference
@@ -85,16 +87,34 @@ def test_what_is_missing_is_named(toys: ModuleType) -> None:
         ppo.normalize(torch.zeros(8, 2).numpy())
 
 
-def test_defaults_are_ppo_configs() -> None:
+def test_defaults_are_the_configurations() -> None:
     """Where the two have a field in common."""
-    from peft_hoe.training.ppo.ppo_fields import PPOFields
-
     settings = PPOSettings()
-    names = [name for name in vars(settings) if hasattr(PPOFields, name) and name != "seed"]
-    assert len(names) == 9
-    assert {name: getattr(settings, name) for name in names} == {name: getattr(PPOFields, name) for name in names}
-    assert settings.rollout_batch == PPOFields.local_rollout_forward_batch_size
-    assert settings.decoding == Decoding(PPOFields.response_length, do_sample=True, temperature=PPOFields.temperature)
+    names = [name for name in vars(settings) if hasattr(HoERouterConfig, name) and name not in ("seed", "decoding")]
+    assert len(names) == 10
+    assert {name: getattr(settings, name) for name in names} == {name: getattr(HoERouterConfig, name) for name in names}
+    assert settings.rollout_batch == HoERouterConfig.local_rollout_forward_batch_size
+    length, temperature = HoERouterConfig.response_length, HoERouterConfig.temperature
+    assert settings.decoding == Decoding(length, do_sample=True, temperature=temperature)
+
+
+def test_a_group_of_responses_is_its_own_baseline(toys, tmp_path):
+    """Each prompt stands as often as there are responses to it, and the critic's values play no part in the advantages."""
+    trainer = toys.make_trainer(None, tmp_path, {}, num_generations=4, baseline="group")
+    prompts = trainer.next_prompts()
+    assert prompts.texts == [text for text in prompts.texts[::4] for _ in range(4)]
+    with steered(trainer.policy, trainer.router):
+        rollout = trainer.ppo.rollout(prompts)
+    rewards = np.random.default_rng(0).normal(size=(8, 2))
+    found = []
+    for shift in (0.0, 5.0):
+        rollout.values = rollout.values + shift * torch.rand_like(rollout.values)
+        found.append(trainer.ppo.advantages(rollout, rewards, np.asarray([0.25, 0.75])).advantages)
+    assert torch.equal(*found)
+    with pytest.raises(HoEError, match="num_generations is 1, but baseline='group' needs at least 2 responses"):
+        toys.make_trainer(None, tmp_path, {}, baseline="group")
+    with pytest.raises(HoEError, match="num_generations is 3, but an update has 8 responses"):
+        toys.make_trainer(None, tmp_path, {}, num_generations=3)
 
 
 def test_the_first_step_goes_on_from_the_rollouts_forward(toys: ModuleType) -> None:

@@ -60,7 +60,7 @@ def test_the_configuration_is_read_from_a_command_line() -> None:
     """As TRL's script does it."""
     arguments = ["--output_dir", "run", "--missing_eos_penalty", "1.0", "--stop_token", "eos", "--use_cpu", "true"]
     (made,) = HfArgumentParser(HoERouterConfig).parse_args_into_dataclasses(arguments)
-    assert (made.missing_eos_penalty, made.stop_token, made.num_ppo_epochs, made.beta) == (1.0, "eos", 4, 0.1)
+    assert (made.missing_eos_penalty, made.stop_token, made.num_ppo_epochs, made.beta) == (1.0, "eos", 1, 0.1)
 
 
 @with_ppo_trainer

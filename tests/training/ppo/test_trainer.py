@@ -164,7 +164,7 @@ def test_everything_is_logged_through_callbacks(make_trainer: Make) -> None:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logged.append(dict(logs))
 
-    make_trainer(constructor={"callbacks": [Log()]}).train()
+    make_trainer(constructor={"callbacks": [Log()]}, kl_coef=0.05).train()
     per_objective = ("reward", "reward_normalized", "weight", "advantage_weight", "gap")
     expected = {f"{column}/{name}" for column in per_objective for name in ("low", "high")}
     expected |= {"loss/value_avg", "loss/policy_avg", "objective/kl", "policy/entropy_avg", "policy/clipfrac_avg"}

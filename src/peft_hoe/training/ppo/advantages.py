@@ -17,6 +17,7 @@ from torch import Tensor
 from ...errors import HoEError
 
 SCALINGS = ("joint", "objective", "none")
+BASELINES = ("critic", "group")
 Reduce = Callable[[Tensor], Tensor]
 
 
@@ -139,6 +140,20 @@ def _divide(values: Tensor, deviation: Tensor) -> Tensor:
     """0/0 = 0; a spread that is only rounding counts as none."""
     flat = deviation <= 1e-6
     return torch.where(flat, 0.0, values / deviation.masked_fill(flat, 1.0))
+
+
+def leave_one_out(rewards: Tensor, group: int) -> Tensor:
+    """Rewards `(B, N)` less the mean of the others of their group; B is a multiple of `group`, groups are neighbours.
+
+    The baseline holds nothing of the response itself, so that the gradient is unbiased. NaN is no reward: it counts in no mean,
+    and its advantage is 0, as is that of a response whose group has no other reward.
+    """
+    grouped = rewards.unflatten(0, (-1, group))
+    known = ~grouped.isnan()
+    filled = grouped.masked_fill(~known, 0.0)
+    others = known.sum(1, keepdim=True) - known.long()
+    mean = (filled.sum(1, keepdim=True) - filled) / others.clamp(min=1)
+    return torch.where(known & (others > 0), filled - mean, 0.0).flatten(0, 1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

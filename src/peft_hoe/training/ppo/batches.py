@@ -44,6 +44,11 @@ def count_batches(args: Any, rows: int) -> None:
             f"num_mini_batches is {args.num_mini_batches}, but an update has {args.local_batch_size} responses on each process "
             "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them"
         )
+    if args.local_batch_size % args.num_generations:
+        raise HoEError(
+            f"num_generations is {args.num_generations}, but an update has {args.local_batch_size} responses on each process "
+            "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them"
+        )
     args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
     args.mini_batch_size = args.batch_size // args.num_mini_batches
     if args.max_steps > 0:

@@ -12,7 +12,7 @@ from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments
 from ..run.refused_arguments import refuse_changed
 from ..trl_versions import trl_ppo
-from .advantages import SCALINGS
+from .advantages import BASELINES, SCALINGS
 from .refused_arguments import REFUSED
 
 if TYPE_CHECKING or trl_ppo() is None:
@@ -30,6 +30,9 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
     Args:
         beta: β, how fast the weights of objectives forget.
         advantage_scaling: "joint", "objective" or "none", see `mix_advantages`.
+        num_generations: responses to each prompt of an update.
+        baseline: what a response must do better than: "critic", the mixed GAE advantage of N value heads, or "group", the mean
+            of the other responses to its prompt (leave-one-out), the same for all its tokens; `num_generations` is above 1.
         kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives).
         value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
             `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
@@ -60,6 +63,8 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
 
     beta: float = field(default=0.1, metadata={"help": "How fast the weights of objectives forget."})
     advantage_scaling: str = field(default="joint", metadata={"help": "joint, objective or none."})
+    num_generations: int = field(default=1, metadata={"help": "Responses to each prompt of an update."})
+    baseline: str = field(default="critic", metadata={"help": "critic or group."})
     kl_reference: str = field(default="base", metadata={"help": "base (adapter off) or static (untrained router)."})
     value_learning_rate: float | None = field(
         default=None,
@@ -76,6 +81,14 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
     def __post_init__(self) -> None:
         refuse_changed(self, REFUSED)
         super().__post_init__()
+        check_choice("baseline", self.baseline, BASELINES)
+        if self.num_generations < 1 + (self.baseline == "group"):
+            raise HoEError(
+                f"num_generations is {self.num_generations}, but baseline={self.baseline!r} needs at least "
+                f"{1 + (self.baseline == 'group')} response{'s' * (self.baseline == 'group')} to a prompt",
+                argument="num_generations",
+                value=self.num_generations,
+            )
         check_choice("kl_reference", self.kl_reference, ("base", "static"))
         check_choice("advantage_scaling", self.advantage_scaling, SCALINGS)
         if self.kl_estimator != "k3":

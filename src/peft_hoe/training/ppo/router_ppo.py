@@ -28,7 +28,7 @@ from ..run.processes import mean_rewards, on_first_process, over_processes
 from ..run.steered_policy import has_dropout, without_dropout
 from ..run.training_state import RouterTrainingState
 from .actor_critic import ActorCritic
-from .advantages import estimate_advantages, mix_advantages, place_rewards
+from .advantages import estimate_advantages, leave_one_out, mix_advantages, place_rewards
 from .logged import rollout_metrics, scalar_metrics
 from .rollouts import Rollout, evaluate_rollout, have_end
 from .updates import LossSettings, Targets, update
@@ -39,7 +39,7 @@ Reference = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """What an update depends on; names and defaults are PPOConfig's where it has them.
+    """What an update depends on; names are PPOConfig's where it has them, defaults HoERouterConfig's.
 
     Attributes:
         decoding: how responses are sampled, and the payoff table's.
@@ -48,6 +48,7 @@ class PPOSettings:
         gamma: discount of GAE.
         lam: its trace decay.
         advantage_scaling: see `mix_advantages`.
+        group: responses to one prompt, which stand one after the other and are each other's baseline; None for the critic.
         cliprange: of the ratio.
         cliprange_value: of the values.
         vf_coef: weight of the value loss.
@@ -60,16 +61,17 @@ class PPOSettings:
         seed: of the payoff table's sampling.
     """
 
-    decoding: Decoding = field(default_factory=lambda: Decoding(53, do_sample=True, temperature=0.7))
+    decoding: Decoding = field(default_factory=lambda: Decoding(53, do_sample=True))
     missing_eos_penalty: float | None = None
     gamma: float = 1.0
-    lam: float = 0.95
+    lam: float = 1.0
     advantage_scaling: str = "joint"
+    group: int | None = None
     cliprange: float = 0.2
     cliprange_value: float = 0.2
     vf_coef: float = 0.1
-    kl_coef: float = 0.05
-    num_ppo_epochs: int = 4
+    kl_coef: float = 0.0
+    num_ppo_epochs: int = 1
     mini_batch: int = 8
     micro_batch: int = 8
     rollout_batch: int = 64
@@ -195,6 +197,8 @@ class RouterPPO:
         each, returns = estimate_advantages(
             place_rewards(scores, mask), rollout.values, mask, gamma=settings.gamma, lam=settings.lam
         )
+        if settings.group is not None:
+            each = leave_one_out(scores, settings.group).unsqueeze(1).expand_as(each)
         mixed = mix_advantages(
             each,
             torch.as_tensor(weights, dtype=torch.float32, device=mask.device),

@@ -162,6 +162,7 @@ def _settings(args: HoERouterConfig, decoding: Decoding) -> PPOSettings:
         gamma=args.gamma,
         lam=args.lam,
         advantage_scaling=args.advantage_scaling,
+        group=args.num_generations if args.baseline == "group" else None,
         cliprange=args.cliprange,
         cliprange_value=args.cliprange_value,
         vf_coef=args.vf_coef,

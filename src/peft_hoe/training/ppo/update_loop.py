@@ -56,6 +56,8 @@ class UpdateLoop(RouterTrainer):
         "stop_strings",
         "chat_template_kwargs",
         "batch_size",
+        "num_generations",
+        "baseline",
     )
     ppo: RouterPPO
 
@@ -65,9 +67,10 @@ class UpdateLoop(RouterTrainer):
         """This process's prompts of the next update, as the update's number says."""
         args, size = self.args, len(self.train_dataset)
         seed = args.seed if args.data_seed is None else args.data_seed
-        chosen = prompt_rows(size, self.state.global_step * args.batch_size, args.batch_size, seed)
+        prompts = args.batch_size // args.num_generations
+        chosen = prompt_rows(size, self.state.global_step * prompts, prompts, seed)
         mine = chosen[self.accelerator.process_index :: self.accelerator.num_processes]
-        return self._prompts(self.train_dataset, mine)
+        return self._prompts(self.train_dataset, [row for row in mine for _ in range(args.num_generations)])
 
     def _prompts(self, dataset: Any, numbers: Sequence[int]) -> PromptBatch:
         """The rows of these numbers."""
