@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+from pathlib import Path
 
 import pytest
 
-from peft_hoe import CheckpointError, HoEError, StaticMergeError
+from peft_hoe import CheckpointError, HoEError, StaticMergeError, errors
 from peft_hoe.errors import RowsError, check_choice
 
 
@@ -37,3 +39,24 @@ def test_choices():
     with pytest.raises(StaticMergeError, match="routers is 'all'; use one of 'keep', 'drop'") as refused:
         check_choice("routers", "all", ("keep", "drop"), StaticMergeError)
     assert refused.value.allowed == ("keep", "drop")
+
+
+# Errors that have nothing to say but their text.
+BARE = {
+    "the chat template does not put", "the first process failed", "this trainer has run", "timeout is",
+    "the saved objective weights",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["training", "rewards", "objectives", "generation"])
+def test_errors_of_a_room_carry_data(room):
+    """A `raise` of ours without an attribute is one that a program can only read as text."""
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HoEError)}
+    for path in Path(errors.__file__).with_name(room).rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+                continue
+            if getattr(node.exc.func, "id", "") in kinds and not node.exc.keywords:
+                said = ast.get_source_segment(source, node.exc.args[0])
+                assert any(text in said for text in BARE), f"{path}:{node.lineno}: {said}"

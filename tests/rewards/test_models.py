@@ -118,7 +118,7 @@ def test_a_text_that_begins_with_the_completion_loses_its_end(tokenizer):
     settings = {"max_length": 2, "template": "{completion} {prompt}"}
     reward = ClassifierReward(model, tokenizer, truncation_side="right", **settings)(["w3 w4 w5"], ["w6"]).item()
     assert reward == pytest.approx(_logits(model, tokenizer, "w6 w3")[0], abs=ROUNDING)
-    with pytest.raises(RewardError, match=r"truncation_side is 'both'; give \"left\" or \"right\""):
+    with pytest.raises(RewardError, match="truncation_side is 'both'; use one of 'left', 'right'"):
         ClassifierReward(model, tokenizer, truncation_side="both")
 
 

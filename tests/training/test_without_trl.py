@@ -85,7 +85,7 @@ print(peft_hoe.HoERouterTrainer.__name__, peft_hoe.HoERouterConfig(output_dir="r
 def test_train_routers_names_the_trainers() -> None:
     import peft_hoe
 
-    with pytest.raises(HoEError, match="trainer is 'sft'; use one of ppo, grpo, distill, dpo"):
+    with pytest.raises(HoEError, match="trainer is 'sft'; use one of 'ppo', 'grpo', 'distill', 'dpo'"):
         peft_hoe.train_routers(None, None, trainer="sft", train_dataset=[])
     with pytest.raises(HoEError, match="trainer='distill' takes a HoEDistillationConfig"):
         peft_hoe.train_routers(None, object(), trainer="distill", train_dataset=[])

@@ -116,7 +116,9 @@ def template_arguments(given: Any) -> dict[str, Any]:
 def options(given: Any, named: Set[str]) -> dict[str, Any]:
     """Fields of transformers' GenerationConfig beside those that a Decoding has a name for, `named`."""
     if not isinstance(given, Mapping):
-        raise HoEError(f"options is {given!r}; give a mapping of fields of GenerationConfig")
+        raise HoEError(
+            f"options is {given!r}; give a mapping of fields of GenerationConfig", argument="options", value=given
+        )
     known = vars(GenerationConfig())
     for name in given:
         if name in _OTHERWISE:

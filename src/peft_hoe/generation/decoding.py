@@ -117,7 +117,9 @@ class Decoding:
         if not isinstance(given, Mapping):
             raise HoEError(
                 f"the decoding is {given!r}, a {type(given).__name__}; give a Decoding, a GenerationConfig or a mapping such "
-                'as {"max_new_tokens": 64}'
+                'as {"max_new_tokens": 64}',
+                argument="decoding",
+                value=given,
             )
         names = {item.name for item in fields(cls)} - {"options"}
         options = {name: value for name, value in given.items() if name not in names and name != "options"}
@@ -209,7 +211,9 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
 def _of_generation_config(config: GenerationConfig) -> Decoding:
     given = config.to_diff_dict()
     if config.max_new_tokens is None:
-        raise HoEError("generation_config has no max_new_tokens; say how long completions may get")
+        raise HoEError(
+            "generation_config has no max_new_tokens; say how long completions may get", argument="max_new_tokens"
+        )
     kept = {name: value for name, value in given.items() if name not in _NO_MATTER}
     stops = kept.pop("eos_token_id", None)
     drawn = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}

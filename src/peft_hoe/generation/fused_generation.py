@@ -38,7 +38,9 @@ def check_fusible(decoding: Decoding) -> None:
     if others:
         raise HoEError(
             f"the decoding has {', '.join(f'{name} {decoding.options[name]!r}' for name in others)}, but logit fusion chooses "
-            "tokens greedily or draws them, with temperature, top_k and top_p; leave the others out"
+            "tokens greedily or draws them, with temperature, top_k and top_p; leave the others out",
+            argument=others[0],
+            value=decoding.options[others[0]],
         )
 
 

@@ -29,6 +29,8 @@ def with_prompts(rows: Any, processing_class: Any) -> Any:
     if first[0].get("prompt") is None:
         raise HoEError(
             f"the training dataset holds no prompts: its columns are {sorted(first[0])}. GRPO needs `prompt`, as text or chat "
-            "messages; `input_ids` alone cannot be given to rewards"
+            "messages; `input_ids` alone cannot be given to rewards",
+            argument="prompt",
+            value=sorted(first[0]),
         )
     return as_dataset(rows)

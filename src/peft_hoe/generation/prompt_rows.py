@@ -69,19 +69,29 @@ def check_prompt(row: Mapping[str, Any], label: str) -> None:
         HoEError: it holds none, or one of the wrong type.
     """
     if not isinstance(row, Mapping):
-        raise HoEError(f"{label} is {_shown(row)}; rows are mappings from column names to values")
+        raise HoEError(
+            f"{label} is {_shown(row)}; rows are mappings from column names to values", argument=label, value=row
+        )
     ids, prompt = row.get("input_ids"), row.get("prompt")
     if ids is None and prompt is None:
         raise HoEError(
             f"{label} holds no prompts: its columns are {sorted(row)}, and neither `prompt` (text or chat messages) nor "
-            "`input_ids` has a value"
+            "`input_ids` has a value",
+            argument="prompt",
+            value=sorted(row),
         )
     if ids is not None and not _is_tokens(ids):
-        raise HoEError(f"{label} has the `input_ids` {_shown(ids)}; give the numbers of one prompt's tokens")
+        raise HoEError(
+            f"{label} has the `input_ids` {_shown(ids)}; give the numbers of one prompt's tokens",
+            argument="input_ids",
+            value=ids,
+        )
     if ids is None and not isinstance(prompt, str) and not _is_chat(prompt):
         raise HoEError(
             f"{label} has the `prompt` {_shown(prompt)}; give text, or chat messages "
-            '[{"role": "user", "content": ...}]'
+            '[{"role": "user", "content": ...}]',
+            argument="prompt",
+            value=prompt,
         )
 
 
@@ -116,7 +126,7 @@ def check_rows(dataset: Any, what: str = "training dataset") -> None:
             value=dataset,
         )
     if len(dataset) == 0:
-        raise HoEError(f"the {what} is empty; give it at least one row")
+        raise HoEError(f"the {what} is empty; give it at least one row", argument=what)
 
 
 def check_prompts(dataset: Any, processing_class: Any) -> None:

@@ -54,7 +54,10 @@ class PromptCollator:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if self.tokenizer.pad_token_id is None:
-            raise HoEError("the tokenizer has no padding token; set tokenizer.pad_token, for example to its eos_token")
+            raise HoEError(
+                "the tokenizer has no padding token; set tokenizer.pad_token, for example to its eos_token",
+                argument="processing_class",
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> dict[str, Any]:
         """`input_ids` and `attention_mask` `(B, P)`, other columns as lists.
@@ -74,7 +77,7 @@ class PromptCollator:
         sequences = [list(self.ids(row)) for row in rows]
         for ids, label in zip(sequences, labels, strict=True):
             if not ids:
-                raise HoEError(f"{label} has a `prompt` without a single token; leave the row out")
+                raise HoEError(f"{label} has a `prompt` without a single token; leave the row out", argument="prompt")
         width = max(map(len, sequences))
         pad = self.tokenizer.pad_token_id
         batch: dict[str, Any] = {
@@ -107,7 +110,8 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str])
     for row, label in zip(rows, labels, strict=True):
         if name not in row and name != "prompt":
             raise HoEError(
-                f"{label} has no column {name!r}, which others have; give it there, as None where it is unknown"
+                f"{label} has no column {name!r}, which others have; give it there, as None where it is unknown",
+                argument=name,
             )
     return [row.get(name) for row in rows]
 
@@ -119,12 +123,19 @@ def as_prompt_batch(batch: Mapping[str, Any], processing_class: Any, device: tor
         HoEError: the collator returned no `input_ids`, or padded on the right.
     """
     if "input_ids" not in batch:
-        raise HoEError(f"the data collator returned {sorted(batch)}; it must return `input_ids`")
+        raise HoEError(
+            f"the data collator returned {sorted(batch)}; it must return `input_ids`",
+            argument="data_collator",
+            value=sorted(batch),
+        )
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     ids = batch["input_ids"].to(device)
     mask = batch["attention_mask"].to(device).bool() if "attention_mask" in batch else ids != tokenizer.pad_token_id
     if not bool(mask[:, -1].all()):
-        raise HoEError('the data collator pads on the right; prompts are continued, so set padding_side="left"')
+        raise HoEError(
+            'the data collator pads on the right; prompts are continued, so set padding_side="left"',
+            argument="data_collator",
+        )
     given = batch.get("prompt")
     prompts = [None] * len(ids) if given is None else list(given)
     for i, prompt in enumerate(prompts):

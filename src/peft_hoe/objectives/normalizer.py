@@ -64,13 +64,18 @@ class RewardNormalizer:
         if self.payoff.shape != (n, n) or not np.isfinite(self.payoff).all():
             raise RewardError(
                 f"the payoff table is {np.asarray(payoff).tolist()}; it must hold {n} x {n} finite numbers, one row "
-                f"and one column for each of {list(self.objectives)}"
+                f"and one column for each of {list(self.objectives)}",
+                argument="payoff",
+                value=self.payoff.tolist(),
+                allowed=(n, n),
             )
         spread = self.ideal - self.nadir
         for i in np.flatnonzero(spread <= 1e-9 * np.abs(self.payoff).max(axis=0)):
             raise RewardError(
                 f"objective {self.objectives[i]!r} is constant: every expert's mean reward is {self.ideal[i]:.6g}, so it "
-                "cannot be normalised. Check its reward and the prompts, or leave the objective out"
+                "cannot be normalised. Check its reward and the prompts, or leave the objective out",
+                argument="payoff",
+                value=self.objectives[i],
             )
 
     @classmethod
@@ -132,7 +137,7 @@ class RewardNormalizer:
             RewardError: the table was given as numbers, so that there are no prompts to draw.
         """
         if self.samples is None:
-            raise RewardError("this payoff table was given as numbers; it has no prompts to draw")
+            raise RewardError("this payoff table was given as numbers; it has no prompts to draw", argument="payoff")
         n, count = len(self.objectives), self.samples.shape[1]
         rows = np.moveaxis(self.samples, 1, 0).reshape(count, n * n)
         times = np.stack([np.bincount(draw, minlength=count) for draw in np.asarray(prompts)]).astype(np.float64)
@@ -159,14 +164,22 @@ class RewardNormalizer:
         """
         if self.objectives != tuple(objectives):
             raise RewardError(
-                f"the normalizer is for {list(self.objectives)}, but the objectives are {list(objectives)}"
+                f"the normalizer is for {list(self.objectives)}, but the objectives are {list(objectives)}",
+                argument="normalizer",
+                value=list(self.objectives),
+                allowed=list(objectives),
             )
 
     def normalize(self, rewards: Any) -> FloatArray:
         """(R − nadir) / (ideal − nadir) of `rewards` `(..., N)`, float64; NaN stays NaN, and nothing is clipped."""
         raw = np.asarray(rewards, dtype=np.float64)
         if raw.shape[-1:] != (len(self.objectives),):
-            raise RewardError(f"rewards of shape {raw.shape} do not end in the {len(self.objectives)} objectives")
+            raise RewardError(
+                f"rewards of shape {raw.shape} do not end in the {len(self.objectives)} objectives",
+                argument="rewards",
+                value=raw.shape,
+                allowed=len(self.objectives),
+            )
         return np.asarray((raw - self.nadir) / (self.ideal - self.nadir))
 
     def state_dict(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def payoff_table(
     scorer = Rewards.of(rewards, adapter.objectives)
     texts, columns = split_rows(prompts)
     if not texts:
-        raise RewardError("there are no prompts to measure the payoff table on; give at least one")
+        raise RewardError("there are no prompts to measure the payoff table on; give at least one", argument="prompts")
     completer = Completer(model, processing_class, decoding)
     batch = completer.batch(model, texts)
     batch.columns = columns

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HoEError, HoEWarning, RewardError
+from ..errors import HoEError, HoEWarning, RewardError, check_choice
 from ..preference import FloatArray, parse_preference
 
 _WEIGHTINGS = ("saddle", "paper")
@@ -70,8 +70,7 @@ class ObjectiveWeights:
         self.step = _step(mu, beta, step)  # α
         self.mu, self.beta, self._given_step = float(mu), float(beta), step
         self.reference_point = _reference_point(reference_point, self.objectives)  # z*
-        if weighting not in _WEIGHTINGS:
-            raise HoEError(f'weighting is {weighting!r}; use "saddle" or "paper"')
+        check_choice("weighting", weighting, _WEIGHTINGS)
         self.weighting = weighting
         self.updates = 0
         # Not normalised: an objective left out of an update keeps its number while the others change.
@@ -189,17 +188,26 @@ def _names(preference: Any, objectives: Sequence[str] | None) -> tuple[str, ...]
 
 def _step(mu: float, beta: float, step: float | None) -> float:
     if not 0 <= beta <= 1:
-        raise HoEError(f"beta is {beta}; it must be in [0, 1]")
+        raise HoEError(f"beta is {beta}; it must be in [0, 1]", argument="beta", value=beta, allowed="0 to 1")
     if step is not None:
         if not 0 <= step < math.inf:
-            raise HoEError(f"step is {step}; it must be finite and at least 0")
+            raise HoEError(
+                f"step is {step}; it must be finite and at least 0", argument="step", value=step, allowed="at least 0"
+            )
         return float(step)
     if not 0 < mu < math.inf:
-        raise HoEError(f"mu is {mu} and the step is beta / mu; give a mu above 0, or a step of your own with step=")
+        raise HoEError(
+            f"mu is {mu} and the step is beta / mu; give a mu above 0, or a step of your own with step=",
+            argument="mu",
+            value=mu,
+            allowed="above 0",
+        )
     if beta == 0:
         raise HoEError(
             "beta is 0 and there is no step, so the weights would never move; give step= (eq. 18 of the paper), "
-            "or step=0 for linear scalarisation"
+            "or step=0 for linear scalarisation",
+            argument="beta",
+            value=beta,
         )
     return beta / mu
 
@@ -208,7 +216,9 @@ def _reference_point(value: Any, objectives: Sequence[str]) -> FloatArray:
     point = np.asarray(value, dtype=np.float64)
     if point.shape not in ((), (len(objectives),)) or not np.isfinite(point).all():
         raise HoEError(
-            f"reference_point is {value!r}; give one finite number, or one for each of the {len(objectives)} objectives"
+            f"reference_point is {value!r}; give one finite number, or one for each of the {len(objectives)} objectives",
+            argument="reference_point",
+            value=value,
         )
     return np.broadcast_to(point, (len(objectives),)).copy()
 
@@ -221,7 +231,9 @@ def _means(value: Any, objectives: Sequence[str]) -> FloatArray:
         means = np.empty(0)
     if means.shape != (len(objectives),) or np.isinf(means).any():
         raise RewardError(
-            f"the mean rewards are {value!r}; expected {len(objectives)} finite numbers (or NaN) for {list(objectives)}"
+            f"the mean rewards are {value!r}; expected {len(objectives)} finite numbers (or NaN) for {list(objectives)}",
+            argument="rewards",
+            value=value,
         )
     return means
 

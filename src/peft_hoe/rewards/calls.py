@@ -64,7 +64,9 @@ def bind(source: Callable[..., Any], label: str, prompts: Any, completions: Any,
     except TypeError as error:
         raise RewardError(
             f"{label} cannot be called: {error}. It is given prompts, completions and the columns {list(columns)}; "
-            "write it as def reward(prompts, completions, **columns)"
+            "write it as def reward(prompts, completions, **columns)",
+            argument=label,
+            value=list(columns),
         ) from None
     return lambda: source(*bound.args, **bound.kwargs)
 
@@ -89,9 +91,9 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     except queue.Empty:
         raise took_too_long(label, timeout or 0.0) from None
     if isinstance(error, RewardError):
-        raise RewardError(f"{label}: {error}") from error
+        raise RewardError(f"{label}: {error}", argument=label) from error
     if error is not None:
-        raise RewardError(f"{label} raised {type(error).__name__}: {error}") from error
+        raise RewardError(f"{label} raised {type(error).__name__}: {error}", argument=label) from error
     return returned
 
 
@@ -125,11 +127,17 @@ def read_rewards(returned: Any, reward: RewardSource, count: int) -> FloatArray:
         returned = returned.tolist()
     if isinstance(returned, (str, bytes, Mapping)) or not isinstance(returned, Sequence):
         raise RewardError(
-            f"{reward.label} returned {_shown(returned)}, a {type(returned).__name__}; expected {expected}"
+            f"{reward.label} returned {_shown(returned)}, a {type(returned).__name__}; expected {expected}",
+            argument=reward.label,
+            value=returned,
+            allowed=expected,
         )
     if len(returned) != count:
         raise RewardError(
-            f"{reward.label} returned {len(returned)} values for {count} completions; expected {expected}"
+            f"{reward.label} returned {len(returned)} values for {count} completions; expected {expected}",
+            argument=reward.label,
+            value=len(returned),
+            allowed=count,
         )
     table = np.full((count, len(reward.names)), np.nan)
     for row, value in enumerate(returned):
@@ -142,7 +150,10 @@ def read_rewards(returned: Any, reward: RewardSource, count: int) -> FloatArray:
         if len(numbers) != len(reward.names) or not all(_is_reward(number) for number in numbers):
             raise RewardError(
                 f"{reward.label} returned {_shown(value)} for completion {row}; expected {expected}. "
-                "Return None for a completion that has no reward"
+                "Return None for a completion that has no reward",
+                argument=reward.label,
+                value=value,
+                allowed=expected,
             )
         table[row] = [math.nan if number is None else float(number) for number in numbers]
     return table
@@ -163,7 +174,9 @@ def check_numbers(reward: RewardSource, known: Sequence[int], count: int) -> Non
     if empty:
         raise RewardError(
             f"{reward.label} returned no number for any of {count} completions (objectives {empty}), only None or NaN; "
-            "without one there is no mean to measure"
+            "without one there is no mean to measure",
+            argument=reward.label,
+            value=empty,
         )
 
 

@@ -50,7 +50,11 @@ def parse_rewards(texts: Sequence[str]) -> dict[str | tuple[str, ...], Any]:
     for text in texts:
         name, source = parse_reward(text)
         if name in named:
-            raise RewardError(f"the reward of {name!r} is given twice, the second time as {text!r}; give one")
+            raise RewardError(
+                f"the reward of {name!r} is given twice, the second time as {text!r}; give one",
+                argument="--reward",
+                value=text,
+            )
         named[name] = source
     hubs: dict[str, list[str]] = {}  # model: objectives
     for name, source in named.items():
@@ -74,7 +78,7 @@ def parse_reward(text: str) -> tuple[str, Callable[..., Any] | HubReward]:
     name, source = name.strip(), source.strip()
     kind, colon, rest = source.partition(":")
     if not (name and equals and kind and colon and rest):
-        raise RewardError(f"cannot read the reward {text!r}; write {_FORMS}")
+        raise RewardError(f"cannot read the reward {text!r}; write {_FORMS}", argument="--reward", value=text)
     if kind == "hub":
         return name, _parse_hub(rest, text)
     if kind == "url":
@@ -87,7 +91,9 @@ def _parse_hub(text: str, shown: str) -> HubReward:
     model, hash_sign, output = positive.partition("#")
     if not model or (hash_sign and not output):
         raise RewardError(
-            f"cannot read the reward {shown!r}; write NAME=hub:ID[#output][:-], such as good=hub:org/model#1"
+            f"cannot read the reward {shown!r}; write NAME=hub:ID[#output][:-], such as good=hub:org/model#1",
+            argument="--reward",
+            value=shown,
         )
     index = int(output) if output.isdigit() else output or 0
     return HubReward(model, index, 1 if positive == text else -1)
@@ -105,12 +111,14 @@ def load_function(module: str, path: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
     except ImportError as error:
         raise RewardError(
-            f"cannot import the reward's module {module!r} ({error}); run the command where it lies, or install it"
+            f"cannot import the reward's module {module!r} ({error}); run the command where it lies, or install it",
+            argument="--reward",
+            value=module,
         ) from error
     for part in path.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise RewardError(f"module {module!r} has no function {path!r}")
+        raise RewardError(f"module {module!r} has no function {path!r}", argument="--reward", value=path)
     return found  # type: ignore[no-any-return]
 
 
@@ -124,9 +132,13 @@ def load_classifier(name: str, outputs: Sequence[HubReward]) -> ClassifierReward
         model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise RewardError(f"cannot load the classifier {name!r}: {error}") from error
+        raise RewardError(f"cannot load the classifier {name!r}: {error}", argument="--reward", value=name) from error
     if loading["missing_keys"]:  # transformers would draw them at random
-        raise RewardError(f"{name!r} is no sequence classifier: it does not hold {sorted(loading['missing_keys'])}")
+        raise RewardError(
+            f"{name!r} is no sequence classifier: it does not hold {sorted(loading['missing_keys'])}",
+            argument="--reward",
+            value=name,
+        )
     return ClassifierReward(
         model, tokenizer, output=[reward.output for reward in outputs], sign=[reward.sign for reward in outputs]
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RewardError
+from ..errors import RewardError, check_choice
 from ..generation.prompt_rows import is_chat
 
 Text = str | tuple[str, str]
@@ -63,8 +63,7 @@ class ClassifierReward:
     truncation_side: str = "left"
 
     def __post_init__(self) -> None:
-        if self.truncation_side not in ("left", "right"):
-            raise RewardError(f'truncation_side is {self.truncation_side!r}; give "left" or "right"')
+        check_choice("truncation_side", self.truncation_side, ("left", "right"), RewardError)
         self.model.eval()
         wanted = [self.output] if isinstance(self.output, (int, str)) else list(self.output)
         self._columns = [_output_index(self.model.config, output) for output in wanted]
@@ -75,7 +74,9 @@ class ClassifierReward:
             except (KeyError, IndexError, ValueError) as error:
                 raise RewardError(
                     f"the template {self.template!r} cannot be filled in ({type(error).__name__}: {error}); it may hold "
-                    "{prompt} and {completion}, and other braces doubled"
+                    "{prompt} and {completion}, and other braces doubled",
+                    argument="template",
+                    value=self.template,
                 ) from None
 
     @property
@@ -120,7 +121,8 @@ class ClassifierReward:
         if not self.tokenizer.chat_template:
             raise RewardError(
                 "the prompts are chat messages, but the classifier's tokenizer has no chat template; state the text to score, "
-                'such as ClassifierReward(..., template="{prompt}\\n{completion}")'
+                'such as ClassifierReward(..., template="{prompt}\\n{completion}")',
+                argument="template",
             )
         messages = [*prompt, {"role": "assistant", "content": completion}]
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
@@ -174,7 +176,9 @@ class ModuleReward:
             raise RewardError(
                 f"{type(self.model).__name__} has not the interface of TRL's reward models (a backbone named by "
                 "base_model_prefix, and score); wrap a classifier as peft_hoe.rewards.ClassifierReward(model, "
-                "its_tokenizer)"
+                "its_tokenizer)",
+                argument="model",
+                value=type(self.model).__name__,
             )
         self.model.eval()
         self._columns = [self.output] if isinstance(self.output, int) else list(self.output)
@@ -182,7 +186,10 @@ class ModuleReward:
         width = getattr(self.model.score, "out_features", None)
         if width is not None and not all(0 <= column < width for column in self._columns):
             raise RewardError(
-                f"{type(self.model).__name__}.score has {width} outputs; outputs {self._columns} are asked for"
+                f"{type(self.model).__name__}.score has {width} outputs; outputs {self._columns} are asked for",
+                argument="output",
+                value=self._columns,
+                allowed=width,
             )
 
     @property
@@ -228,7 +235,10 @@ class ModuleReward:
         if size is not None and input_ids.numel() and int(input_ids.max()) >= size:
             raise RewardError(
                 f"{type(self.model).__name__} knows {size} tokens, but the policy's ids go up to {int(input_ids.max())}: "
-                "it has another tokenizer; wrap it as peft_hoe.rewards.ClassifierReward(model, its_tokenizer)"
+                "it has another tokenizer; wrap it as peft_hoe.rewards.ClassifierReward(model, its_tokenizer)",
+                argument="model",
+                value=int(input_ids.max()),
+                allowed=size,
             )
 
 
@@ -241,13 +251,23 @@ def _output_index(config: Any, output: int | str) -> int:
         return int(config.label2id[output])
     if isinstance(output, int) and 0 <= output < config.num_labels:
         return output
-    raise RewardError(f"the classifier has no output {output!r}; it has {config.num_labels}: {dict(config.id2label)}")
+    raise RewardError(
+        f"the classifier has no output {output!r}; it has {config.num_labels}: {dict(config.id2label)}",
+        argument="output",
+        value=output,
+        allowed=dict(config.id2label),
+    )
 
 
 def _signs(sign: int | Sequence[int], count: int) -> Tensor:
     signs = [sign] * count if isinstance(sign, int) else list(sign)
     if len(signs) != count or any(number not in (1, -1) for number in signs):
-        raise RewardError(f"sign is {sign!r}; give 1 or -1, or one of them for each of the {count} outputs")
+        raise RewardError(
+            f"sign is {sign!r}; give 1 or -1, or one of them for each of the {count} outputs",
+            argument="sign",
+            value=sign,
+            allowed=(1, -1),
+        )
     return torch.tensor(signs, dtype=torch.float32)
 
 

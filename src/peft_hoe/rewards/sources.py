@@ -46,7 +46,12 @@ class Rewards:
 
     def __init__(self, sources: Any, objectives: Sequence[str], *, timeout: float | None = None) -> None:
         if timeout is not None and not timeout > 0:
-            raise RewardError(f"timeout is {timeout}; give seconds above 0, or None to wait for ever")
+            raise RewardError(
+                f"timeout is {timeout}; give seconds above 0, or None to wait for ever",
+                argument="timeout",
+                value=timeout,
+                allowed="above 0",
+            )
         self.objectives = tuple(objectives)
         self.timeout = timeout
         self._sources = [
@@ -61,7 +66,10 @@ class Rewards:
             return cls(sources, objectives, timeout=timeout)
         if sources.objectives != tuple(objectives):
             raise RewardError(
-                f"the rewards are for {list(sources.objectives)}, but the objectives are {list(objectives)}"
+                f"the rewards are for {list(sources.objectives)}, but the objectives are {list(objectives)}",
+                argument="rewards",
+                value=list(sources.objectives),
+                allowed=list(objectives),
             )
         return sources
 
@@ -145,7 +153,8 @@ class Rewards:
         if self.needs_tokens:
             raise RewardError(
                 "a reward is a module that reads the policy's tokens, which trainers that take functions do not pass on; wrap "
-                "it as peft_hoe.rewards.ClassifierReward(model, its_tokenizer)"
+                "it as peft_hoe.rewards.ClassifierReward(model, its_tokenizer)",
+                argument="rewards",
             )
 
         def score(prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> FloatArray:
@@ -175,7 +184,8 @@ class Rewards:
         if not np.asarray(known).any():
             raise RewardError(
                 f"the rewards of {list(self.objectives)} returned no number for any of {count} completions, only None or NaN; "
-                "a batch without a reward cannot be trained on"
+                "a batch without a reward cannot be trained on",
+                argument="rewards",
             )
 
 
@@ -199,14 +209,20 @@ def match_sources(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple
         if unknown or missing or twice:
             raise RewardError(
                 f"rewards are given for {given}, but the objectives are {list(objectives)}: unknown {unknown}, missing "
-                f"{missing}, twice {twice}; give exactly one reward for each objective"
+                f"{missing}, twice {twice}; give exactly one reward for each objective",
+                argument="rewards",
+                value=given,
+                allowed=list(objectives),
             )
         return named
     if isinstance(sources, (list, tuple, nn.ModuleList)):
         if len(sources) != len(objectives):
             raise RewardError(
                 f"{len(sources)} rewards are given for the {len(objectives)} objectives {list(objectives)}; give one for "
-                "each, in that order, or {objective: reward}"
+                "each, in that order, or {objective: reward}",
+                argument="rewards",
+                value=len(sources),
+                allowed=len(objectives),
             )
         return [((name,), source) for name, source in zip(objectives, sources, strict=True)]
     return [(objectives, sources)]
@@ -219,19 +235,28 @@ def _as_source(source: Any, names: tuple[str, ...]) -> Callable[..., Any]:
         if width != len(names):
             raise RewardError(
                 f"{label} is a {type(source).__name__} whose score has {width} outputs, but {len(names)} are needed; name all "
-                "objectives that it covers, as {('a', 'b'): model}, or choose outputs with ModuleReward(model, output=...)"
+                "objectives that it covers, as {('a', 'b'): model}, or choose outputs with ModuleReward(model, output=...)",
+                argument=label,
+                value=width,
+                allowed=len(names),
             )
         source = ModuleReward(source, output=range(len(names)))
     if not callable(source):
         raise RewardError(
             f"{label} is {source!r}; give a callable (prompts, completions, **columns), an nn.Module with TRL's interface, "
-            "ClassifierReward(model, tokenizer) or URLReward(url)"
+            "ClassifierReward(model, tokenizer) or URLReward(url)",
+            argument=label,
+            value=source,
         )
     outputs = (
         getattr(source, "outputs", len(names)) if isinstance(source, (ClassifierReward, ModuleReward)) else len(names)
     )
     if outputs != len(names):
-        raise RewardError(f"{label} has {outputs} outputs; state one for each objective, as output=[0, 1]")
+        raise RewardError(
+            f"{label} has {outputs} outputs; state one for each objective, as output=[0, 1]",
+            argument=label,
+            value=outputs,
+        )
     return source  # type: ignore[no-any-return]
 
 
@@ -241,7 +266,12 @@ def _as_source(source: Any, names: tuple[str, ...]) -> Callable[..., Any]:
 def _check_lengths(count: int, columns: Columns) -> None:
     for name, column in columns.items():
         if len(column) != count:
-            raise RewardError(f"{name} has {len(column)} rows, but there are {count} completions; give one for each")
+            raise RewardError(
+                f"{name} has {len(column)} rows, but there are {count} completions; give one for each",
+                argument=name,
+                value=len(column),
+                allowed=count,
+            )
 
 
 def _is_column(value: Any, count: int) -> bool:
@@ -260,7 +290,8 @@ def _prepare(
     if isinstance(source, ModuleReward):
         if input_ids is None or attention_mask is None:
             raise RewardError(
-                f"{reward.label} is a module that reads tokens; pass input_ids and attention_mask with the call"
+                f"{reward.label} is a module that reads tokens; pass input_ids and attention_mask with the call",
+                argument=reward.label,
             )
         ids, mask = input_ids, attention_mask
         return lambda: source(ids, mask)

@@ -49,7 +49,9 @@ class URLReward:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise RewardError(f"the reward URL {self.url!r} must begin with http:// or https://")
+            raise RewardError(
+                f"the reward URL {self.url!r} must begin with http:// or https://", argument="url", value=self.url
+            )
         if self.timeout <= 0 or self.batch_size < 1 or self.retries < 0 or self.backoff < 0:
             raise RewardError(
                 f"timeout is {self.timeout}, batch_size {self.batch_size}, retries {self.retries}, backoff {self.backoff}; "
@@ -80,7 +82,9 @@ class URLReward:
         except (TypeError, ValueError) as error:
             raise RewardError(
                 f"the columns {list(batch['columns'])} cannot all be written as JSON for {self.url} ({error}); say which to "
-                "send with URLReward(columns=[...])"
+                "send with URLReward(columns=[...])",
+                argument="columns",
+                value=list(batch["columns"]),
             ) from None
 
     def _post(self, body: bytes) -> bytes:
@@ -95,12 +99,14 @@ def _read_answer(body: bytes, count: int, url: str) -> list[Any]:
     try:
         answer = json.loads(body)
     except ValueError:
-        raise RewardError(f"{url} answered {shown(body)}, which is not JSON; {expected}") from None
+        raise RewardError(
+            f"{url} answered {shown(body)}, which is not JSON; {expected}", argument=url, value=body
+        ) from None
     rewards = answer.get("rewards") if isinstance(answer, dict) else answer
     if not isinstance(rewards, list):
-        raise RewardError(f"{url} answered {shown(body)}; {expected}")
+        raise RewardError(f"{url} answered {shown(body)}; {expected}", argument=url, value=body)
     if len(rewards) != count:
-        raise RewardError(f"{url} answered with {len(rewards)} rewards; {expected}")
+        raise RewardError(f"{url} answered with {len(rewards)} rewards; {expected}", argument=url, value=len(rewards))
     return rewards
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback
 
-from ..errors import CheckpointError, ExpertError, HoEError
+from ..errors import CheckpointError, ExpertError, HoEError, check_choice
 from ..objectives.normalizer import RewardNormalizer
 from ..tuner.functional import adapter_of
 from .run.checkpoints import checkpoints, read_state
@@ -124,14 +124,17 @@ def train_routers(
 
 
 def _trainer_class(name: str, args: Any) -> Any:
-    if name not in TRAINERS:
-        raise HoEError(f"trainer is {name!r}; use one of {', '.join(TRAINERS)}")
+    check_choice("trainer", name, tuple(TRAINERS))
     reason = missing(TRAINERS[name][0])
     if reason:
         raise ImportError(reason)
     kind, configuration = _classes(name)
     if not isinstance(args, configuration):
-        raise HoEError(f"args is a {type(args).__name__}, but trainer={name!r} takes a {configuration.__name__}")
+        raise HoEError(
+            f"args is a {type(args).__name__}, but trainer={name!r} takes a {configuration.__name__}",
+            argument="args",
+            value=type(args).__name__,
+        )
     return kind
 
 
@@ -185,7 +188,9 @@ def begin_run(output_dir: str | os.PathLike[str], resume: bool) -> str:
             run: str = json.loads(path.read_text(encoding="utf-8"))["run"]
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(
-                f"there is no run of several routers in {os.fspath(output_dir)} to resume; train without resuming first"
+                f"there is no run of several routers in {os.fspath(output_dir)} to resume; train without resuming first",
+                argument="resume_from_checkpoint",
+                path=output_dir,
             ) from None
         return run
     run = uuid.uuid4().hex
@@ -247,7 +252,9 @@ def take_finished(trainer: Any) -> bool:
         return False
     here, there = _settings(trainer), state["settings"]
     if here != there:
-        raise CheckpointError(f"{path} was written by a run with {there}, but this one has {here}")
+        raise CheckpointError(
+            f"{path} was written by a run with {there}, but this one has {here}", path=path, value=here, allowed=there
+        )
     trainer.router.load_state_dict(state["router"])
     trainer.training_state.helps = state["helps"]
     trainer.training_state.put_router()

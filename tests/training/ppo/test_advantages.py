@@ -174,7 +174,7 @@ def test_bad_shapes():
         estimate_advantages(torch.zeros(2, 3, 1), torch.zeros(2, 3, 2), torch.ones(2, 3))
     with pytest.raises(HoEError, match="differ in objectives"):
         mix_advantages(torch.zeros(2, 3, 2), torch.ones(3), torch.ones(2, 3))
-    with pytest.raises(HoEError, match="joint, objective, none"):
+    with pytest.raises(HoEError, match="'joint', 'objective', 'none'"):
         mix_advantages(torch.zeros(2, 3, 2), torch.ones(2), torch.ones(2, 3), scaling="own")
 
 

@@ -53,10 +53,17 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
         for name in ("lmbda", "beta"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise HoEError(f"{name} is {value}; it must lie between 0 and 1")
+                raise HoEError(
+                    f"{name} is {value}; it must lie between 0 and 1", argument=name, value=value, allowed="0 to 1"
+                )
         self.decoding()
         if self.max_length is not None and self.max_length < 2:
-            raise HoEError(f"max_length is {self.max_length}; at least 2 tokens are needed")
+            raise HoEError(
+                f"max_length is {self.max_length}; at least 2 tokens are needed",
+                argument="max_length",
+                value=self.max_length,
+                allowed="at least 2",
+            )
 
     def decoding(self) -> Decoding:
         """How the student samples.

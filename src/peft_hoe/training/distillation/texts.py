@@ -33,7 +33,9 @@ def check_texts(dataset: Any) -> None:
     if row.get("prompt") is None and not has_completions(row):
         raise HoEError(
             f"the dataset holds no text: its columns are {sorted(row)}. It needs `text`, `messages`, `input_ids`, or `prompt` "
-            "with or without `completion`"
+            "with or without `completion`",
+            argument="train_dataset",
+            value=sorted(row),
         )
 
 
@@ -82,7 +84,9 @@ class TextCollator:
             ids = self._whole(row)
             prompt, completion = ids[:1], ids[1:]
         if not prompt:
-            raise HoEError(f"a row of the dataset is empty: {dict(row)!r}; leave it out")
+            raise HoEError(
+                f"a row of the dataset is empty: {dict(row)!r}; leave it out", argument="train_dataset", value=dict(row)
+            )
         if self.max_length is not None:
             prompt = prompt[: self.max_length]
             completion = completion[: self.max_length - len(prompt)]

@@ -93,7 +93,10 @@ class HoEDistillationTrainer(TransformersLoop):
         self.lmbda = args.lmbda if args.lmbda is not None else float(not has_completions(train_dataset[0]))
         if self.lmbda < 1 and not has_completions(train_dataset[0]):
             raise HoEError(
-                f"lmbda is {self.lmbda}, but the training dataset holds prompts only; give completions or text, or lmbda=1"
+                f"lmbda is {self.lmbda}, but the training dataset holds prompts only; give completions or text, or lmbda=1",
+                argument="lmbda",
+                value=self.lmbda,
+                allowed=(1,),
             )
         policy = self._choose_router(model, args, peft_config)
         self.decoding = args.decoding().resolved(policy, processing_class)
@@ -188,5 +191,6 @@ def _check_evaluation(dataset: Any) -> None:
     check_texts(dataset)
     if not has_completions(dataset[0]):
         raise HoEError(
-            "the evaluation dataset holds prompts only, and evaluation samples nothing; give rows with completions or text"
+            "the evaluation dataset holds prompts only, and evaluation samples nothing; give rows with completions or text",
+            argument="eval_dataset",
         )

@@ -51,7 +51,10 @@ def check_experts(router: TrainedRouter, objectives: Sequence[str]) -> None:
         if not plan.is_live and not any(holds_weights(x, router.adapter, i) for x in router.layers for i in members):
             raise ExpertError(
                 f'the expert of {objectives[k]!r} holds no weights, so it has no implicit reward; use margin="column" or '
-                'margin="none"'
+                'margin="none"',
+                argument="margin",
+                value="experts",
+                allowed=("column", "none"),
             )
 
 

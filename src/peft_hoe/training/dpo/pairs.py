@@ -35,12 +35,19 @@ def read_pairs(pairs: Any, objectives: Sequence[str], preference: FloatArray, *,
     found = _by_name(pairs) if not isinstance(pairs, Mapping) else {name: _table(rows) for name, rows in pairs.items()}
     unknown = [name for name in found if name not in objectives]
     if unknown:
-        raise HoEError(f"there are pairs for {unknown}, which are no objectives; the objectives are {list(objectives)}")
+        raise HoEError(
+            f"there are pairs for {unknown}, which are no objectives; the objectives are {list(objectives)}",
+            argument="train_dataset",
+            value=unknown,
+            allowed=list(objectives),
+        )
     wanted = [name for name, weight in zip(objectives, preference, strict=True) if weight > 0]
     missing = [name for name in wanted if name not in found or len(found[name]) == 0]
     if missing:
         raise HoEError(
-            f"there are no pairs for {missing}; the router's preference {np.asarray(preference).tolist()} gives them weight"
+            f"there are no pairs for {missing}; the router's preference {np.asarray(preference).tolist()} gives them weight",
+            argument="train_dataset",
+            value=list(found),
         )
     unused = [name for name in found if name not in wanted]
     if unused:
@@ -52,7 +59,9 @@ def read_pairs(pairs: Any, objectives: Sequence[str], preference: FloatArray, *,
     try:
         return concatenate_datasets(tables)
     except ValueError as error:
-        raise HoEError(f"the pairs of {wanted} have columns of different types: {error}") from error
+        raise HoEError(
+            f"the pairs of {wanted} have columns of different types: {error}", argument="train_dataset", value=wanted
+        ) from error
 
 
 def _table(rows: Any) -> Dataset:
@@ -62,7 +71,9 @@ def _table(rows: Any) -> Dataset:
         return Dataset.from_list([dict(row) for row in rows])
     raise HoEError(
         f"pairs are a {type(rows).__name__}; give a datasets.Dataset or a list of rows with prompt, chosen and rejected. A "
-        "stream cannot be mixed by λ: load it first"
+        "stream cannot be mixed by λ: load it first",
+        argument="train_dataset",
+        value=type(rows).__name__,
     )
 
 
@@ -71,7 +82,9 @@ def _by_name(pairs: Any) -> dict[str, Dataset]:
     if OBJECTIVE not in table.column_names:
         raise HoEError(
             f"the dataset has the columns {table.column_names}, but no `{OBJECTIVE}` with the name of an objective; add it, or "
-            "give {objective: dataset}"
+            "give {objective: dataset}",
+            argument="train_dataset",
+            value=table.column_names,
         )
     names = np.asarray(table[OBJECTIVE][:])
     return {str(name): table.select(np.flatnonzero(names == name)) for name in dict.fromkeys(names.tolist())}
@@ -81,15 +94,26 @@ def _checked(table: Dataset, name: str, margin: bool) -> Dataset:
     columns = set(table.column_names)
     images = columns & {"image", "images"}
     if images:
-        raise HoEError(f"the pairs of {name!r} have {sorted(images)}; routers are trained on pairs of text only")
+        raise HoEError(
+            f"the pairs of {name!r} have {sorted(images)}; routers are trained on pairs of text only",
+            argument="train_dataset",
+            value=sorted(images),
+        )
     needed = {"chosen", "rejected"} | ({MARGIN} if margin else set())
     if needed - columns:
-        raise HoEError(f"the pairs of {name!r} have no {sorted(needed - columns)}; their columns are {sorted(columns)}")
+        raise HoEError(
+            f"the pairs of {name!r} have no {sorted(needed - columns)}; their columns are {sorted(columns)}",
+            argument="train_dataset",
+            value=sorted(columns),
+            allowed=sorted(needed),
+        )
     if margin:
         values = np.asarray(table[MARGIN][:], dtype=np.float64)
         if not np.isfinite(values).all():
             raise HoEError(
-                f"{int((~np.isfinite(values)).sum())} margins of {name!r} are not finite; leave these pairs out"
+                f"{int((~np.isfinite(values)).sum())} margins of {name!r} are not finite; leave these pairs out",
+                argument=MARGIN,
+                value=values[~np.isfinite(values)].tolist(),
             )
     return table.select_columns([column for column in _KEPT if column in columns and (margin or column != MARGIN)])
 
@@ -106,7 +130,11 @@ def mixed(table: Dataset, preference: FloatArray, seed: int) -> Dataset:
     rows = {k: np.flatnonzero(objectives == k) for k in np.flatnonzero(preference).tolist()}
     empty = [k for k in rows if len(rows[k]) == 0]
     if empty:
-        raise HoEError(f"no pairs of the objectives {empty} are left: their prompts fill max_length; raise it")
+        raise HoEError(
+            f"no pairs of the objectives {empty} are left: their prompts fill max_length; raise it",
+            argument="max_length",
+            value=empty,
+        )
     weights = {k: float(preference[k]) / float(preference.sum()) for k in rows}
     total = max(len(rows[k]) / weights[k] for k in rows)
     generator = np.random.default_rng(seed)

@@ -55,7 +55,10 @@ def processing_classes(given: Any, objectives: Sequence[str]) -> Any:
     unknown = [name for name in given if name not in objectives]
     if unknown:
         raise RewardError(
-            f"reward_processing_classes are given for {unknown}, but the objectives are {list(objectives)}"
+            f"reward_processing_classes are given for {unknown}, but the objectives are {list(objectives)}",
+            argument="reward_processing_classes",
+            value=unknown,
+            allowed=list(objectives),
         )
     return [given.get(name) for name in objectives]
 
@@ -72,18 +75,24 @@ def _functions(source: Any, names: tuple[str, ...], timeout: float | None) -> li
         needed = "one is" if len(names) == 1 else f"{len(names)} are"
         raise RewardError(
             f"{label} is a {type(source).__name__} with {width} outputs, but {needed} needed; choose them with "
-            "ClassifierReward(model, tokenizer, output=...)"
+            "ClassifierReward(model, tokenizer, output=...)",
+            argument="reward_funcs",
+            value=source,
         )
     if isinstance(source, ModuleReward):
         raise RewardError(
             f"{label} is a ModuleReward, which reads the policy's tokens, but GRPO's rewards read text; use "
-            "ClassifierReward(model, tokenizer)"
+            "ClassifierReward(model, tokenizer)",
+            argument="reward_funcs",
+            value=source,
         )
     if isinstance(source, (str, nn.Module)):
         if len(names) > 1:
             raise RewardError(
                 f"{label} is {source if isinstance(source, str) else type(source).__name__!r}, which TRL runs for one "
-                "objective only; use ClassifierReward(model, tokenizer, output=[...]) for several"
+                "objective only; use ClassifierReward(model, tokenizer, output=[...]) for several",
+                argument="reward_funcs",
+                value=source,
             )
         return [source]
     if inspect.iscoroutinefunction(source) and len(names) == 1:  # TRL runs several of them at the same time
@@ -91,7 +100,9 @@ def _functions(source: Any, names: tuple[str, ...], timeout: float | None) -> li
     if not callable(source):
         raise RewardError(
             f"{label} is {source!r}; give a function (prompts, completions, **columns), a sequence classifier or its name, "
-            "ClassifierReward(model, tokenizer) or URLReward(url)"
+            "ClassifierReward(model, tokenizer) or URLReward(url)",
+            argument="reward_funcs",
+            value=source,
         )
     return list(_scored(source, names, timeout))
 

@@ -155,7 +155,10 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         completions = cut_texts(completions, self.args.stop_strings or ())
         gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.normalizer is None:
-            raise HoEError("there is no normalizer yet: call train() or evaluate(), or set it to measure_payoff()")
+            raise HoEError(
+                "there is no normalizer yet: call train() or evaluate(), or set it to measure_payoff()",
+                argument="normalizer",
+            )
         raw = np.asarray(gathered.cpu(), dtype=np.float64)
         rewards = self.normalizer.normalize(raw)
         training = bool(self.policy.training)
@@ -173,7 +176,8 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         if np.isnan(means).all():
             raise RewardError(
                 f"the rewards of {self.objectives} returned no number for any completion of the batch, only None or NaN; a "
-                "batch without a reward cannot be trained on"
+                "batch without a reward cannot be trained on",
+                argument="reward_funcs",
             )
         self.weights.update(means)
         self._use_weights()

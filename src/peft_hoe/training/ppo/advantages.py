@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...errors import HoEError
+from ...errors import HoEError, check_choice
 
 SCALINGS = ("joint", "objective", "none")
 BASELINES = ("critic", "group")
@@ -56,7 +56,9 @@ def estimate_advantages(
     if rewards.shape != values.shape or rewards.shape[:2] != mask.shape:
         raise HoEError(
             f"rewards {tuple(rewards.shape)} and values {tuple(values.shape)} must both be (B, T, N) with "
-            f"(B, T) the mask's shape {tuple(mask.shape)}"
+            f"(B, T) the mask's shape {tuple(mask.shape)}",
+            argument="rewards",
+            value=tuple(rewards.shape),
         )
     valid = mask.unsqueeze(-1)
     rewards = rewards.float().masked_fill(~valid.bool(), 0.0)
@@ -100,10 +102,13 @@ def mix_advantages(
     Returns:
         `(B, T)` float32, 0 outside the mask. A constant Â_i becomes 0 ("none" apart).
     """
-    if scaling not in SCALINGS:
-        raise HoEError(f"advantage scaling is {scaling!r}; use one of {', '.join(SCALINGS)}")
+    check_choice("advantage_scaling", scaling, SCALINGS)
     if advantages.shape[-1:] != weights.shape:
-        raise HoEError(f"advantages {tuple(advantages.shape)} and weights {tuple(weights.shape)} differ in objectives")
+        raise HoEError(
+            f"advantages {tuple(advantages.shape)} and weights {tuple(weights.shape)} differ in objectives",
+            argument="weights",
+            value=tuple(weights.shape),
+        )
     valid = mask.bool().unsqueeze(-1).expand_as(advantages)
     if scored is not None:
         valid = valid & scored.bool().unsqueeze(1)

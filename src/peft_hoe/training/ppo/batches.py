@@ -20,7 +20,9 @@ def check_countable(dataset: Any) -> None:
         if rows is not None and not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise HoEError(
                 f"the dataset is a {type(rows).__name__}, a stream; an update takes its prompts by number, so that it can "
-                "be resumed. Load it first: list(dataset), or datasets.Dataset.from_list(list(dataset))"
+                "be resumed. Load it first: list(dataset), or datasets.Dataset.from_list(list(dataset))",
+                argument="train_dataset",
+                value=type(rows).__name__,
             )
 
 
@@ -42,7 +44,10 @@ def count_batches(args: Any, rows: int) -> None:
     if args.num_mini_batches < 1 or args.local_batch_size % args.num_mini_batches:
         raise HoEError(
             f"num_mini_batches is {args.num_mini_batches}, but an update has {args.local_batch_size} responses on each process "
-            "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them"
+            "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them",
+            argument="num_mini_batches",
+            value=args.num_mini_batches,
+            allowed=f"a divisor of {args.local_batch_size}",
         )
     if args.local_batch_size % args.num_generations:
         raise HoEError(

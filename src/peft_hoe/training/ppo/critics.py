@@ -63,11 +63,16 @@ class ValueModel(nn.Module):
         if prefix is None or not hasattr(model, prefix) or not isinstance(score, nn.Linear):
             raise HoEError(
                 f"value_model is a {type(model).__name__}; it needs a backbone under `base_model_prefix` and a linear `score`, "
-                "as AutoModelForSequenceClassification has, or leave it out for value heads on the policy"
+                "as AutoModelForSequenceClassification has, or leave it out for value heads on the policy",
+                argument="value_model",
+                value=type(model).__name__,
             )
         if score.out_features not in (1, objectives):
             raise HoEError(
-                f"value_model has {score.out_features} outputs; it needs 1 or one for each of the {objectives} objectives"
+                f"value_model has {score.out_features} outputs; it needs 1 or one for each of the {objectives} objectives",
+                argument="value_model",
+                value=score.out_features,
+                allowed=(1, objectives),
             )
         self.base_model_prefix = prefix
         self.add_module(prefix, getattr(model, prefix))  # parameters keep their names

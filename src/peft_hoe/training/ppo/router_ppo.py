@@ -111,7 +111,9 @@ class RouterPPO:
         accelerator: Any,
     ) -> None:
         if state.weights is None:
-            raise HoEError("the state has no weights of objectives; set state.weights to ObjectiveWeights(...)")
+            raise HoEError(
+                "the state has no weights of objectives; set state.weights to ObjectiveWeights(...)", argument="state"
+            )
         self.state, self.model, self.optimizer = state, model, optimizer
         self.rewards, self.settings, self.reference = rewards, settings, reference
         self.tokenizer, self.accelerator = tokenizer, accelerator
@@ -179,7 +181,9 @@ class RouterPPO:
     def normalize(self, raw: FloatArray) -> FloatArray:
         """Rewards `(B, N)` on the payoff table's scale."""
         if self.state.normalizer is None:
-            raise HoEError("there is no normalizer yet: call train(), or set it to measure_payoff()")
+            raise HoEError(
+                "there is no normalizer yet: call train(), or set it to measure_payoff()", argument="normalizer"
+            )
         return self.state.normalizer.normalize(raw)
 
     def weigh(self, rewards: FloatArray) -> FloatArray:

@@ -68,13 +68,19 @@ def written_with_adapter(model: Any) -> set[nn.Parameter]:
 
 def _check_processes() -> None:
     if Version(torch.__version__).release < Version(_TORCH).release:
-        raise HoEError(f"shard_policy=True needs torch {_TORCH} or newer, but torch is {torch.__version__}")
+        raise HoEError(
+            f"shard_policy=True needs torch {_TORCH} or newer, but torch is {torch.__version__}",
+            argument="shard_policy",
+            value=True,
+        )
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     processes = torch.distributed.get_world_size() if distributed else 1
     if processes < 2:
         raise HoEError(
             f"shard_policy=True, but the number of processes is {processes}; start several, one for each GPU, with "
-            "accelerate launch --multi_gpu --num_processes N or torchrun --nproc_per_node N"
+            "accelerate launch --multi_gpu --num_processes N or torchrun --nproc_per_node N",
+            argument="shard_policy",
+            value=True,
         )
 
 
@@ -84,7 +90,9 @@ def _decoder_layers(model: Any) -> list[nn.Module]:
     if not layers:
         raise HoEError(
             f"shard_policy=True, but {type(model).__name__} does not say what its layers are (`_no_split_modules` is "
-            f"{sorted(names)}); leave shard_policy out, or use a model of transformers that does"
+            f"{sorted(names)}); leave shard_policy out, or use a model of transformers that does",
+            argument="shard_policy",
+            value=True,
         )
     return layers
 
@@ -94,11 +102,15 @@ def _check_weights(model: nn.Module, whole: set[nn.Parameter]) -> None:
     if len(places) > 1:
         raise HoEError(
             f"shard_policy=True, but the policy was loaded with a device_map over {sorted(map(str, places))}; load it "
-            "without device_map"
+            "without device_map",
+            argument="shard_policy",
+            value=True,
         )
     for name, parameter in model.named_parameters():
         if parameter not in whole and not parameter.is_floating_point():
             raise HoEError(
                 f"shard_policy=True, but {name} is a quantised {parameter.dtype}; load the base with plain weights, or leave "
-                "shard_policy out"
+                "shard_policy out",
+                argument="shard_policy",
+                value=True,
             )

@@ -205,7 +205,10 @@ class UpdateLoop(RouterTrainer):
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise HoEError("there is nothing to evaluate on; give eval_dataset to the trainer or to evaluate()")
+            raise HoEError(
+                "there is nothing to evaluate on; give eval_dataset to the trainer or to evaluate()",
+                argument="eval_dataset",
+            )
         named = dataset if isinstance(dataset, Mapping) else {"": dataset}
         found: dict[str, float] = {}
         with self.model_settings.applied():

@@ -102,7 +102,12 @@ class ObjectiveArguments:
                 argument="payoff_prompts", value=self.payoff_prompts, allowed="at least 1",
             )  # fmt: skip
         if self.verdict_texts < 0:
-            raise HoEError(f"verdict_texts is {self.verdict_texts}; give a number of texts, or 0 for no verdict")
+            raise HoEError(
+                f"verdict_texts is {self.verdict_texts}; give a number of texts, or 0 for no verdict",
+                argument="verdict_texts",
+                value=self.verdict_texts,
+                allowed="at least 0",
+            )
         if self.reward_timeout is not None and not self.reward_timeout > 0:
             raise HoEError(
                 f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever",

@@ -80,12 +80,20 @@ def resume_folder(resume: str | os.PathLike[str] | bool, output_dir: str | os.Pa
     if resume is True:
         found = checkpoints(output_dir)
         if not found:
-            raise CheckpointError(f"there is no checkpoint in {os.fspath(output_dir)} to resume from")
+            raise CheckpointError(
+                f"there is no checkpoint in {os.fspath(output_dir)} to resume from",
+                argument="resume_from_checkpoint",
+                value=resume,
+                path=output_dir,
+            )
         return found[-1]
     folder = Path(resume)  # type: ignore[arg-type]
     if not (folder / STATE_FILE).is_file():
         raise CheckpointError(
-            f"{folder} holds no {STATE_FILE}; resume from a folder checkpoint-<update> of a router's run"
+            f"{folder} holds no {STATE_FILE}; resume from a folder checkpoint-<update> of a router's run",
+            argument="resume_from_checkpoint",
+            value=resume,
+            path=folder,
         )
     return folder
 
@@ -100,7 +108,9 @@ def read_state(folder: Path, name: str = STATE_FILE) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(folder / name, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{folder / name} cannot be read ({error}); resume from another checkpoint") from error
+        raise CheckpointError(
+            f"{folder / name} cannot be read ({error}); resume from another checkpoint", path=folder / name
+        ) from error
     return state
 
 

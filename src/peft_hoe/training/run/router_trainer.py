@@ -237,4 +237,9 @@ class RouterTrainer(Trainer):
         """
         here, there = self.settings_to_resume(), saved["settings"]
         if here != there:
-            raise CheckpointError(f"{folder} was written by a run with {there}, but this one has {here}")
+            raise CheckpointError(
+                f"{folder} was written by a run with {there}, but this one has {here}",
+                path=folder,
+                value=here,
+                allowed=there,
+            )

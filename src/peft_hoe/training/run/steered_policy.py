@@ -34,21 +34,33 @@ def steerable(model: Any, peft_config: Any = None) -> Any:
     if peft_config is not None:
         model = _with_adapter(model, peft_config)
     if isinstance(model, str):
-        raise HoEError(f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained")
+        raise HoEError(
+            f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained",
+            argument="model",
+            value=model,
+        )
     Steering.of(model)
     if not isinstance(model, PeftModel):
         raise HoEError(
-            f"model is a {type(model).__name__} with HoE layers, but no PeftModel; load it with PeftModel.from_pretrained"
+            f"model is a {type(model).__name__} with HoE layers, but no PeftModel; load it with PeftModel.from_pretrained",
+            argument="model",
+            value=type(model).__name__,
         )
     if getattr(model.config, "is_encoder_decoder", False):
-        raise HoEError("model is an encoder-decoder; routers are trained with decoder-only language models")
+        raise HoEError(
+            "model is an encoder-decoder; routers are trained with decoder-only language models",
+            argument="model",
+            value=type(model).__name__,
+        )
     return model
 
 
 def _with_adapter(model: Any, peft_config: Any) -> Any:
     if isinstance(model, PeftModel):
         raise HoEError(
-            "model is a PeftModel and peft_config is given too; give the plain model with it, or leave it out"
+            "model is a PeftModel and peft_config is given too; give the plain model with it, or leave it out",
+            argument="peft_config",
+            value=peft_config,
         )
     if isinstance(peft_config, (str, os.PathLike)):
         return PeftModel.from_pretrained(model, os.fspath(peft_config))
@@ -171,7 +183,9 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
         plan = adapter.plan(router.preference)
         if float((plan.live + plan.by_module)[0, router.index]) < 1 - 1e-6:
             raise ExpertError(
-                f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}"
+                f"router {router.router!r} does not vote at its own preference {router.preference.tolist()}",
+                argument="router",
+                value=router.router,
             )
         here = use_preference(policy, {router.adapter: router.preference.tolist()})
         with modes_kept(policy), frozen(policy), here, router.attached():

@@ -41,7 +41,12 @@ class TrainedRouter(nn.Module):
         steering = Steering.of(model)
         self.adapter = steering.active_adapter() if adapter is None else adapter
         if self.adapter not in steering.adapters:
-            raise ExpertError(f"there is no HoE adapter {adapter!r}; the adapters are {list(steering.adapters)}")
+            raise ExpertError(
+                f"there is no HoE adapter {adapter!r}; the adapters are {list(steering.adapters)}",
+                argument="model_adapter_name",
+                value=adapter,
+                allowed=list(steering.adapters),
+            )
         adapted = steering.adapters[self.adapter]
         self.router = _router_name(adapted, router)
         self.index = adapted.router_names.index(self.router)
@@ -116,11 +121,25 @@ class TrainedRouter(nn.Module):
 def _router_name(adapter: Adapter, router: str | None) -> str:
     known = adapter.router_names
     if not known:
-        raise ExpertError(f"adapter {adapter.name!r} has no routers; make it with HoEConfig(routers=[...])")
+        raise ExpertError(
+            f"adapter {adapter.name!r} has no routers; make it with HoEConfig(routers=[...])",
+            argument="router",
+            value=router,
+        )
     if router is None and len(known) > 1:
-        raise ExpertError(f"adapter {adapter.name!r} has the routers {known}; say which one to train with router=")
+        raise ExpertError(
+            f"adapter {adapter.name!r} has the routers {known}; say which one to train with router=",
+            argument="router",
+            value=router,
+            allowed=known,
+        )
     if router is not None and router not in known:
-        raise ExpertError(f"adapter {adapter.name!r} has no router {router!r}; its routers are {known}")
+        raise ExpertError(
+            f"adapter {adapter.name!r} has no router {router!r}; its routers are {known}",
+            argument="router",
+            value=router,
+            allowed=known,
+        )
     return known[0] if router is None else router
 
 
@@ -130,7 +149,9 @@ def _check_weights(layers: list[HoELayer], adapter: Adapter, router: str, member
     if len(empty) == len(members):
         raise ExpertError(
             f"router {router!r} votes for {empty}, which hold no weights (their deltas are zero in every module), so there is "
-            "nothing to choose between; build the experts first, for example with peft_hoe.build_adapter"
+            "nothing to choose between; build the experts first, for example with peft_hoe.build_adapter",
+            argument="router",
+            value=router,
         )
     if empty:
         warnings.warn(

@@ -59,7 +59,9 @@ class RouterTrainingState:
         name = self.router.adapter
         if name not in Steering.of(policy).active:
             raise ExpertError(
-                f"adapter {name!r} is not active, so its router would not vote; call model.set_adapter({name!r}) first"
+                f"adapter {name!r} is not active, so its router would not vote; call model.set_adapter({name!r}) first",
+                argument="model_adapter_name",
+                value=name,
             )
         served = adapter_of(policy, name)
         self.objectives, self.experts = served.objectives, served.expert_names
