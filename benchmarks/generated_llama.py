@@ -7,9 +7,11 @@ real ones have.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig
@@ -48,16 +50,24 @@ def config(layers: int) -> LlamaConfig:
 
 
 def make(folder: Path, layers: int, policy: int | None = None) -> Path:
-    """The base, or the fine-tune of a number, in bfloat16, one file for each layer; kept where it is there already."""
+    """The base, or the fine-tune of a number, in bfloat16, one file for each layer; kept where it is there already.
+
+    A layer is the same however many there are, so its file is shared with folders beside this one that differ by the number
+    after the last hyphen.
+    """
     if (folder / "config.json").is_file():
         return folder
     folder.mkdir(parents=True)
     weight_map: dict[str, str] = {}
     for layer in [None, *range(layers)]:
         name = "model-ends.safetensors" if layer is None else f"model-{layer:03d}.safetensors"
-        tensors = _tensors(layer, policy)
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
+        known = next(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/{name}"), None)
+        if known is None:
+            save_file(_tensors(layer, policy), folder / name, metadata={"format": "pt"})
+        else:
+            os.link(known, folder / name)
+        with safe_open(folder / name, framework="pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     config(layers).save_pretrained(folder)  # last: it says that the rest is there
     return folder
