@@ -5,6 +5,7 @@
     OMP_NUM_THREADS=1 python benchmarks/build.py memory --work DIR
     OMP_NUM_THREADS=1 python benchmarks/build.py whole --work DIR
 
+mergekit needs an environment of its own: `python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install mergekit==0.1.5`.
 Checkpoints are generated in `--work` (`generated_llama.py`) and found there again. Seconds are those of the CPU, which a busy
 machine hardly changes; ratios are of one run. Each part prints a table.
 """
@@ -175,14 +176,22 @@ def residuals(base: Path, policy: Path, lora: Path, adapter: Path) -> list[float
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Peak memory of builds of more and more layers."""
+    """Peak memory of builds of more and more layers, of one policy."""
     rows = []
-    for layers in (4, 8, 16, 32):
-        usage = build(arguments.work, layers, 2, r=RANK)
+    for layers in (32, 16, 8, 4):  # the largest first: the others share its files
+        usage = build(arguments.work, layers, 1, r=RANK, pruning=None, experts=[])
         size = sum(file.stat().st_size for file in (arguments.work / "adapter").iterdir())
-        rows.append([str(layers), f"{usage.anonymous / GIB:.3f}", f"{usage.resident / GIB:.3f}", f"{size / GIB:.3f}"])
+        rows.append(
+            [
+                str(layers),
+                f"{usage.cpu:.0f}",
+                f"{usage.anonymous / GIB:.3f}",
+                f"{usage.resident / GIB:.3f}",
+                f"{size / GIB:.3f}",
+            ]
+        )
         print(rows[-1], file=sys.stderr, flush=True)
-    print(markdown(["layers", "anonymous GiB", "resident GiB", "adapter GiB"], rows))
+    print(markdown(["layers", "CPU s", "anonymous GiB", "resident GiB", "adapter GiB"], rows))
 
 
 def whole(arguments: argparse.Namespace) -> None:
