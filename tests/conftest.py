@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -85,13 +86,29 @@ def shared_dir() -> Path:
 
 def _load_toys() -> ModuleType:
     """`router_toys.py` under its own name, which spawned processes import too."""
-    spec = importlib.util.spec_from_file_location("router_toys", Path(__file__).with_name("router_toys.py"))
+    return _load("router_toys")
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["router_toys"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium with one tab (`browser.py`); tests that need it skip where there is none."""
+    found = _load("browser")
+    if found.CHROMIUM is None:
+        pytest.skip(f"no browser: none of {', '.join(found.NAMES)} is installed")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        opened = found.Browser(profile)
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ _COMMANDS = {
     "calibrate": "A dial whose equal steps are equal steps along the front.",
     "export": "A preference as an ordinary LoRA or dense checkpoint, for any engine.",
     "serve": "An OpenAI server with a preference in every request.",
+    "space": "The folder of a Space on the Hugging Face Hub, with that server's page.",
     "vllm": "The command line of a vLLM server with a preference in the model's name.",
     "vllm-check": "Whether trained routers can vote inside the vLLM that is installed here.",
     "weights": "A preference as the scales of a request to llama.cpp's server.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..errors import HoEError
 
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-length", type=int, help="tokens of a prompt and its text together (default the model's positions)")
     add("--max-body", type=int, default=1 << 20, help="bytes of a request (default 1 MiB)")
     add("--grace", type=int, default=30, help="seconds for texts under way when the server stops (default 30)")
+    add("--page", action="store_true", help="also serve a page, /page, on which the preference is dragged")
+    add("--sweep", metavar="DIR", help="a saved sweep whose front the page shows")
     add("--cpu", action="store_true", help="use no accelerator")
     add("--quiet", action="store_true", help="log warnings and errors only")
 
@@ -46,6 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..inputs import load_adapter
 
+    if arguments.sweep and not arguments.page:
+        raise HoEError("--sweep is for the page; give --page too", argument="sweep")
+
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
     model = model.eval().to("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
     engine = Engine(
@@ -57,6 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     name = arguments.name or Path(arguments.adapter).name
     app = create_app(engine, name, max_body=arguments.max_body)
+    if arguments.page:
+        app = _with_page(app, engine, name, arguments.sweep)
+        print(f"page: http://{arguments.host}:{arguments.port}/page")
     print(f"model {name!r}: preferences among {', '.join(engine.objectives)}, up to {engine.max_length} tokens")
     uvicorn.run(
         app,
@@ -66,3 +75,18 @@ def run(arguments: argparse.Namespace) -> int:
         timeout_graceful_shutdown=arguments.grace,
     )
     return 0
+
+
+def _with_page(app: Any, engine: Any, name: str, sweep: str | None) -> Any:
+    try:
+        from ..serving.page.page import make_page, mount
+    except ImportError as error:
+        raise HoEError(
+            f'the page needs a package that is not installed ({error}): pip install "peft-hoe[page]"'
+        ) from None
+    from ..evaluation import Sweep
+
+    found = None if sweep is None else Sweep.load(sweep)
+    if found is not None and list(found.objectives) != engine.objectives:
+        raise HoEError(f"the sweep {sweep} has objectives {list(found.objectives)}, the adapter {engine.objectives}")
+    return mount(app, make_page(engine, name, sweep=found), "/page")

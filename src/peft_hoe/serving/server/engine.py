@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from .sampling import Sampling
 from .sequences import Progress, TextRequest
 from .text_stream import TextStream
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _PREFILL = 8192  # tokens of prompts that are read at once, padding included
@@ -94,6 +96,7 @@ class Engine:
         self.stop_tokens = stop_tokens(model, tokenizer)
         self.mixed, self.batches = self._probe()
         self._waiting: deque[TextRequest] = deque()
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._batch = RunningBatch(model, joins=self.batches)
@@ -120,6 +123,20 @@ class Engine:
             self._waiting.extend(texts)
             self._changed.notify()
 
+    def alone(self, job: Callable[[], T]) -> Future[T]:
+        """Let the engine's thread call a function when no text is under way; those that wait are written afterwards.
+
+        Raises:
+            EngineStoppedError: the engine is stopping.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                raise EngineStoppedError("the server is stopping; try another one")
+            self._jobs.append((job, future))
+            self._changed.notify()
+        return future
+
     def stop(self, timeout: float | None = None) -> None:
         """Take no more texts, and wait until those under way are written, or fail them after `timeout` seconds."""
         with self._changed:
@@ -142,7 +159,17 @@ class Engine:
 
     def _run(self) -> None:
         while (texts := self._next()) is not None:
-            self._write(texts)
+            if self._jobs and not texts and not self._batch.rows:
+                self._call(*self._jobs.popleft())
+            else:
+                self._write(texts)
+
+    @staticmethod
+    def _call(job: Callable[[], Any], future: Future[Any]) -> None:
+        try:
+            future.set_result(job())
+        except Exception as error:
+            future.set_exception(error)
 
     def _write(self, texts: list[TextRequest]) -> None:
         """One more token of every text, those that join among them; a failure is told to all of them, and is over then."""
@@ -163,10 +190,12 @@ class Engine:
     def _next(self) -> list[TextRequest] | None:
         """Texts that join the batch now, perhaps none; None when there is nothing left to do."""
         with self._changed:
-            while not self._waiting and not self._batch.rows:
+            while not self._waiting and not self._batch.rows and not self._jobs:
                 if self._stopping:
                     return None
                 self._changed.wait()
+            if self._jobs:
+                return []
             texts: list[TextRequest] = []
             places = (self.max_batch if self.batches else 1) - len(self._batch.rows)
             while self._waiting and len(texts) < places and self._fits(texts, self._waiting[0]):

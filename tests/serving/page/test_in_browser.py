@@ -1,0 +1,121 @@
+"""The page as a browser sees it: a preference that is dragged changes the text. Skipped without Gradio or a browser."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("gradio")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+PLACE = """(() => {{ const box = document.querySelector("{0}").getBoundingClientRect();
+    return [box.x, box.y, box.width, box.height] }})()"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The embedded demonstration with routers that vote by the input, and its base."""
+    from peft_hoe import demo
+
+    folder = tmp_path_factory.mktemp("page")
+    model = demo.load_demo_adapter(routers=[[0.75, 0.25], [0.25, 0.75]])
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if "hoe_router" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    model.mark_trained(["r0", "r1"])
+    model.save_pretrained(folder / "adapter")
+    demo.load_base().save_pretrained(folder / "base")
+    demo.load_tokenizer().save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(saved) -> Iterator[str]:
+    """The address of a page that `peft-hoe serve` serves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "peft_hoe.cli", "serve", str(saved / "adapter"), "--base", str(saved / "base")]
+    log = saved / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*command, "--page", "--port", str(port), "--cpu", "--grace", "2"],
+            stdout=output,
+            stderr=output,
+            env=os.environ,
+        )
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            assert server.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/page/"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def until(browser, expression, seconds=120):
+    """Wait until an expression in the page is true; a pause between tries."""
+    deadline = time.monotonic() + seconds
+    while not (found := browser.value(expression)):
+        assert time.monotonic() < deadline, browser.value("document.body.innerText")[:1500]
+        time.sleep(0.3)
+    return found
+
+
+def text(name):
+    return f"(document.querySelector('#text-{name}') || {{}}).innerText || ''"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_dragged_preference_changes_the_text(browser, page, tmp_path, width):
+    browser.resize(width, 700)
+    browser.open(page)
+    # The chosen text is over when its tokens are coloured.
+    until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 20")
+    until(browser, f"({text('base')}).length > 60")
+    before = {name: browser.value(text(name)) for name in ("chosen", "cheerful", "vivid", "base")}
+    assert before["chosen"].startswith("cheerful 50%, vivid 50%")
+    assert len(set(before.values())) == 4
+
+    browser.value("document.querySelector('#weight-0 input[type=range]').scrollIntoView({block: 'center'})")
+    x, y, wide, high = browser.value(PLACE.format("#weight-0 input[type=range]"))
+    browser.drag((x + wide / 2, y + high / 2), (x + wide * 0.745, y + high / 2))
+    until(browser, f"({text('chosen')}).startsWith('cheerful 75%, vivid 25%')")  # a trained router votes here
+    until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 20")
+    assert (
+        browser.value("new Set([...document.querySelectorAll('#text-chosen .trace span')].map(s => s.title)).size") > 5
+    )
+    browser.picture(Path(os.environ.get("PEFT_HOE_PICTURES") or tmp_path) / f"page-{width}.png")
+
+    browser.value("document.querySelector('#weight-0 input[type=range]').scrollIntoView({block: 'center'})")
+    x, y, wide, high = browser.value(PLACE.format("#weight-0 input[type=range]"))
+    browser.drag((x + wide * 0.745, y + high / 2), (x + wide - 2, y + high / 2))
+    until(browser, f"({text('chosen')}).startsWith('cheerful 100%')")
+    until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 20")
+    after = browser.value(text("chosen"))
+    written = after.partition("\n")[2]
+    assert before["cheerful"].split("\n")[-1].strip() in written.replace(
+        "\n", " "
+    )  # at a corner it is the corner's text
+    assert written != before["chosen"].partition("\n")[2]
+    assert browser.value(text("base")) == before["base"]
+    assert browser.value(TOO_WIDE) <= 0
+    assert browser.messages() == [], "\n".join(browser.messages())
+    assert [url for url in browser.requests() if not url.startswith(page.removesuffix("page/"))] == []
