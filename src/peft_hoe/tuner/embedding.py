@@ -132,9 +132,11 @@ class TiedHead(nn.Module, HoELayer):
             )
         weight_a, weight_b = embedding.factors(adapter)
         record_fixed(self, adapter, plan, x)
-        inner = F.linear(self._cast_input_dtype(x, weight_b.dtype).reshape(-1, x.shape[-1]), weight_b.t())
-        inner = scaled(inner, fixed_scale(embedding, adapter, plan, inner))
-        return _added(self, result, F.linear(inner, weight_a.t()))
+        scale = fixed_scale(embedding, adapter, plan, weight_b)
+        tokens = self._cast_input_dtype(x, weight_b.dtype).reshape(-1, x.shape[-1])
+        inner = F.linear(tokens, weight_b.t().to(x.device))  # a model may lie on several devices
+        inner = scaled(inner, scale.to(x.device))
+        return _added(self, result, F.linear(inner, weight_a.t().to(x.device)))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Nothing: the embeddings' merge changes the weight of both."""
