@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from .errors import CheckpointError
 from .files import ADAPTER_CONFIG, read_json
-from .unfinished import PREFIX, Unfinished, undo_interrupted_moves
+from .unfinished import PREFIX, RESUMABLE, Unfinished, undo_interrupted_moves
 
 CARD = "README.md"
 _IGNORED = (PREFIX, "lost+found")  # left by a killed build; the root of a volume has it
@@ -149,7 +149,7 @@ def resumable_directory(output: Path, key: str | None) -> Iterator[Unfinished]:
             else:
                 building.rename(real)
     except BaseException as error:
-        interrupted = key is not None and not isinstance(error, Exception)
+        interrupted = key is not None and isinstance(error, RESUMABLE)
         raise
     finally:
         building.close(keep=interrupted)

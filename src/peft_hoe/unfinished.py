@@ -21,11 +21,19 @@ try:
 except ImportError:  # Windows: nothing is known of other processes, so nothing of theirs is touched
     fcntl = None  # type: ignore[assignment]
 
-from .errors import CheckpointError
+from .errors import CheckpointError, HoEError
 from .files import ADAPTER_CONFIG
 
 PREFIX = ".peft_hoe-"
 _LOCK, _FILES, _STATE, _ASIDE, _MOVING = "lock", "files", "state", "replaced", "moving.json"
+
+
+class InterruptedWork(HoEError):
+    """Work that was stopped from outside, and goes on when it is started again."""
+
+
+# After these an unfinished directory is kept for the same work to go on
+RESUMABLE = (KeyboardInterrupt, SystemExit, MemoryError, InterruptedWork)
 
 
 class Unfinished:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from peft_hoe import CheckpointError, output_directory
-from peft_hoe.experts import build_adapter, builder, weight_writer
+from peft_hoe.experts import build_adapter, builder, checkpoints, module_work, weight_writer
 from peft_hoe.experts.adapter_files import WRITTEN
 
 QUIET = {"progress": False}
@@ -184,3 +185,29 @@ def test_a_disk_that_fills_up_is_said_and_leaves_nothing(llama, policies, adapte
     assert contents(adapter) == before
     assert not (tmp_path / "new").exists()
     assert not [path for path in (*tmp_path.iterdir(), *adapter.iterdir()) if path.name.startswith(".")]
+
+
+def test_a_shard_that_is_cut_off_while_it_is_read_is_said_and_leaves_nothing(llama, policies, tmp_path, monkeypatch):
+    real, made = module_work.ModuleWork.make, []
+
+    def make(work, index, *rest):
+        made.append(index)
+        if len(made) == 3:
+            (policies["brief"] / "model.safetensors").write_bytes(b"")
+        return real(work, index, *rest)
+
+    monkeypatch.setattr(module_work.ModuleWork, "make", make)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(
+        CheckpointError, match=r"policy 'brief': tensor .* cannot be read \(the file ends .* bytes early"
+    ):
+        build_adapter(llama, policies, tmp_path / "out", **QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_shard_that_another_process_does_not_find_is_said(llama, tmp_path):
+    found = pickle.loads(pickle.dumps(checkpoints.Checkpoint(llama, "the base")))
+    name = found.names[0]
+    (llama / "model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"the base: tensor .* cannot be read \(.*No such file"):
+        found.tensor(name)

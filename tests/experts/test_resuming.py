@@ -14,8 +14,9 @@ from peft_hoe import CheckpointError, ExpertSpec, HoEConfig
 from peft_hoe.experts import build_adapter, module_builder, policy_statistics, stages
 from peft_hoe.experts.journal import Journal
 from peft_hoe.experts.module_work import ModuleWork
+from peft_hoe.experts.processes import Processes
 from peft_hoe.experts.weight_writer import WeightWriter
-from peft_hoe.unfinished import Unfinished
+from peft_hoe.unfinished import InterruptedWork, Unfinished
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 SETTINGS = {"r": 2, "routers": [[0.25, 0.75]], "progress": False}
@@ -202,6 +203,27 @@ def test_an_existing_adapter_stays_whole_through_a_kill_in_the_last_step(llama, 
     build_adapter(llama, policies, tmp_path / "out", overwrite=True, **SETTINGS)
     assert contents(tmp_path / "out") == whole
     assert hidden(tmp_path / "out") == []
+
+
+def test_a_process_of_several_that_is_killed_loses_nothing(llama, policies, tmp_path, monkeypatch, whole):
+    # All that was done went with it, though the message said that the build would go on.
+    real = Processes.map
+
+    def broken(processes, method, tasks):
+        for number, result in enumerate(real(processes, method, tasks)):
+            if method == "make" and number == 4:
+                raise InterruptedWork("killed")
+            yield result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Processes, "map", broken)
+        with pytest.raises(InterruptedWork, match="killed"):
+            build_adapter(llama, policies, tmp_path / "out", **SETTINGS)
+    made, make = [], ModuleWork.make
+    monkeypatch.setattr(ModuleWork, "make", lambda work, index, *rest: made.append(index) or make(work, index, *rest))
+    build_adapter(llama, policies, tmp_path / "out", **SETTINGS)
+    assert made == [4, 5, 6]
+    assert contents(tmp_path / "out") == whole
 
 
 def test_two_processes_do_not_build_the_same_adapter_at_once(llama, policies, tmp_path, monkeypatch):

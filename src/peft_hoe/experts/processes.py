@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import HoEError
+from ..unfinished import InterruptedWork
 
 _WAITING = 2  # finished results for each process that may wait for the one before them
 _work: Any = None  # in a process of a pool: what it works with
@@ -47,7 +47,7 @@ class Processes:
         """The results of `work.method(*task)`, in the order of the tasks; few are ahead of the one that is waited for.
 
         Raises:
-            HoEError: a process was killed. Whatever the method raises.
+            InterruptedWork: a process was killed. Whatever the method raises.
         """
         if self._pool is None:
             call: Callable[..., Any] = getattr(self._work, method)
@@ -62,7 +62,7 @@ class Processes:
             while waiting:
                 yield pickle.loads(waiting.popleft().result())
         except BrokenProcessPool as error:
-            raise HoEError(
+            raise InterruptedWork(
                 f"one of {self._count} processes ended before its work did; was it killed for want of memory? Fewer "
                 "(--num-processes) need less. The same command goes on where this one stopped",
                 argument="num_processes", value=self._count,

@@ -94,12 +94,8 @@ class SafetensorsFile(WeightFile):
             self._file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which opens the file for itself."""
+        """For another process, which opens the file for itself when it reads the first tensor."""
         return {"_path": self._path, "_places": self._places}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._file = self._path.open("rb", buffering=0)
 
     @property
     def names(self) -> list[str]:
@@ -132,6 +128,8 @@ class SafetensorsFile(WeightFile):
 
     def _read(self, target: Tensor, offset: int) -> None:
         """Fill `target` `(bytes,)`."""
+        if "_file" not in vars(self):
+            self._file = self._path.open("rb", buffering=0)
         self._file.seek(offset)
         left = memoryview(target.numpy())  # type: ignore[arg-type]
         while len(left):
@@ -142,7 +140,7 @@ class SafetensorsFile(WeightFile):
 
     def expect(self, name: str) -> None:
         """Ask the system to read ahead."""
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise") and "_file" in vars(self):
             place = self._places[name]
             os.posix_fadvise(self._file.fileno(), place.begin, place.end - place.begin, os.POSIX_FADV_WILLNEED)
 
