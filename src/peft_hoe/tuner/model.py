@@ -17,26 +17,32 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .. import versions
-from ..base_sample import differing
 from ..config import HoEConfig
-from ..errors import ExpertError, HoEWarning, ModuleError
+from ..errors import HoEWarning, ModuleError
 from ..patterns import matches
 from ..routing import Route
 from . import functional
 from .adapter import Adapter
-from .base_modules import check_root
 from .calls import THIS_THREAD
-from .embedding import HoEEmbedding, HoEHead, TiedHead, follows_embeddings, tie_heads
+from .embedding import follows_embeddings, tie_heads
 from .growing import Growing
+from .injection import (
+    check_injectable,
+    check_named,
+    check_same_kind,
+    kind_of,
+    warn_of_another_base,
+    warn_of_fused_experts,
+)
 from .layer import HoELayer
 from .linear import HoELinear
 from .loading import check_loaded, check_state_dict, check_whole
-from .norm import HoENorm
+from .merging import Merging
 from .steering import Steering
 from .trace import RoutingTrace, trace_routing
 
 
-class HoEModel(Growing, BaseTuner):
+class HoEModel(Growing, Merging, BaseTuner):
     """A base model whose linear modules carry hierarchical experts (HoE, arXiv 2505.20925).
 
     Made by `peft.get_peft_model(base, HoEConfig(...))`; everything here is reached through the PeftModel.
@@ -54,9 +60,8 @@ class HoEModel(Growing, BaseTuner):
 
     prefix: str = "hoe_"
     tuner_layer_cls = HoELayer
-    export_lora: ClassVar[
-        Callable[..., Any]
-    ]  # the package's __init__ sets it: what serves models stands above the tuner
+    # The package's __init__ sets it: what serves models stands above the tuner.
+    export_lora: ClassVar[Callable[..., Any]]
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # -- injection ---
@@ -76,10 +81,10 @@ class HoEModel(Growing, BaseTuner):
             ExpertError: the configuration names no objectives, or the adapter's name holds a dot.
         """
         config: Any = self.peft_config[adapter_name]
-        _check_named(model, config)
+        check_named(model, config)
         everything = isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear"
         config.renew()
-        _check_injectable(adapter_name, model)
+        check_injectable(adapter_name, model)
         self.steering = Steering.find(model) or Steering()
         configs: Any = self.peft_config
         adapter = Adapter(adapter_name, configs, model)
@@ -87,8 +92,8 @@ class HoEModel(Growing, BaseTuner):
         tie_heads(model, adapter_name)
         self.steering.add(adapter)
         self.steering.hooks.attach(model, check_state_dict, check_loaded)
-        _warn_of_fused_experts(model, config, everything)
-        _warn_of_another_base(model, adapter_name, config)
+        warn_of_fused_experts(model, config, None if everything else self._check_target_module_exists)
+        warn_of_another_base(model, adapter_name, config)
 
     @classmethod
     def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> Any:
@@ -131,12 +136,12 @@ class HoEModel(Growing, BaseTuner):
     ) -> None:
         static = peft_config.votes_statically(current_key)
         if isinstance(target, HoELayer):
-            _check_same_kind(target, static, adapter_name)
+            check_same_kind(target, static, adapter_name)
             target.update_layer(adapter_name, peft_config)
             return
         if static and follows_embeddings(target, self.model, peft_config):
             return
-        kind: Any = HoELinear if not static else _kind_of(target)
+        kind: Any = HoELinear if not static else kind_of(target)
         module = kind(target, adapter_name, peft_config, current_key, self.steering)
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
@@ -145,8 +150,8 @@ class HoEModel(Growing, BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's, which makes 16-bit adapters float32 for those who train them; frozen experts then take the base's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for layer in _layers(self.model):
-            if adapter_name in layer.hoe_layouts:
+        for layer in self.model.modules():
+            if isinstance(layer, HoELinear) and adapter_name in layer.hoe_layouts:
                 layer.settle_dtypes(adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -258,163 +263,9 @@ class HoEModel(Growing, BaseTuner):
         """
         functional.mark_trained(self.model, routers, trained=trained, adapter_name=adapter_name)
 
-    # -- merging ---
-
-    def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = False, routers: str | None = None
-    ) -> None:
-        """Bake the current preference into the base weights; see PEFT.
-
-        Args:
-            adapter_names: default the active ones.
-            safe_merge: check for NaN before replacing weights.
-            routers: as in `use_preference`, and default what the block around the call says: "keep" refuses trained routers,
-                "static" and "drop" bake what they leave.
-
-        Raises:
-            StaticMergeError: before anything is changed.
-        """
-        with self._merging(adapter_names, routers):
-            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-        routers: str | None = None,
-    ) -> nn.Module:
-        """The base model with the current preference baked in; see PEFT, and `merge_adapter` for `routers`."""
-        tied = self._has_tied_head()
-        with self._merging(adapter_names, routers):
-            model: Any = super().merge_and_unload(
-                progressbar=progressbar, safe_merge=safe_merge, adapter_names=adapter_names
-            )
-        self._leave_no_trace()
-        if tied:  # the merged head is another than the embeddings, also when it is saved and loaded; older PEFT does not say so
-            for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
-                config.tie_word_embeddings = False
-        result: nn.Module = model
-        return result
-
-    def _check_merge_allowed(self) -> None:
-        """PEFT warns here of heads that are tied to embeddings; a merged HoE head gets a weight of its own."""
-
-    def _has_tied_head(self) -> bool:
-        """Whether the output embeddings are adapted, and their weight is the input embeddings'."""
-        try:
-            inputs, outputs = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        except (AttributeError, NotImplementedError):
-            return False
-        return isinstance(outputs, HoELinear) and outputs.get_base_layer().weight is getattr(inputs, "weight", None)
-
-    def unload(self) -> nn.Module:
-        """The base model without the adapters."""
-        model: nn.Module = super().unload()
-        self._leave_no_trace()
-        return model
-
-    def _leave_no_trace(self) -> None:
-        self.steering.hooks.detach(self.model)
-        for name in list(self.steering.adapters):
-            self.steering.remove(name)
-
-    @contextlib.contextmanager
-    def _merging(self, adapter_names: list[str] | None, routers: str | None) -> Iterator[None]:
-        block = contextlib.nullcontext() if routers is None else self.use_preference(routers=routers)
-        with block:
-            for layer in _layers(self.model):
-                for adapter in self.active_adapters if adapter_names is None else adapter_names:
-                    if adapter in layer.hoe_A and adapter not in layer.merged_adapters:
-                        layer.check_mergeable(adapter)
-            yield
-
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not for HoE: a preference is the weighting."""
         raise NotImplementedError(
             "HoE adapters are weighted by a preference, not by add_weighted_adapter: use set_preference, or give each row "
             "its own with preference=; to merge policies into a new expert, use peft_hoe.build_adapter"
         )
-
-
-def _check_injectable(adapter_name: str, model: nn.Module) -> None:
-    check_root(model)
-    if "." in adapter_name:
-        raise ExpertError(
-            f"the adapter name {adapter_name!r} holds a dot, which PEFT cannot save; choose another",
-            argument="adapter_name",
-            value=adapter_name,
-        )
-
-
-def _check_named(model: nn.Module, config: HoEConfig) -> None:
-    """See that `target_embeddings` and `target_norms` name modules of the model."""
-    names = [name for name, _ in model.named_modules()]
-    for field in ("target_embeddings", "target_norms"):
-        for wanted in getattr(config, field) or ():
-            if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-                raise ModuleError(
-                    f"{field} names {wanted!r}, but {type(model).__name__} has no module of that name",
-                    module=wanted,
-                    argument=field,
-                    value=wanted,
-                )
-
-
-def _kind_of(target: nn.Module) -> type[HoELayer]:
-    if isinstance(target, nn.Embedding):
-        return HoEEmbedding
-    return HoENorm if "Norm" in type(target).__name__ else HoEHead
-
-
-def _check_same_kind(layer: HoELayer, static: bool, adapter: str) -> None:
-    if layer.votes_statically != static or isinstance(layer, TiedHead):
-        raise ModuleError(
-            f"{layer.module_name} already has an adapter, by target_modules or by target_embeddings; adapter {adapter!r} must "
-            "name it in the same way",
-            module=layer.module_name,
-        )
-
-
-def _warn_of_another_base(model: nn.Module, adapter_name: str, config: HoEConfig) -> None:
-    """Tell of a base that is not the one that the adapter was built on."""
-    if config.base_sample is None:
-        return
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, HoELinear)}
-    weights: dict[str, Any] = {
-        name: layer.get_base_layer().weight
-        for name, layer in layers.items()
-        if adapter_name in layer.hoe_A and not layer.votes_statically  # the record is of target_modules
-    }
-    found = differing(config.base_sample, weights)
-    if found:
-        built_on = str(config.base_model_name_or_path) + (f" (revision {config.revision})" if config.revision else "")
-        here = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
-        warnings.warn(
-            f"adapter {adapter_name!r} was built on {built_on!r}, but {here!r} has other weights: {len(found)} of "
-            f"{len(config.base_sample['values'])} sampled modules differ, such as {found[0]!r}. Its experts change that base",
-            HoEWarning,
-            stacklevel=4,
-        )
-
-
-def _warn_of_fused_experts(model: nn.Module, config: HoEConfig, everything: bool) -> None:
-    """Say which expert tensors are left out: those of all experts in one Parameter have no linear module to adapt."""
-    fused = [
-        f"{name}.{leaf}"
-        for name, module in model.named_modules()
-        for leaf, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and "experts" in name.split(".")
-    ]
-    left = [name for name in fused if everything or HoEModel._check_target_module_exists(config, name)]
-    if left:
-        warnings.warn(
-            f"{len(left)} tensors that hold all experts of a mixture at once, such as {left[0]}, are left out: HoE adapts "
-            "linear modules",
-            HoEWarning,
-            stacklevel=3,
-        )
-
-
-def _layers(model: nn.Module) -> Iterator[HoELinear]:
-    return (module for module in model.modules() if isinstance(module, HoELinear))
