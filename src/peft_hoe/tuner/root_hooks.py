@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import PreferenceError
+from .cache_owner import check_cache, mark_cache
 from .calls import THIS_THREAD, Call, Media, tensors_with_graph
 from .generate import SteeredGenerate
 from .plan import Plan
@@ -166,6 +167,9 @@ class RootHooks:
         else:
             call.plan = self.steering.plan_for(preference, routers)
             _check_height(call, batch)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and call.plan is not None:
+            check_cache(cache, call.plan)
         call.media = _media(call, root, args, kwargs)
         return args, {name: item for name, item in kwargs.items() if name not in _BROUGHT}
 
@@ -180,6 +184,8 @@ class RootHooks:
         if call is None or call.steering is not self.steering:
             return
         THIS_THREAD.forward = call.hidden
+        if (cache := getattr(output, "past_key_values", None)) is not None and call.plan is not None:
+            mark_cache(cache, call.plan)
         if call.grad:
             call.tie_to(tensors_with_graph(output))
 
