@@ -24,6 +24,7 @@ import argparse
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,11 @@ import numpy as np
 
 import peft_hoe
 from figures_setting import Setting, parser, quiet
+from peft_hoe.errors import HoEWarning
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
+from peft_hoe.evaluation.sweeps.replicates import scaled_replicates
+from peft_hoe.metrics import REFERENCE_POINT, hypervolume
 from peft_hoe.policies import policy_gradient_config, train_policy
 from peft_hoe.router_recipe import default_experts, default_routers
 from router_training import NEW_TOKENS
@@ -198,29 +202,45 @@ def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
             sweeps[name] = Sweep.stack(found)
     if not {"hoe", "rs_dense"} <= sweeps.keys():
         return ""
-    lines = [
-        f"### {key}, {decoding}",
-        "",
-        f"| method | runs | hypervolume | {' | '.join(f'− {o}' for o in ('hoe', 'rs', 'rs_dense', 'ties'))} |",
-    ]
-    lines.append("|" + "---|" * 7)
+    estimates, volumes = drawn_volumes(sweeps)
+    header = " | ".join(["method", "runs", "hypervolume", *(f"− {other}" for other in AGAINST)])
+    lines = [f"### {key}, {decoding}", "", f"| {header} |", "|" + "---|" * (3 + len(AGAINST))]
     for name, sweep in sweeps.items():
-        volume = sweep.metrics().values["hypervolume"]
-        cells = [name, str(len(sweep.rewards)), cell(volume)]
+        cells = [name, str(len(sweep.rewards)), cell(estimates[name], volumes[name])]
         for other in AGAINST:
             known = other in sweeps and other != name
-            cells.append(cell(sweep.compare(sweeps[other]).values["hypervolume A - B"], "+") if known else "")
+            difference = cell(estimates[name] - estimates.get(other, 0), volumes[name] - volumes.get(other, 0), "+")
+            cells.append(difference if known else "")
         lines.append(f"| {' | '.join(cells)} |")
-    seen = sweeps["hoe"].compare(sweeps["rs_dense"]).values
-    half = float(seen["hypervolume A - B"].high - seen["hypervolume A - B"].low) / 2
-    volume = float(seen["hypervolume B"].estimate)
-    lines += ["", f"A difference of {half:.3f} can be seen, {half / volume:.1%} of `rs_dense`'s hypervolume."]
+    low, high = np.percentile(volumes["hoe"] - volumes["rs_dense"], [2.5, 97.5])
+    half = float(high - low) / 2
+    share = half / estimates["rs_dense"]
+    lines += ["", f"A difference of {half:.3f} can be seen, {share:.1%} of `rs_dense`'s hypervolume."]
     return "\n".join(lines)
 
 
-def cell(interval: Any, sign: str = "") -> str:
-    """A number with its interval."""
-    return f"{float(interval.estimate):{sign}.3f} [{float(interval.low):{sign}.3f}, {float(interval.high):{sign}.3f}]"
+def drawn_volumes(sweeps: dict[str, Sweep]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The hypervolume of each method, and `(R,)` of its replicates; prompts, also the table's, are drawn once for all."""
+    first = sweeps["hoe"]
+    drawn = scaled_replicates(
+        {name: sweep.values for name, sweep in sweeps.items()}, first.normalizer, own_corners=False,
+        replicates=1000, seed=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HoEWarning)  # replicates that lie below the reference point enclose nothing: 0
+        replicates = {name: np.asarray([volume(front) for front in points]) for name, points in drawn.points.items()}
+        return {name: volume(front) for name, front in drawn.estimates.items()}, replicates
+
+
+def volume(front: Any) -> float:
+    """Hypervolume from the project's reference point."""
+    return hypervolume(front, reference_point=REFERENCE_POINT)
+
+
+def cell(estimate: float, replicates: Any, sign: str = "") -> str:
+    """A number with its 95 % interval."""
+    low, high = np.percentile(replicates, [2.5, 97.5])
+    return f"{estimate:{sign}.3f} [{min(low, estimate):{sign}.3f}, {max(high, estimate):{sign}.3f}]"
 
 
 def main() -> None:
