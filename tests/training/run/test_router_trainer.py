@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError
+from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError, RouterSpec
 
 Make = Callable[..., Any]
 TRAINERS = ["make_trainer", "make_grpo", "make_dpo_trainer", "make_distillation"]
@@ -195,3 +195,17 @@ def test_a_finished_router_belongs_to_its_weights(toys: ModuleType, tmp_path: Pa
     run(True)
     with pytest.raises(CheckpointError, match=r"'beta': 0\.5"):
         run(True, objective_beta=0.5)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("token", 3.2 / 32), ("module", 0.3)])
+def test_the_rate_goes_by_width_and_kind_and_the_arguments_stay(
+    toys: ModuleType, tmp_path: Path, kind: str, rate: float
+) -> None:
+    """Not written into the arguments: a router of another kind may train with them."""
+    model = toys.make_policy(routers=[RouterSpec([0.25, 0.75], kind=kind)])
+    assert model.config.hidden_size == 32
+    for make in (toys.make_trainer, toys.make_grpo_trainer):
+        trainer = make(model, tmp_path, {}, learning_rate=None)
+        trainer.create_optimizer()
+        assert [group["lr"] for group in trainer.optimizer.param_groups][:2] == [rate, rate]
+        assert trainer.args.learning_rate is None

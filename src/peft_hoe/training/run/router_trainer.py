@@ -60,8 +60,6 @@ class RouterTrainer(Trainer):
         self.training_state = RouterTrainingState(
             policy, args.router, args.model_adapter_name, average=args.average_routers, others=others
         )
-        if args.learning_rate is None:
-            args.learning_rate = learning_rate(self.router.kind, hidden_size(policy))
         return policy
 
     def _weigh_objectives(self, args: Any, beta: float) -> None:
@@ -198,6 +196,8 @@ class RouterTrainer(Trainer):
         groups = self._parameter_groups()
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            if self.args.learning_rate is None:  # the arguments stay as they are: another router may train with them
+                settings["lr"] = learning_rate(self.router.kind, hidden_size(self.policy))
             self.optimizer = kind(groups, **settings)
         else:
             take_over(self.optimizer, [parameter for group in groups for parameter in group["params"]])
