@@ -227,3 +227,29 @@ def test_experts_without_votes_cost_nothing(hoe_llama, tokens):
             weight_a[4:8] = torch.nan
             weight_b[:, 4:8] = torch.nan
         torch.testing.assert_close(model(tokens, preference=STATIC).logits, expected, rtol=0, atol=0)
+
+
+class Asked(TorchDispatchMode):
+    """Collects what would wait for a device: numbers read from it, and results whose size depends on numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "unique", "is_nonzero", "equal", "masked_select", "item"):
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preference", [LIVE, STATIC, ROWS], ids=["routed", "static", "rows"])
+def test_a_step_does_not_wait_for_the_device(model, tokens, preference):
+    """Beyond what the base model does."""
+    with torch.no_grad():
+        model(tokens, preference=preference)
+        with Asked() as steered:
+            model(tokens, preference=preference)
+        with model.disable_adapter(), Asked() as base:
+            model(tokens)
+    assert steered.waits == base.waits
