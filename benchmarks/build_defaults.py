@@ -165,7 +165,7 @@ class Search:
             build_adapter(
                 self.base, self.paths, Path(folder) / "adapter", experts=[[0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
                 r=settings["r"], pruning=settings["prune"], rescale=settings["rescale"],
-                interpolation=settings["interpolation"], capture=settings.get("capture", ()),
+                interpolation=settings["interpolation"],
                 merging="linear" if density is None else Merging("ties", {"density": density}), progress=False,
             )  # fmt: skip
             model = PeftModel.from_pretrained(self._load(self.base), Path(folder) / "adapter").eval()
