@@ -231,8 +231,8 @@ def two_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
     from peft_hoe.training.run.steered_policy import steered
 
     trainer = make_trainer(
-        None, output, {"eval_dataset": PROMPTS[:4]}, per_device_train_batch_size=rows, num_ppo_epochs=1, stop_token="eos",
-        num_sample_generations=1, save_strategy="steps", save_steps=1, **changes,
+        make_policy().double(), output, {"eval_dataset": PROMPTS[:4]}, per_device_train_batch_size=rows, num_ppo_epochs=1,
+        stop_token="eos", num_sample_generations=1, save_strategy="steps", save_steps=1, **changes,
     )  # fmt: skip
     rank = trainer.accelerator.process_index
     mine = slice(rank, None, trainer.accelerator.num_processes)
@@ -307,7 +307,7 @@ def two_grpo_updates(output: str, rows: int) -> dict[str, Any]:
     states = []
     for sampled in (False, True):  # plain SGD: Adam would make a whole step of the rounding of a gradient of 0
         trainer = make_grpo_trainer(
-            None,
+            make_policy().double(),
             f"{output}-{sampled}",
             {},
             per_device_train_batch_size=rows,
@@ -382,7 +382,7 @@ def make_dpo_trainer(model: Any, output_dir: Any, constructor: dict[str, Any], *
 
 def dpo_updates(output: str, rows: int) -> dict[str, Any]:
     """The router after two updates on a global batch of 4 pairs, and what this process logged."""
-    trainer = make_dpo_trainer(None, output, {}, per_device_train_batch_size=rows)
+    trainer = make_dpo_trainer(make_policy().double(), output, {}, per_device_train_batch_size=rows)
     trainer.train()
     trained = [parameter.detach().clone() for parameter in trainer.router.parameters()]
     logs = [{name: torch.tensor(float(value)) for name, value in entry.items()} for entry in trainer.state.log_history]
@@ -415,7 +415,7 @@ def distillation_updates(output: str, rows: int, **changes: Any) -> dict[str, An
     """The router after two updates on a global batch of 8 texts of 2 to 9 words, and the losses."""
     texts = [{"text": " ".join(f"w{(i * j + i) % 28}" for j in range(2 + (5 * i) % 8))} for i in range(24)]
     trainer = make_distillation_trainer(
-        None, output, {"train_dataset": texts}, per_device_train_batch_size=rows, max_steps=2, optim="sgd",
+        make_policy().double(), output, {"train_dataset": texts}, per_device_train_batch_size=rows, max_steps=2, optim="sgd",
         learning_rate=10.0, logging_steps=1, **changes,
     )  # fmt: skip
     trainer.train()

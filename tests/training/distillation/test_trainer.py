@@ -91,16 +91,16 @@ def test_resumed_run_equals_uninterrupted(make: Make, toys: ModuleType, tmp_path
         "save_strategy": "steps", "save_steps": 2, "average_routers": average,
         "constructor": {"train_dataset": toys.PROMPTS},
     }  # fmt: skip
-    whole = make(**run)
+    whole = make(model=toys.make_policy().double(), **run)
     whole.train()
     torch.manual_seed(99)
-    resumed = make(**run)
+    resumed = make(model=toys.make_policy().double(), **run)
     resumed.train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-2")
     assert resumed.state.global_step == 4
     for x, y in zip(whole.router.parameters(), resumed.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
     for x, y in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
     other = make(**{**run, "beta": 1.0})
     with pytest.raises(CheckpointError, match="was written by a run with"):
         other.train(resume_from_checkpoint=True)
@@ -117,11 +117,14 @@ def test_interrupted_and_run_twice(make: Make, toys: ModuleType, tmp_path: Path)
 
 
 def test_gradient_checkpointing_gives_the_same_parameters(make: Make, toys: ModuleType) -> None:
-    plain, saving = make(), make(**toys.checkpointing())
+    plain, saving = (
+        make(model=toys.make_policy().double()),
+        make(model=toys.make_policy().double(), **toys.checkpointing()),
+    )
     plain.train()
     saving.train()
     for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
     assert not any(layer.gradient_checkpointing for layer in saving.policy.get_base_model().model.layers)
 
 
@@ -146,21 +149,24 @@ def test_accumulated_gradients_are_the_large_batch_s(toys: ModuleType, tmp_path:
     large = toys.distillation_updates(str(tmp_path / "large"), 8)
     small = toys.distillation_updates(str(tmp_path / "small"), 2, gradient_accumulation_steps=4)
     for x, y in zip(large["trained"], small["trained"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
     torch.testing.assert_close(large["losses"], small["losses"], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("saving", [False, True])
 def test_nothing_drops_out(make: Make, toys: ModuleType, saving: bool) -> None:
     """Llama's attention drops out by the mode: neither the teacher's nor the student's does."""
-    model = toys.make_policy()
+    model = toys.make_policy().double()
     for layer in model.get_base_model().model.layers:
         layer.self_attn.attention_dropout = 0.5
-    changed, plain = make(model=model, **(toys.checkpointing() if saving else {})), make()
+    changed, plain = (
+        make(model=model, **(toys.checkpointing() if saving else {})),
+        make(model=toys.make_policy().double()),
+    )
     changed.train()
     plain.train()
     for x, y in zip(changed.router.parameters(), plain.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
 
 def test_rows_without_a_completion_count_for_nothing(make: Make, toys: ModuleType) -> None:

@@ -270,11 +270,14 @@ def test_save_on_interrupt(make_dpo_trainer: Make, tmp_path: Any) -> None:
 def test_gradient_checkpointing_gives_the_same_parameters(
     make_dpo_trainer: Make, toys: ModuleType, reentrant: bool
 ) -> None:
-    plain, saving = make_dpo_trainer(), make_dpo_trainer(**toys.checkpointing(reentrant=reentrant))
+    plain, saving = (
+        make_dpo_trainer(model=toys.make_policy().double(), **more)
+        for more in ({}, toys.checkpointing(reentrant=reentrant))
+    )
     plain.train()
     saving.train()
     for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
 
 
 def test_bf16_autocast_trains(make_dpo_trainer: Make, toys: ModuleType) -> None:
@@ -284,6 +287,7 @@ def test_bf16_autocast_trains(make_dpo_trainer: Make, toys: ModuleType) -> None:
     mixed.train()
     x, y = (trainer.state.log_history[0]["loss"] for trainer in (exact, mixed))
     assert x != y
+    # bfloat16 rounds by 2^-9: logits of 5 by 0.01, answers of some 10 tokens by up to 0.1; β/λ is 2, and the loss 0.7.
     assert x == pytest.approx(y, rel=0.3)
     assert all(parameter.dtype == torch.float32 for parameter in mixed.router.parameters())
     once, again = (mixed.evaluate(trainer_pairs(toys))["eval_loss"] for _ in range(2))

@@ -31,35 +31,45 @@ def parameters(trainer: Any) -> list[torch.Tensor]:
         {"num_iterations": 2, "save_steps": 3, "max_steps": 5},
     ],
 )
-def test_resumed_run_equals_uninterrupted(make_grpo: Make, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_resumed_run_equals_uninterrupted(
+    make_grpo: Make, toys: ModuleType, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     """Router, weights, payoff table, optimizer, schedule, prompts, random numbers and what is left of a generation."""
     run = {**RUN, **settings}
-    whole = make_grpo(output_dir=tmp_path / "whole", constructor={"normalizer": None}, payoff_prompts=8, **run)
+    whole = make_grpo(
+        model=toys.make_policy().double(),
+        output_dir=tmp_path / "whole",
+        constructor={"normalizer": None},
+        payoff_prompts=8,
+        **run,
+    )
     whole.train()
     torch.manual_seed(99)  # a new process starts somewhere else
-    resumed = make_grpo(output_dir=tmp_path / "resumed", constructor={"normalizer": None}, **run)
+    resumed = make_grpo(
+        model=toys.make_policy().double(), output_dir=tmp_path / "resumed", constructor={"normalizer": None}, **run
+    )
     resumed.measure_payoff = lambda: pytest.fail("a checkpoint brings its own table")
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / f"checkpoint-{run['save_steps']}")
     assert resumed.state.global_step == run["max_steps"]
     for x, y in zip(parameters(whole), parameters(resumed), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
     assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
     assert whole.weights.updates == resumed.weights.updates
     np.testing.assert_array_equal(whole.normalizer.payoff, resumed.normalizer.payoff)
     for x, y in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
 
 def test_resuming_in_a_later_epoch_sees_the_same_prompts(make_grpo: Make, toys: ModuleType, tmp_path: Path) -> None:
     """TRL shuffles anew in every epoch; 6 prompts are 3 updates of 2."""
     run = {**RUN, "max_steps": 6, "save_steps": 4, "constructor": {"train_dataset": toys.PROMPTS[:6]}}
-    whole = make_grpo(output_dir=tmp_path / "whole", **run)
+    whole = make_grpo(model=toys.make_policy().double(), output_dir=tmp_path / "whole", **run)
     whole.train()
-    resumed = make_grpo(output_dir=tmp_path / "resumed", **run)
+    resumed = make_grpo(model=toys.make_policy().double(), output_dir=tmp_path / "resumed", **run)
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-4")
     assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
     for x, y in zip(parameters(whole), parameters(resumed), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # transformers 4.57, of checkpoints within a second

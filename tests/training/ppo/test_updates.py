@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,13 @@ def test_prompts_follow_from_the_position_alone() -> None:
     assert prompt_rows(5, 0, 15, seed=4) != stream
 
 
-def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make) -> None:
+def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make, toys: ModuleType) -> None:
     """Responses of unequal length: micro-batches of 2 give the parameters that one batch of 16 gives."""
-    large = make_trainer(per_device_train_batch_size=16, stop_token="eos", num_ppo_epochs=1)
-    small = make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=8, num_ppo_epochs=1)
+    policies = [toys.make_policy().double() for _ in range(2)]
+    large = make_trainer(model=policies[0], per_device_train_batch_size=16, stop_token="eos", num_ppo_epochs=1)
+    small = make_trainer(
+        model=policies[1], per_device_train_batch_size=2, gradient_accumulation_steps=8, num_ppo_epochs=1
+    )
     with steered(large.policy_model, large.router):
         prompts = large.next_prompts()
         rollout = large.ppo.rollout(prompts)
@@ -97,9 +101,9 @@ def test_accumulated_gradient_equals_the_large_batch(make_trainer: Make) -> None
     with steered(small.policy_model, small.router):
         small.ppo.update(rollout, targets)
     for x, y in zip(large.router.parameters(), small.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
     for x, y in zip(large.ppo.critic.parameters(), small.ppo.critic.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
 
 def test_ratio_mean_and_variance_over_mini_batches(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
