@@ -7,7 +7,7 @@ import torch
 
 from peft_hoe.serving.lora import export_lora
 from peft_hoe.serving.vllm_names import Names
-from peft_hoe.serving.vllm_plugin import lora_id
+from peft_hoe.serving.vllm_plugin import lora_id, register
 from peft_hoe.serving.vllm_settings import Settings
 
 pytestmark = [pytest.mark.shared, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
@@ -20,6 +20,7 @@ def routed(vllm_engines, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFT_HOE_VLLM_CACHE", str(tmp_path / "cache"))
     names = Names(Settings.from_environment())
     assert names.layout is not None
+    register()  # as vLLM does, but for the first engine of a process alone
     return names
 
 
