@@ -107,8 +107,11 @@ def doubling(ratios: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"hidden": 1024, "intermediate": 2816, "layers": 8, "heads": 16, "vocabulary": 8192}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--intermediate", type=int, default=2816)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--rank", type=int, default=32, help="of each expert")
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--prompt", type=int, default=64, help="before generation")
