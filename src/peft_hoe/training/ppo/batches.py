@@ -52,7 +52,10 @@ def count_batches(args: Any, rows: int) -> None:
     if args.local_batch_size % args.num_generations:
         raise HoEError(
             f"num_generations is {args.num_generations}, but an update has {args.local_batch_size} responses on each process "
-            "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them"
+            "(per_device_train_batch_size x gradient_accumulation_steps); choose a number that divides them",
+            argument="num_generations",
+            value=args.num_generations,
+            allowed=f"a divisor of {args.local_batch_size}",
         )
     args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
     args.mini_batch_size = args.batch_size // args.num_mini_batches
