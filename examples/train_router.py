@@ -51,9 +51,11 @@ def main() -> None:
         reward_model=REWARDS,
         train_dataset=[{"prompt": prompt} for prompt in TRAINING],
         eval_dataset=[{"prompt": prompt} for prompt in HELD_OUT],
+        say=print,  # whether each router helped
     )
     print(f"mean rewards of the experts, which make the rewards comparable: {normalizer.payoff.round(3).tolist()}")
-    print(f"trained {[router.name for router in model.peft_config['default'].routers]}; saved in {arguments.output}")
+    helped = [router.name for router in model.peft_config["default"].routers if router.trained]
+    print(f"trained {helped}, the others did not help; saved in {arguments.output}")
 
 
 if __name__ == "__main__":
