@@ -74,7 +74,7 @@ class Merging:
     {'density': 0.6}
 
     Args:
-        method: "linear", "ties" or "pcb"; see `merging`.
+        method: a key of `merging.METHODS`, such as "linear" or "ties"; `peft-hoe merges` lists them.
         options: of the method, by name; what is left out has the method's default.
 
     Raises:
