@@ -14,13 +14,14 @@ LOCK_VENV ?= .venv-lock
 SUITE_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint peft-suite lower-bounds newest-trl no-trl engines newest lock clean
+.PHONY: help setup demo test slow lint peft-suite lower-bounds newest-trl no-trl engines newest lock clean
 
 # One process a core, one thread a process; `PYTEST_ARGS="-n 0"` runs in one process.
 export OMP_NUM_THREADS ?= 1
 # Without a GPU Triton's kernels are interpreted, which Triton decides when it is imported.
 export TRITON_INTERPRET ?= 1
 processes = -n auto --maxprocesses 8 --dist worksteal
+all = slow or not slow
 pytest = $(1)/bin/python -m pytest $(processes)
 torch = $(if $(TORCH),"$(TORCH)",-r constraints/torch.txt)
 
@@ -45,8 +46,11 @@ setup: $(VENV)/bin/peft-hoe  ## make the environment in $(VENV)
 demo: $(VENV)/bin/peft-hoe  ## build, save, load and steer a tiny model, offline
 	$(VENV)/bin/peft-hoe demo
 
-test: $(VENV)/bin/peft-hoe  ## run the tests
+test: $(VENV)/bin/peft-hoe  ## run the tests, but the slow ones
 	$(call pytest,$(VENV)) $(PYTEST_ARGS)
+
+slow: $(VENV)/bin/peft-hoe  ## run the tests that take 4 seconds of CPU or more
+	$(call pytest,$(VENV)) -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/bin/peft-hoe  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -62,7 +66,7 @@ $(NEW_VENV)/bin/peft-hoe: pyproject.toml constraints/newest-trl.txt constraints/
 	touch $@
 
 newest-trl: $(NEW_VENV)/bin/peft-hoe  ## run the tests of training with the newest TRL
-	$(call pytest,$(NEW_VENV)) tests/training $(PYTEST_ARGS)
+	$(call pytest,$(NEW_VENV)) -m "$(all)" tests/training $(PYTEST_ARGS)
 
 $(NO_TRL_VENV)/bin/peft-hoe: pyproject.toml constraints/trl-1.12.txt constraints/torch.txt
 	$(call environment,$(PYTHON),trl-1.12)
@@ -70,7 +74,7 @@ $(NO_TRL_VENV)/bin/peft-hoe: pyproject.toml constraints/trl-1.12.txt constraints
 	touch $@
 
 no-trl: $(NO_TRL_VENV)/bin/peft-hoe  ## run the tests of training without TRL
-	$(call pytest,$(NO_TRL_VENV)) tests/training $(PYTEST_ARGS)
+	$(call pytest,$(NO_TRL_VENV)) -m "$(all)" tests/training $(PYTEST_ARGS)
 
 $(LOW_VENV)/bin/peft-hoe: pyproject.toml constraints/lower-bounds.txt
 	$(call environment,$(LOW_PYTHON),lower-bounds)
@@ -78,7 +82,7 @@ $(LOW_VENV)/bin/peft-hoe: pyproject.toml constraints/lower-bounds.txt
 	touch $@
 
 lower-bounds: $(LOW_VENV)/bin/peft-hoe  ## run the tests with every dependency at its lower bound
-	$(call pytest,$(LOW_VENV)) $(PYTEST_ARGS)
+	$(call pytest,$(LOW_VENV)) -m "$(all)" $(PYTEST_ARGS)
 
 # The constraints are all that is installed besides torch: vLLM names a torchvision that does not go with this torch.
 $(ENGINES_VENV)/bin/peft-hoe: pyproject.toml constraints/engines.txt constraints/torch.txt

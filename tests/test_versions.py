@@ -105,6 +105,7 @@ def canonical(requirement: str) -> str:
 def test_every_dependency_is_pinned(name: str) -> None:
     """`make lock` writes the pins: a dependency that was added without it is found here."""
     wanted = {canonical(line) for line in requirements("train", "eval", "dev")}
+    wanted.discard("triton")  # each build of torch for CUDA names its own exactly
     assert wanted - pins(name).keys() - pins("torch").keys() == set()
 
 

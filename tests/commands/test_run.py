@@ -58,23 +58,27 @@ def adapter(tmp_path):
     return script, tmp_path / "base", tmp_path / "adapter"
 
 
+@pytest.mark.slow
 def test_without_us_peft_does_not_know_hoe(adapter):
     plain = subprocess.run([sys.executable, *map(str, adapter)], capture_output=True, text=True, check=False)
     assert plain.returncode != 0
     assert "KeyError: 'HOE'" in plain.stderr
 
 
+@pytest.mark.slow
 def test_a_program_loads_hoe_adapters(run, adapter):
     done = run("--", "python", *adapter)
     assert done.returncode == 0, done.stderr
     assert "default {'a': 0.5, 'b': 0.5}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_preference_for_the_whole_program(run, adapter):
     done = run("--preference", "a=0.7,b=0.3", "--", *adapter)
     assert "default {'a': 0.7, 'b': 0.3}" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_processes_that_the_program_starts_have_it_too(run, adapter, tmp_path):
     parent = tmp_path / "parent.py"
     parent.write_text("import subprocess, sys\nsys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))\n")
@@ -82,6 +86,7 @@ def test_processes_that_the_program_starts_have_it_too(run, adapter, tmp_path):
     assert "default {'a': 0.2, 'b': 0.8}" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_hidden_sitecustomize_still_runs_and_the_programs_status_is_ours(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("print('mine')")
     command = [
@@ -113,6 +118,7 @@ def test_mistakes_are_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_looking_for_peft_without_importing_it_does_not_end_the_watch(run):
     """transformers' command line asks whether peft is there long before it is imported."""
     program = (

@@ -60,6 +60,7 @@ def test_command_writes_what_the_function_finds(saved, toys, policy, tokenizer, 
     )
 
 
+@pytest.mark.slow
 def test_options_baselines_and_going_on(saved, tmp_path, capsys):
     lines = tmp_path / "preferences.txt"
     lines.write_text("1,0\n\nhigh=1\nlow=0.5,high=0.5\n")

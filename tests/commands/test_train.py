@@ -130,6 +130,7 @@ def test_bad_input_is_one_line(
     assert message in printed
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_goes_on(toys: ModuleType, tmp_path: Path) -> None:
     """After the first router is finished and the second is half way; the routers are those of an uninterrupted run."""
 

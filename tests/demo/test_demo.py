@@ -160,6 +160,7 @@ def test_pairs_of_three_objectives(make_sweep: Any) -> None:
     assert list(drawing.pairs(make_sweep(np.eye(3)))) == [(0, 1), (0, 2), (1, 2)]
 
 
+@pytest.mark.slow
 def test_it_needs_no_extra(tmp_path: Path) -> None:
     """All but the picture, in a process where moocore, matplotlib, trl and datasets cannot be imported."""
     (tmp_path / "prompts.txt").write_text("One day, Mia the fox went to the forest.\n")

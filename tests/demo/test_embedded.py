@@ -35,6 +35,7 @@ def test_options_are_those_of_build_adapter() -> None:
         demo.load_demo_adapter(rescale=-1)
 
 
+@pytest.mark.slow
 def test_loading_them_needs_no_extra_and_no_trainer(imported_by: Callable[[str], set[str]]) -> None:
     absent = {"trl", "datasets", "moocore", "matplotlib", "evaluate", "peft_hoe.training", "peft_hoe.evaluation"}
     assert not imported_by("peft_hoe.demo") & absent

@@ -20,6 +20,7 @@ def block(mark: str) -> str:
     return match[1]
 
 
+@pytest.mark.slow
 def test_the_snippet_prints_what_readme_shows(tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", block("snippet")], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
@@ -33,6 +34,7 @@ def test_commands_of_the_checks_are_there() -> None:
     assert block("test-command").split() == ["make", "test"]
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("moocore")

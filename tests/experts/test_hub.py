@@ -127,6 +127,7 @@ print(names == [name for name, _ in base.named_modules()])
 """
 
 
+@pytest.mark.slow
 def test_a_configuration_that_contradicts_the_header_is_refused_before_the_file_is_here(run, tmp_path):
     """Nothing of it is made or downloaded, but for the first bytes."""
     assert run(BUILD + LIE).splitlines()[1:] == ["us/adapter/adapter_model.safetensors hoe_A True", "True"]
@@ -135,6 +136,7 @@ def test_a_configuration_that_contradicts_the_header_is_refused_before_the_file_
     assert "adapter_model.safetensors" not in kept
 
 
+@pytest.mark.slow
 def test_policies_and_adapters_by_id(run, tmp_path):
     assert run(BUILD + LOAD).splitlines() == ["us/base 7", "{'kind': 0.5, 'brief': 0.5} True"]
     written = json.loads((Path(tmp_path) / "out" / "adapter_config.json").read_text())

@@ -235,6 +235,7 @@ def test_two_processes_do_not_build_the_same_adapter_at_once(llama, policies, tm
         build_adapter(llama, policies, tmp_path / "out", **SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 @pytest.mark.parametrize(
     "point",
@@ -255,6 +256,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(llama, policies, tmp_pa
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_bytes(llama, policies, tmp_path, whole):
     build_adapter(llama, policies, tmp_path / "out", num_processes=2, **SETTINGS)
     assert contents(tmp_path / "out") == whole

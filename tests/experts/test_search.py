@@ -58,6 +58,7 @@ def test_factor_pruning_and_options_of_the_merge_together(llama, policies, tmp_p
     assert report.options["rescale"] == "norm"
 
 
+@pytest.mark.slow
 def test_cma_finds_the_top_of_a_hill(llama, policies, tmp_path):
     pytest.importorskip("cma")
 

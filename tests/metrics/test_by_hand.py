@@ -201,6 +201,7 @@ def test_errors_are_ours_and_value_errors():
     assert issubclass(MetricError, ValueError)
 
 
+@pytest.mark.slow
 def test_metrics_resolve_when_they_are_first_used(imported_by):
     assert peft_hoe.metrics is metrics
     assert "moocore" not in imported_by("peft_hoe.training")

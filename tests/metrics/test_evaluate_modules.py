@@ -227,6 +227,7 @@ def printed(tmp_path_factory):
     return [[json.loads(line) for line in output.splitlines()] for output in outputs]
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_evaluation(printed):
     (_, volume, dominance), (_, *other) = printed
     assert other == [None, None]

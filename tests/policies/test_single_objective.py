@@ -89,6 +89,9 @@ def same_weights(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:policy .* is farther from the base than:peft_hoe.errors.HoEWarning"
+)  # random weights
 def test_the_reward_of_the_preference_improves_and_the_folder_is_a_policy(base, tmp_path):
     log = train(base, tmp_path / "low", [1, 0], changes={"max_steps": 15})
     rewards = means(log, "low")

@@ -113,6 +113,7 @@ def test_the_decoding_on_the_command_line(saved, tmp_path, capsys):
             check_trainer(Plan.of(**settings(saved, tmp_path, **changes)))
 
 
+@pytest.mark.slow
 def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = command(saved, out, "--baselines", "rs")
@@ -153,6 +154,7 @@ def test_one_command_does_everything_and_nothing_twice(saved, toys, tmp_path, ca
     assert capsys.readouterr().out.startswith("".join(f"{name}: done\n" for name in names))
 
 
+@pytest.mark.slow
 def test_a_baseline_is_added_and_other_settings_are_refused(saved, toys, tmp_path, capsys):
     plan = Plan.of(**settings(saved, tmp_path, updates=0))
     assert plan.trains is False
@@ -199,6 +201,7 @@ def two_routers(folder: Path, output: Path) -> dict[str, Any]:
     return settings(folder, output, updates=2, routers=[[0.25, 0.75], [0.75, 0.25]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "back", "finished"),
     [
@@ -235,6 +238,7 @@ def stops(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
 STOPS = [True]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_training_stops_the_experiment(saved, toys, tmp_path):
     """The trainer ends quietly after SIGINT: that must not pass for a finished stage."""
     plan = Plan.of(**settings(saved, tmp_path, updates=3, rewards={"low": stops, "high": toys.high}))
@@ -256,6 +260,7 @@ def test_the_command_says_that_it_can_go_on(saved, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "interrupted; the same command goes on from here\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["grpo", "distill"])
 def test_other_trainers(saved, toys, tmp_path, trainer):
     if trainer == "grpo":

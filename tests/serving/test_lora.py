@@ -42,6 +42,7 @@ assert "peft_hoe" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_it_loads_without_this_package_and_gives_the_same_logits(steerable, toys, ids, tmp_path):
     toys.make_base().double().save_pretrained(tmp_path / "base")
     torch.save(ids, tmp_path / "base" / "ids.pt")

@@ -90,6 +90,7 @@ def test_the_least_recently_used_makes_room_and_nobody_loses_what_it_uses(adapte
     assert loras(folder) == ["0.5,0.5", "1,0"]
 
 
+@pytest.mark.slow
 def test_what_another_process_uses_stays_until_it_ends(adapter, tmp_path):
     one = size_of_one(tmp_path / "measured", adapter)
     folder = tmp_path / "cache"

@@ -13,6 +13,7 @@ from peft_hoe.training import trl_versions
 NEED_TRL = ("HoEGRPOConfig", "HoEGRPOTrainer", "HoEDPOConfig", "HoEDPOTrainer")
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_trl(imported_by: Callable[[str], set[str]]) -> None:
     assert "trl" not in imported_by("peft_hoe.training")
 
@@ -52,6 +53,7 @@ def test_trls_without_a_ppo_trainer(version: str | None, monkeypatch: pytest.Mon
     assert trl_versions.trl_ppo.__wrapped__() is None
 
 
+@pytest.mark.slow
 def test_without_trl_the_names_are_there_and_say_what_is_missing() -> None:
     """In a process of its own; PPO and distillation work, and `train_routers` says the same."""
     code = f"""

@@ -80,6 +80,7 @@ def test_one_graph_for_all_preferences_and_one_for_rows(hoe_llama, tokens):
         assert counter.frame_count == before
 
 
+@pytest.mark.slow
 @whole_graph
 @pytest.mark.parametrize("trained", [False, True])
 def test_generate_with_a_static_cache(hoe_llama, tokens, trained):
@@ -114,6 +115,7 @@ def test_a_rejected_preference_leaves_a_compiled_model_working(hoe_llama, tokens
         torch.testing.assert_close(model(tokens).logits, expected[0, 1], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_calls_and_blocks_steer_a_compiled_model(hoe_llama, tokens):
     model = hoe_llama(trained=True)
     compiled = torch.compile(model, backend="eager")

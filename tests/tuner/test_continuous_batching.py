@@ -19,6 +19,7 @@ def settings():
     return GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=63, pad_token_id=0)
 
 
+@pytest.mark.slow
 def test_the_preference_reaches_the_thread(hoe_llama, settings):
     # generate_batch dropped preference= without a word, and its thread saw no block.
     model = hoe_llama(trained=True)

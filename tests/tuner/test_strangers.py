@@ -24,6 +24,7 @@ def test_a_million_ranks_that_the_file_does_not_hold_are_refused_by_its_header(h
     written = json.loads(path.read_text())
     for expert in written["experts"]:
         expert["r"] = 10**6
+    del written["fingerprint"]
     path.write_text(json.dumps(written))
     with pytest.raises(CheckpointError, match=r"hoe_[AB].weight' has shape .*asks for 3000000 along axis") as refused:
         PeftModel.from_pretrained(llama(), tmp_path)

@@ -31,6 +31,7 @@ def pages(make_sweep, tmp_path_factory) -> dict[int, Path]:
     return {n: page(n) for n in (2, 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_the_page_in_a_browser(browser, pages, n):
     browser.open(pages[n])

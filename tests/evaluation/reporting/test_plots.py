@@ -136,6 +136,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(make_sweep, tmp_path):
     sweep, other = swept(make_sweep, 2, prompts=12), swept(make_sweep, 2, name="<soup>", prompts=12)
     sweep.completions[0][0][0][0] = "<script>alert(1)</script>"

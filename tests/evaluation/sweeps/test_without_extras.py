@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 EXTRAS = ("datasets", "evaluate", "matplotlib", "moocore", "trl")
@@ -31,6 +33,7 @@ for ask in (found.metrics, found.plot):
 """
 
 
+@pytest.mark.slow
 def test_sweeping_saving_and_loading_need_no_extra(tmp_path):
     run = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

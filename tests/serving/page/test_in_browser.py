@@ -83,6 +83,7 @@ def text(name):
     return f"(document.querySelector('#text-{name}') || {{}}).innerText || ''"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_dragged_preference_changes_the_text(browser, page, tmp_path, width):
     browser.resize(width, 700)

@@ -63,6 +63,7 @@ def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, An
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_update_of_one(together: Runs, alone: dict[str, Any]) -> None:
     assert_one_process_does_the_same(*together["replicated"], alone)
 

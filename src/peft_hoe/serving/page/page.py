@@ -34,6 +34,13 @@ def make_page(engine: Engine, title: str, *, sweep: Any = None, prompts: Sequenc
         title: of the page.
         sweep: a `Sweep` whose front is shown.
         prompts: offered; the first one is there at the beginning.
+
+    >>> from peft_hoe import demo
+    >>> from peft_hoe.serving.page import make_page
+    >>> from peft_hoe.serving.server.engine import Engine
+    >>> page = make_page(Engine(demo.load_demo_adapter(), demo.load_tokenizer()), "The demo")
+    >>> page.title
+    'The demo'
     """
     objectives, writer = engine.objectives, PageWriter(engine)
     default = np.array(list(get_preference(engine.model).values()))
