@@ -31,6 +31,7 @@ class Controls:
 
     def __init__(self, objectives: Sequence[str], default: FloatArray) -> None:
         self.objectives = list(objectives)
+        self.inputs: list[Any]
         self.changes: list[Any]
         if len(objectives) == 3:
             self._triangle(default)
