@@ -6,6 +6,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from peft import LoraConfig
+
 from peft_hoe import ExpertError, ExpertSpec, HoEConfig, HoEWarning, PreferenceError, RouterSpec
 
 
@@ -159,3 +161,11 @@ def test_a_pattern_of_ranks_that_backtracks_is_named():
     with pytest.raises(ExpertError, match=r"rank_pattern\['\(a\|aa\)\+b'\].*backtracks"):
         config.ranks("a" * 60)
     assert config.ranks("model.layers.0.q_proj") == [16, 16, 16]
+
+
+def test_the_configuration_of_another_method_is_read_as_that(tmp_path):
+    # PEFT's classes do so for each other; AutoPeftModel and tests of PEFT rely on it.
+    LoraConfig(r=3, target_modules=["q_proj"]).save_pretrained(tmp_path)
+    found = HoEConfig.from_pretrained(tmp_path)
+    assert isinstance(found, LoraConfig)
+    assert found.r == 3

@@ -348,7 +348,7 @@ class HoEConfig(Assigned, PeftConfig):
         """
         place = str(pretrained_model_name_or_path)
         config: HoEConfig = super().from_pretrained(place, subfolder=subfolder, **kwargs)
-        if config.objectives is None:
+        if not isinstance(config, HoEConfig) or config.objectives is None:  # PEFT reads any method's by any class
             return config
         weights = os.path.join(place, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
         if os.path.isfile(weights):

@@ -148,7 +148,9 @@ def test_the_reference_is_the_base_model(make_dpo_trainer: Make, toys: ModuleTyp
     with torch.no_grad():
         found = trainer._reference_logprobs(batch_of(trainer, (0, 3)))
         expected = [logprob(base, r["prompt_ids"], r[key]) for key in ("chosen_ids", "rejected_ids") for r in rows]
-    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-12)
+    # Newer TRLs take log-probabilities in float32, whose sums of some ten numbers of up to 5 are off by 10 * 5 * 6e-8.
+    bound = 1e-12 if found.dtype == torch.float64 else 3e-6
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=0, atol=bound)
 
 
 def test_a_user_s_reference_is_used_and_left_alone(make_dpo_trainer: Make, toys: ModuleType, policy: Any) -> None:
