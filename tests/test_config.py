@@ -5,7 +5,6 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-
 from peft import LoraConfig
 
 from peft_hoe import ExpertError, ExpertSpec, HoEConfig, HoEWarning, PreferenceError, RouterSpec
