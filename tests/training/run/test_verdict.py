@@ -48,6 +48,8 @@ def test_missing_rewards_are_left_out():
 @pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])
 @pytest.mark.parametrize("share", [-1.0, 2.0])  # of replicates: any is enough, or none
 def test_a_router_that_did_not_help_is_left_untrained(kind, share, toys, tmp_path, monkeypatch, caplog):
+    if kind == "make_grpo_trainer":
+        pytest.importorskip("trl")
     monkeypatch.setattr("peft_hoe.training.run.verdict.SURE", share)
     caplog.set_level(logging.INFO, logger="peft_hoe")
     constructor = {"eval_dataset": [{"prompt": prompt} for prompt in toys.WORDS[4:12]]}
