@@ -45,11 +45,11 @@ def test_resumed_run_equals_uninterrupted(make_trainer: Make, toys: ModuleType, 
     resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
     assert resumed.state.global_step == 4
     for x, y in zip(parameters(whole), parameters(resumed), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
     assert whole.weights.log_w == pytest.approx(resumed.weights.log_w, abs=1e-9)
     assert [entry["episode"] for entry in resumed.state.log_history] == [16, 32, 48, 64]
     for x, y in zip(whole.policy_model.parameters(), resumed.policy_model.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
 
 
 def test_a_checkpoint_is_an_adapter(make_trainer: Make, toys: ModuleType, tmp_path: Path, agree: Make) -> None:

@@ -536,7 +536,7 @@ def test_gradient_checkpointing_gives_the_same_parameters(make_trainer: Make, to
     torch.manual_seed(plain.local_seed)
     saving.train()
     for x, y in zip(plain.router.parameters(), saving.router.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
     layers = saving.policy_model.get_base_model().model.layers
     assert not any(layer.gradient_checkpointing for layer in layers)
 

@@ -57,7 +57,7 @@ def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, An
     """On the same global rollout the parameters are one process's, and after whole updates both ranks hold the same."""
     for name in ("given", "trained"):
         assert all(torch.equal(x, y) for x, y in zip(first[name], second[name], strict=True))
-    torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(first["weights"], alone["weights"], rtol=0, atol=1e-7)
     for x, y in zip(first["given"], alone["given"], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=ROUNDING)
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
@@ -168,6 +168,6 @@ def test_two_processes_distil_as_one_does(tmp_path: Path, toys: ModuleType, toge
     alone = toys.distillation_updates(str(tmp_path / "alone"), 8)
     assert all(torch.equal(x, y) for x, y in zip(first["trained"], second["trained"], strict=True))
     for x, y in zip(first["trained"], alone["trained"], strict=True):
-        torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
     torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-3, atol=0)
     assert all(float(x.abs().max()) > 0.01 for x in alone["trained"] if x.ndim == 2)  # they start at 0
