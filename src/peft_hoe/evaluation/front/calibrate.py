@@ -98,7 +98,7 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     ... )
     >>> report = calibrate(model, found)
     >>> model.set_preference([0.5, 0.5], calibrated=True)
-    >>> sum(model.preference.values())
+    >>> round(sum(model.preference.values()), 9)
     1.0
     """
     config = model if isinstance(model, HoEConfig) else adapter_of(model).config
