@@ -53,6 +53,20 @@ def test_the_printed_command_builds_from_the_policies(
     torch.testing.assert_close(model.eval()(ids, preference=[0, 1]).logits, vivid(ids).logits, rtol=0, atol=1e-4)
 
 
+def test_stop_strings_reach_the_training(prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--stop` was no option; answers end at the two characters that stand for the end of a line too."""
+    seen: list[str] = []
+
+    def cheerful(prompts: list[str], completions: list[str]) -> list[float]:
+        seen.extend(completions)
+        return [float(len(text)) for text in completions]
+
+    monkeypatch.setattr(demo.rewards, "cheerful", cheerful)
+    assert policy(prompts, tmp_path / "out", "--stop", "e", "--stop", r"\n", "--quiet", rewards=REWARDS[:1]) == 0
+    assert len(seen) == 2 * 16
+    assert not [text for text in seen if "e" in text or "\n" in text]
+
+
 def test_every_weight_and_quietly(prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert policy(prompts, tmp_path / "out", "--full", "--quiet", rewards=REWARDS[1:]) == 0
     assert "update 2 of 2" not in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from peft_hoe.objectives import RewardNormalizer
 
 pytest.importorskip("trl")
 
-from peft_hoe.policies import single_objective as policy_training
-from peft_hoe.policies import train_policy
-from peft_hoe.policies.single_objective import _Scores, policy_gradient_config
+from peft_hoe.policies import single_objective, train_policy
+from peft_hoe.policies.scores import Scores
+from peft_hoe.policies.single_objective import policy_gradient_config
 
 PROMPTS = [{"prompt": f"w{i} w{i + 1}", "row": i} for i in range(8)]
 
@@ -149,13 +150,13 @@ def test_the_first_update_is_the_policy_gradient_with_the_group_baseline(base, t
     """On the samples of the run, SGD moves the base by the gradient of mean_b (R_b - mean of the group) log pi(y_b) / T."""
     batches = []
 
-    class Recorder(_Scores):
+    class Recorder(Scores):
         def _score(self, prompts, completions, **others):
             table = super()._score(prompts, completions, **others)
             batches.append((prompts, others["completion_ids"], table))
             return table
 
-    monkeypatch.setattr(policy_training, "_Scores", Recorder)
+    monkeypatch.setattr(single_objective, "Scores", Recorder)
     rate = 0.5
     changes = {"max_steps": 1, "beta": 0.0, "optim": "sgd", "learning_rate": rate, "max_grad_norm": 0.0}
     train(base, tmp_path / "policy", [0.25, 0.75], changes=changes)
@@ -176,6 +177,50 @@ def test_the_first_update_is_the_policy_gradient_with_the_group_baseline(base, t
         torch.testing.assert_close(after - before, rate * before.grad.float(), rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_stop_strings_end_completions_and_rewards_read_what_comes_before(base, tmp_path, monkeypatch):
+    """From the same seed each completion is that of the run without them, up to the token that completes one."""
+    batches = []
+
+    class Recorder(Scores):
+        def _score(self, prompts, completions, **others):
+            batches.append((completions, others["completion_ids"]))
+            return super()._score(prompts, completions, **others)
+
+    monkeypatch.setattr(single_objective, "Scores", Recorder)
+    stops, changes = [" w2", " w7"], {"max_steps": 1, "max_completion_length": 8}  # also w20 and the like
+    train(base, tmp_path / "free", [1, 0], changes=changes)
+    train(base, tmp_path / "stopped", [1, 0], changes=changes, stop_strings=stops)
+    (_, free), (texts, stopped) = batches
+    decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
+    ended = 0
+    for text, with_stops, without in zip(texts, stopped, free, strict=True):
+        said = decode(without)
+        places = [said.find(stop) for stop in stops if stop in said]
+        assert with_stops == without[: len(with_stops)]
+        assert text == said[: min(places, default=len(said))]
+        ended += bool(places)
+        if places:
+            assert any(word in decode(with_stops) for word in stops)
+            assert not any(word in decode(with_stops[:-1]) for word in stops)
+        else:
+            assert with_stops == without
+    assert 0 < ended < len(texts)
+
+
+def test_generation_itself_ends_with_the_last_row(base, tmp_path, monkeypatch):
+    """It is not merely cut: there are as many forwards as tokens in the longest completion."""
+    without_gradient = []
+    forward = LlamaForCausalLM.forward
+
+    def counted(self, *args, **kwargs):
+        without_gradient.append(not torch.is_grad_enabled())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
+    log = train(base, tmp_path / "policy", [1, 0], changes={"max_steps": 1, "beta": 0.0}, stop_strings=["w"])
+    assert sum(without_gradient) == log[0]["completions/max_length"] < 6
+
+
 def test_rewards_get_texts_and_the_columns_of_the_dataset_once(base, tmp_path):
     calls = []
 
@@ -192,7 +237,7 @@ def test_rewards_get_texts_and_the_columns_of_the_dataset_once(base, tmp_path):
 
 
 def test_a_completion_without_a_reward_that_counts_is_left_out():
-    scores = _Scores({"low": lambda p, c: [1.0, None, 3.0], "high": lambda p, c: [4.0, 5.0, None]}, [1, 0], None, None)
+    scores = Scores({"low": lambda p, c: [1.0, None, 3.0], "high": lambda p, c: [4.0, 5.0, None]}, [1, 0], None, None)
     texts = ["a", "b", "c"]
     functions = scores.functions()
     assert [function.__name__ for function in functions] == ["low", "high"]
@@ -200,7 +245,7 @@ def test_a_completion_without_a_reward_that_counts_is_left_out():
     assert np.array_equal(first, [1.0, np.nan, 3.0], equal_nan=True)
     assert np.array_equal(second, [4.0, np.nan, np.nan], equal_nan=True)  # the second is out, the third has what counts
     chat = [[{"role": "assistant", "content": text}] for text in texts]
-    echo = _Scores([lambda prompts, completions: [float(ord(text)) for text in completions]], [1], ["o"], None)
+    echo = Scores([lambda prompts, completions: [float(ord(text)) for text in completions]], [1], ["o"], None)
     assert echo.functions()[0](prompts=texts, completions=chat) == [97.0, 98.0, 99.0]
 
 
@@ -250,6 +295,17 @@ def test_an_interrupted_run_leaves_an_empty_folder_at_most(base, tmp_path):
         ({"dataset": [{"text": "w1"}]}, HoEError, "holds no prompts"),
         ({"dataset": [{"input_ids": [4, 5]}]}, HoEError, "GRPOTrainer needs `prompt`"),
         ({"changes": {"reward_weights": [1.0, 2.0]}}, HoEError, r"reward_weights is \[1.0, 2.0\]; leave it out"),
+        (
+            {"changes": {"generation_kwargs": {"stop_strings": ["w2"]}}},
+            HoEError,
+            r"say train_policy\(..., stop_strings=\)",
+        ),
+        (
+            {"changes": {"mask_truncated_completions": True}, "stop_strings": ["w2"]},
+            HoEError,
+            "mask_truncated_completions=True with stop_strings is not supported",
+        ),
+        ({"stop_strings": [""]}, HoEError, "stop_strings"),
         ({"changes": {"samples": 1}}, HoEError, "4 prompts and 1 samples"),
     ],
 )

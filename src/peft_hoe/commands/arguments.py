@@ -77,17 +77,27 @@ def add_sampling(parser: argparse.ArgumentParser, length: str = "default 64") ->
     add("--temperature", type=float, metavar="T", help="of sampling (default 1)")
     add("--top-k", type=int, metavar="K", help="sample from so many tokens; default all")
     add("--top-p", type=float, metavar="P", help="sample from the tokens of so much probability; default all")
-    add(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="a completion ends before it; may be given several times. \\n is the end of a line",
-    )
+    add_stop(parser)
     add(
         "--chat-template-kwargs",
         metavar="JSON",
         help='arguments of the chat template, such as {"enable_thinking": false}',
     )
+
+
+def add_stop(parser: argparse.ArgumentParser) -> None:
+    """Declare the texts that end a completion, for `read_stop`."""
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="a completion ends before it; may be given several times. \\n is the end of a line",
+    )
+
+
+def read_stop(arguments: argparse.Namespace) -> list[str]:
+    """The stop strings that were given."""
+    return [text.replace("\\n", "\n") for text in arguments.stop or []]
 
 
 def read_decoding(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def read_decoding(arguments: argparse.Namespace) -> dict[str, Any]:
     if getattr(arguments, "sample", False) or found.keys() & {"temperature", "top_k", "top_p"}:
         found["do_sample"] = True
     if arguments.stop:
-        found["stop_strings"] = [text.replace("\\n", "\n") for text in arguments.stop]
+        found["stop_strings"] = read_stop(arguments)
     if arguments.chat_template_kwargs:
         found["chat_template_kwargs"] = arguments.chat_template_kwargs
     return found

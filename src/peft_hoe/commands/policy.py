@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import read_prompts
-from .arguments import add_reports, read_pairs, read_reports
+from .arguments import add_reports, add_stop, read_pairs, read_reports, read_stop
 
 # Of Adam, times the hidden size: an entry of a wide model's update adds to more others. A LoRA factor takes larger steps.
 _LORA_RATE, _FULL_RATE = 0.2, 0.02
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--group-size", type=int, default=16, help="responses to a prompt (default 16)")
     add("--max-new-tokens", type=int, default=64, help="length of a response (default 64)")
     add("--temperature", type=float, default=1.0, help="of sampling (default 1)")
+    add_stop(parser)
     add(
         "--learning-rate", type=float,
         help=f"default {_LORA_RATE} / hidden size, and {_FULL_RATE} / hidden size for every weight",
@@ -92,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
             preference=[1.0],
             train_dataset=prompts,
             peft_config=None if arguments.full else _lora(arguments.rank or 16),
+            stop_strings=read_stop(arguments),
             say=(lambda line: None) if arguments.quiet else print,
         )
         print(f"{name}: {_progress(log, _logging_steps(arguments))}; saved in {folder}")

@@ -4,8 +4,6 @@ A one-hot preference makes a single-objective policy, what `build_adapter` takes
 for every preference: the strongest baseline and the dearest, as nothing is shared between preferences.
 
 The objective is max E[Σ_i λ_i R̂_i] − β KL(π ‖ base), R̂ the rewards on the scale of a payoff table where there is one.
-
-Shapes: B completions, N objectives.
 """
 
 from __future__ import annotations
@@ -14,23 +12,23 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..errors import HoEError, RewardError
+from ..errors import HoEError
+from ..generation.decoding import Decoding
 from ..generation.prompt_rows import check_prompts
 from ..objectives.normalizer import RewardNormalizer
-from ..preference import FloatArray, parse_preference
-from ..rewards.functions import ObjectiveFunction, as_text, split
-from ..rewards.sources import Rewards
+from .scores import Scores
 
 try:
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
+    from trl import GRPOConfig  # type: ignore[attr-defined]
+
+    from .trainer import PolicyTrainer
 except ImportError as error:
     raise ImportError("policies are trained by TRL's GRPOTrainer: pip install 'peft-hoe[train]'") from error
 
@@ -91,6 +89,7 @@ def train_policy(
     normalizer: RewardNormalizer | None = None,
     peft_config: Any = None,
     processing_class: Any = None,
+    stop_strings: Sequence[str] = (),
     callbacks: Sequence[Any] | None = None,
     say: Callable[[str], Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -108,6 +107,8 @@ def train_policy(
         normalizer: the scale of the rewards; None for the rewards as they are.
         peft_config: a LoraConfig to train an adapter; None to train every weight.
         processing_class: the tokenizer; default the base's.
+        stop_strings: texts that end a completion. It is trained on up to and including the token that completes one, and
+            rewards read what comes before, as in `Decoding`. TRL's `completions/clipped_ratio` counts it as clipped.
         callbacks: of transformers' Trainer.
         say: gets a line for each log entry, such as `print`, in place of the Trainer's own progress bar and numbers.
 
@@ -116,7 +117,8 @@ def train_policy(
         or NaN) in an objective of positive weight is left out.
 
     Raises:
-        HoEError: the folder is not empty, there are no prompts, or `args` has reward weights of its own.
+        HoEError: the folder is not empty, there are no prompts, `args` has reward weights of its own, or something that does
+            not go with stop strings.
         PreferenceError: the preference does not fit the objectives.
         RewardError: nor do the rewards or the normalizer, or a reward fails.
 
@@ -135,8 +137,9 @@ def train_policy(
     >>> log[0]["reward"] == log[0]["rewards/cheerful/mean"]
     True
     """
-    scores = _Scores(rewards, preference, objectives, normalizer)
+    scores = Scores(rewards, preference, objectives, normalizer)
     _check_arguments(args)
+    _check_stops(args, stops := Decoding(stop_strings=stop_strings).stop_strings)  # type: ignore[arg-type]
     target = _empty_folder(args.output_dir)
     dataset = train_dataset if isinstance(train_dataset, Dataset) else Dataset.from_list(list(train_dataset))
     check_prompts(dataset, processing_class)
@@ -147,9 +150,10 @@ def train_policy(
     scores.columns = [name for name in dataset.column_names if name != "prompt"]
     args.reward_weights = scores.preference.tolist()
     try:
-        trainer = GRPOTrainer(
+        trainer = PolicyTrainer(
+            stop_strings=stops,
             model=os.fspath(base),
-            reward_funcs=scores.functions(),  # type: ignore[arg-type]
+            reward_funcs=scores.functions(),
             args=args,
             train_dataset=dataset,
             processing_class=processing_class,
@@ -183,63 +187,37 @@ class _Lines(TrainerCallback):
         self.say(f"update {state.global_step} of {state.max_steps}: {', '.join(parts)}{divergence}")
 
 
-class _Scores:
-    """The rewards as N functions of TRL, computed once for all of them."""
-
-    def __init__(
-        self, sources: Any, preference: Any, objectives: Sequence[str] | None, normalizer: RewardNormalizer | None
-    ) -> None:
-        self.rewards = Rewards.of(sources, _objective_names(sources, objectives, normalizer))
-        if normalizer is not None and normalizer.objectives != self.rewards.objectives:
-            raise RewardError(
-                f"the normalizer is for {list(normalizer.objectives)}, but the rewards are for "
-                f"{list(self.rewards.objectives)}; measure its payoff table with the same objectives, in the same order"
-            )
-        if self.rewards.needs_tokens:
-            raise RewardError(
-                "a reward is a bare module that reads the policy's tokens, which GRPOTrainer does not pass on; wrap it as "
-                "ClassifierReward(model, tokenizer)"
-            )
-        self.preference = parse_preference(preference, self.rewards.objectives)
-        self.normalizer = normalizer
-        self.columns: list[str] = []
-
-    def functions(self) -> list[ObjectiveFunction]:
-        """One for each objective, under its name."""
-        return split(self._score, self.rewards.objectives)
-
-    def _score(self, prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> FloatArray:
-        """`(B, N)`; a row that lacks a reward which counts is NaN throughout, which TRL leaves out."""
-        columns = {name: others[name] for name in self.columns}
-        table = self.rewards(prompts, [as_text(completion) for completion in completions], columns)
-        if self.normalizer is not None:
-            table = self.normalizer.normalize(table)
-        incomplete = np.isnan(table[:, self.preference > 0]).any(axis=1)
-        table[incomplete] = np.nan
-        return table
-
-
-def _objective_names(
-    sources: Any, objectives: Sequence[str] | None, normalizer: RewardNormalizer | None
-) -> Sequence[str]:
-    if objectives is not None:
-        return objectives
-    if isinstance(sources, Rewards):
-        return sources.objectives
-    if normalizer is not None:
-        return normalizer.objectives
-    if isinstance(sources, Mapping):
-        return [name for key in sources for name in ([key] if isinstance(key, str) else key)]
-    raise RewardError("the objectives have no names; give objectives=[...], or rewards as {objective: reward}")
-
-
 def _check_arguments(args: Any) -> None:
     if not isinstance(args, GRPOConfig):
         raise HoEError(f"args is a {type(args).__name__}; use policy_gradient_config(...) or a GRPOConfig")
     if args.reward_weights is not None:
         raise HoEError(
-            f"args.reward_weights is {args.reward_weights}; leave it out, the preference weights the rewards"
+            f"args.reward_weights is {args.reward_weights}; leave it out, the preference weights the rewards",
+            argument="reward_weights",
+            value=args.reward_weights,
         )
+
+
+def _check_stops(args: Any, stops: Sequence[str]) -> None:
+    if "stop_strings" in (args.generation_kwargs or {}):
+        raise HoEError(
+            "generation_kwargs has stop_strings, which transformers cannot look for without a tokenizer; say "
+            "train_policy(..., stop_strings=)",
+            argument="generation_kwargs",
+            value=args.generation_kwargs,
+        )
+    reasons = {
+        "use_vllm": "it would go on to the full length",
+        "mask_truncated_completions": "TRL tells a completion that has ended by its last token, so that those that a stop "
+        "string ended would be left out",
+    }
+    for name, reason in reasons.items():
+        if stops and getattr(args, name):
+            raise HoEError(
+                f"{name}=True with stop_strings is not supported: {reason}. Leave one of them out",
+                argument=name,
+                value=True,
+            )
 
 
 def _empty_folder(output_dir: Any) -> Path:

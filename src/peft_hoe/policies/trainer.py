@@ -1,0 +1,36 @@
+"""TRL's GRPOTrainer, with stop strings; everything else is TRL's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from trl import GRPOTrainer  # type: ignore[attr-defined]
+
+from ..training.grpo.stop_strings import cut_texts, cut_tokens, stopping_at
+
+
+class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
+    """Completions end at stop strings: trained on up to the token that completes one, and scored without it.
+
+    Args:
+        stop_strings: none for completions as GRPOTrainer writes them.
+        others: GRPOTrainer's arguments.
+    """
+
+    def __init__(self, *, stop_strings: Sequence[str] = (), **others: Any) -> None:
+        self.stop_strings = tuple(stop_strings)
+        super().__init__(**others)
+
+    def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
+        """Token ids of completions, and their log-probabilities where the engine says them, which TRL's own does not."""
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        with stopping_at(self.accelerator.unwrap_model(self.model), tokenizer, self.stop_strings):
+            ids, logprobs = super()._generate_single_turn(*args, **others)
+        return (cut_tokens(ids, tokenizer, self.stop_strings) if self.stop_strings else ids), logprobs
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """The rewards of texts before their stop strings."""
+        completions = cut_texts(completions, self.stop_strings)
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
