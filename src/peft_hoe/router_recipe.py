@@ -14,6 +14,8 @@ from __future__ import annotations
 from .preference import uniform
 
 UPDATES = 60
+MOST_UPDATES = 240  # where training itself finds its end
+COOL_DOWN = 10  # then the last ones, in which the rate falls to 0
 RESPONSES = 128  # answers of an update, on each process
 FORWARD = 16  # of these in one forward with gradients; gradients add up to the same
 SAMPLES = 8  # answers to one prompt, where they are compared with one another

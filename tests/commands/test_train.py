@@ -81,6 +81,21 @@ def test_how_texts_are_written_reaches_every_trainer(trainer: str) -> None:
         assert args.decoding().record["top_p"] == 0.9
 
 
+@pytest.mark.parametrize("trainer", ["ppo", "grpo"])
+def test_training_may_find_its_own_end(trainer: str) -> None:
+    if trainer == "grpo":
+        pytest.importorskip("trl")
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    given = ["adapter", "--output", "out", "--trainer", trainer, "--cpu"]
+    found = [
+        (args.auto_stop, args.max_steps)
+        for more in ([], ["--updates", "7"], ["--updates", "auto"], ["--updates", "auto", "--max-updates", "9"])
+        for args in [configuration(parser.parse_args([*given, *more]))]
+    ]
+    assert found == [(False, 60), (False, 7), (True, 240), (True, 9)]
+
+
 def test_command_distils_on_texts(saved: Path, toys: ModuleType) -> None:
     assert cli.main(command(saved, "distill", "--prompts", str(saved / "texts.json"), "--router", "r1")) == 0
     model = PeftModel.from_pretrained(toys.make_base(), saved / "out")
@@ -114,6 +129,17 @@ def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> 
         ("dpo", ("--pairs", "low=low.json", "--temperature", "1"), "has no use for --temperature"),
         ("distill", ("--prompts", "prompts.json", "--top-p", "0"), "top_p is 0.0"),
         ("distill", ("--prompts", "prompts.json", *REWARDS), "has no use for --reward"),
+        (
+            "distill",
+            ("--prompts", "prompts.json", "--updates", "auto"),
+            "--updates is auto, which follows the worst gap",
+        ),
+        ("distill", ("--prompts", "prompts.json", "--updates", "many"), "--updates is 'many'; give a number, or auto"),
+        (
+            "distill",
+            ("--prompts", "prompts.json", "--max-updates", "9"),
+            "--max-updates is 9, which bounds --updates auto",
+        ),
         ("distill", ("--prompts", "nowhere.json"), "cannot read the prompts"),
         ("distill", ("--prompts", "prompts.json", "--report-to", "tensorbord"), "cannot be reported to 'tensorbord'"),
     ],

@@ -13,6 +13,7 @@ from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.generation.prompt_rows import drawn_rows
 from peft_hoe.reproduce import Plan
 from peft_hoe.reproduce.inputs import load_prompts, load_rewards
+from peft_hoe.reproduce.training import ppo_settings
 
 HHH = {"humor": "c", "helpful": "a", "harmless": "b"}
 
@@ -70,6 +71,22 @@ def own(prompts: Any, **changes: Any) -> Plan:
     rewards = {"a": short, "b": short}
     options = {"base": "base", "policies": {"a": "1", "b": "2"}, "rewards": rewards, "output_dir": "out"} | changes
     return Plan.of("own", prompts=prompts, **options)
+
+
+def test_training_may_find_its_own_end():
+    plan = own("prompts.json", updates="auto")
+    assert (plan.trains, plan.most_updates) == (True, 240)
+    assert own("prompts.json", updates="auto", max_updates=80).most_updates == 80
+    assert ppo_settings(plan, progress=False)["auto_stop"]
+    for changes, message in (
+        ({"updates": "many"}, "updates is 'many'"),
+        ({"updates": -1}, "updates is -1"),
+        ({"updates": "auto", "trainer": "distill"}, "updates is auto, which follows the worst gap"),
+        ({"max_updates": 80}, "max_updates is 80 with updates=60"),
+        ({"updates": "auto", "max_updates": 0}, "max_updates is 0"),
+    ):
+        with pytest.raises(HoEError, match=message):
+            own("prompts.json", **changes)
 
 
 def test_prompts_are_held_out_for_the_scale():

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import HoEError
 from ..preference import read_preference
+from ..router_recipe import MOST_UPDATES, UPDATES
 from ..specs import ExpertSpec
 
 _WEIGHT = r"([^=,]+=)?[-+.\deE]+"  # one of a preference, with or without the objective's name
@@ -39,6 +40,41 @@ def read_number(text: str, kind: type[int] | type[float]) -> Any:
         return kind(text)
     except ValueError:
         return text
+
+
+def add_updates(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Declare how long routers train, for `read_updates`."""
+    parser.add_argument(
+        "--updates",
+        default=str(UPDATES),
+        metavar="N",
+        help=f"of each router{more} (default {UPDATES}); auto ends when the worst gap has stopped falling beyond its error",
+    )
+    parser.add_argument(
+        "--max-updates", type=int, metavar="N", help=f"bound of --updates auto (default {MOST_UPDATES})"
+    )
+
+
+def read_updates(arguments: argparse.Namespace) -> int | str:
+    """A number or "auto".
+
+    Raises:
+        HoEError: it is neither; or there is a bound, and no "auto".
+    """
+    updates = read_number(arguments.updates, int)
+    if isinstance(updates, str) and updates != "auto":
+        raise HoEError(
+            f"--updates is {updates!r}; give a number, or auto", argument="--updates", value=updates, allowed=["auto"]
+        )
+    if arguments.max_updates is not None and updates != "auto":
+        raise HoEError(
+            f"--max-updates is {arguments.max_updates}, which bounds --updates auto, but --updates is {updates}; leave one of "
+            "them out",
+            argument="--max-updates",
+            value=arguments.max_updates,
+        )
+    found: int | str = updates
+    return found
 
 
 def add_reports(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,17 @@ from typing import Any
 from ..errors import HoEError
 from ..inputs import read_preferences
 from ..preference import read_preference
-from ..router_recipe import RATES, RESPONSES, UPDATES
-from .arguments import add_decoding, add_reports, read_decoding, read_number, read_pairs, read_reports
+from ..router_recipe import RATES, RESPONSES
+from .arguments import (
+    add_decoding,
+    add_reports,
+    add_updates,
+    read_decoding,
+    read_number,
+    read_pairs,
+    read_reports,
+    read_updates,
+)
 
 _SPLITS = ("train", "validation", "test")
 
@@ -39,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a router, or none; default one between the centroid and each objective",
     )  # fmt: skip
     add("--trainer", default="ppo", help="of routers: ppo, grpo or distill (default ppo)")
-    add("--updates", type=int, default=UPDATES, help=f"of each router; 0 trains none (default {UPDATES})")
+    add_updates(parser, "; 0 trains none")
     add("--batch-size", type=int, default=RESPONSES, help=f"responses in an update (default {RESPONSES})")
     add("--micro-batch-size", type=int, help="responses in a forward of training; default the batch")
     add("--learning-rate", type=float, help=f"of routers; default {RATES}")
@@ -98,7 +107,8 @@ def _plan(arguments: argparse.Namespace) -> Any:
         experts=_preferences(arguments.expert),
         routers=_preferences(arguments.router),
         trainer=arguments.trainer,
-        updates=arguments.updates,
+        updates=read_updates(arguments),
+        max_updates=arguments.max_updates,
         batch_size=arguments.batch_size,
         micro_batch_size=arguments.micro_batch_size,
         learning_rate=arguments.learning_rate,

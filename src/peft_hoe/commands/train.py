@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import HoEError
 from ..inputs import load_adapter, read_rows
-from ..router_recipe import RATES, RESPONSES, SAMPLES, UPDATES
-from .arguments import add_reports, add_sampling, read_pairs
+from ..router_recipe import RATES, RESPONSES, SAMPLES
+from .arguments import add_reports, add_sampling, add_updates, read_pairs
 from .train_settings import check_options, configuration
 
 _TRAINERS = (
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a reward may take so long for a batch; default for ever",
     )  # fmt: skip
     add("--output", required=True, metavar="DIR", help="where the trained adapter goes")
-    add("--updates", type=int, default=UPDATES, help=f"number of updates (default {UPDATES})")
+    add_updates(parser)
     add(
         "--batch-size", type=int, default=RESPONSES,
         help=f"responses or pairs in an update, on each process (default {RESPONSES})",

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import HoEError
 from ..generation.decoding import Decoding
 from ..router_recipe import SAMPLES
-from .arguments import read_decoding, read_reports
+from .arguments import read_decoding, read_reports, read_updates
 
 # What a trainer cannot do without, and what it has no use for.
 _NEEDS = {"ppo": ("prompts", "reward"), "grpo": ("prompts", "reward"), "distill": ("prompts",), "dpo": ("pairs",)}
@@ -39,8 +39,14 @@ def check_options(arguments: argparse.Namespace) -> None:
                 f"--trainer {trainer} has no use for {_option(name)}; leave it out",
                 argument=_option(name), value=getattr(arguments, name),
             )  # fmt: skip
-    for name in ("updates", "batch_size", "micro_batch_size", "group_size", "save_steps"):
-        value = getattr(arguments, name)
+    updates = read_updates(arguments)
+    if updates == "auto" and "reward" not in _NEEDS[trainer]:
+        raise HoEError(
+            f"--updates is auto, which follows the worst gap in rewards, but --trainer {trainer} has none; give a number",
+            argument="--updates", value=updates,
+        )  # fmt: skip
+    counts: dict[str, int | None] = {"updates": updates if isinstance(updates, int) else None, **_counts(arguments)}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise HoEError(
                 f"{_option(name)} is {value}; it must be at least 1",
@@ -63,6 +69,11 @@ def check_options(arguments: argparse.Namespace) -> None:
         )
 
 
+def _counts(arguments: argparse.Namespace) -> dict[str, int | None]:
+    names = ("max_updates", "batch_size", "micro_batch_size", "group_size", "save_steps")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def configuration(arguments: argparse.Namespace) -> Any:
     """The trainer's configuration.
 
@@ -75,7 +86,7 @@ def configuration(arguments: argparse.Namespace) -> Any:
     settings = {
         "output_dir": arguments.output,
         "learning_rate": arguments.learning_rate,
-        "max_steps": arguments.updates,
+        **_length(arguments),
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": arguments.batch_size // micro,
         "seed": arguments.seed,
@@ -90,6 +101,11 @@ def configuration(arguments: argparse.Namespace) -> Any:
     }
     kind = getattr(import_module("peft_hoe.training"), TRAINERS[arguments.trainer][1])
     return kind(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _length(arguments: argparse.Namespace) -> dict[str, Any]:
+    updates = read_updates(arguments)
+    return {"auto_stop": True, "max_steps": arguments.max_updates} if updates == "auto" else {"max_steps": updates}
 
 
 def _texts(arguments: argparse.Namespace, length: str) -> dict[str, Any]:

@@ -101,6 +101,12 @@ class ObjectiveWeights:
         """λ (z* − R̂) when each objective was last seen, `(N,)`; NaN before its first update."""
         return self._gap.copy()
 
+    @property
+    def worst_gap(self) -> float:
+        """The largest gap of an objective of positive preference; NaN before any of them was seen."""
+        gaps = self._gap[(self.preference > 0) & ~np.isnan(self._gap)]
+        return float(gaps.max()) if len(gaps) else math.nan
+
     def update(self, mean_rewards: Any) -> FloatArray:
         """Move the weights.
 

@@ -107,7 +107,7 @@ def _published(plan: Plan, recipe: Recipe, given: Mapping[str, Sequence[Any]]) -
         found["test"] = recipe.load_prompts(split, plan.data, limit=plan.limit, seed=seed).to_list()
     needed = plan.trains or "validation" not in given
     if "train" not in given and needed and "train" in recipe.splits:
-        used = plan.updates * plan.batch_size * plan.trains + 5 * HELD_OUT
+        used = plan.most_updates * plan.batch_size * plan.trains + 5 * HELD_OUT
         found["train"] = recipe.load_prompts("train", plan.data, limit=used, seed=plan.seed).to_list()
     return found
 

@@ -17,7 +17,7 @@ from ..errors import HoEError, RewardError, check_choice
 from ..evaluation.baselines import BASELINES
 from ..generation.decoding import Decoding
 from ..preference import parse_preference, preference_grid
-from ..router_recipe import RESPONSES, UPDATES, default_experts, default_routers
+from ..router_recipe import MOST_UPDATES, RESPONSES, UPDATES, default_experts, default_routers
 from ..training.run.reports import check_reports
 
 OWN = "own"
@@ -42,7 +42,8 @@ class Plan:
         experts: preferences of merged experts.
         routers: preferences of routers.
         trainer: "ppo", "grpo" or "distill".
-        updates: of each router; 0 trains none.
+        updates: of each router; 0 trains none, and "auto" ends when the worst gap has stopped falling beyond its error.
+        max_updates: bound of "auto"; None for 240.
         batch_size: responses of an update.
         micro_batch_size: responses of a forward in training; None for all.
         learning_rate: of routers; None for the trainer's default.
@@ -78,7 +79,8 @@ class Plan:
     experts: Sequence[Sequence[float]] = ()
     routers: Sequence[Sequence[float]] = ()
     trainer: str = "ppo"
-    updates: int = UPDATES
+    updates: int | str = UPDATES
+    max_updates: int | None = None
     batch_size: int = RESPONSES
     micro_batch_size: int | None = None
     learning_rate: float | None = None
@@ -175,7 +177,12 @@ class Plan:
     @property
     def trains(self) -> bool:
         """Whether there are routers to train."""
-        return bool(self.routers) and self.updates > 0
+        return bool(self.routers) and self.updates != 0
+
+    @property
+    def most_updates(self) -> int:
+        """Of each router, at most."""
+        return (self.max_updates or MOST_UPDATES) if isinstance(self.updates, str) else self.updates
 
     def settings(self) -> dict[str, Any]:
         """What results depend on, as plain JSON."""
@@ -215,14 +222,15 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     """What can be known before anything is loaded."""
     check_choice("trainer", plan.trainer, TRAINERS)
     check_reports(plan.report_to)
+    _check_updates(plan)
     for name in ("batch_size", "micro_batch_size", "save_steps", "limit", "sweep_batch_size"):
         value = getattr(plan, name)
         if value is not None and value < 1:
             raise HoEError(f"{name} is {value}; it must be at least 1")
-    if plan.updates < 0 or plan.batch_size % (plan.micro_batch_size or plan.batch_size):
+    if plan.batch_size % (plan.micro_batch_size or plan.batch_size):
         raise HoEError(
-            f"updates is {plan.updates}, batch_size {plan.batch_size} and micro_batch_size {plan.micro_batch_size}; updates "
-            "must be at least 0, and the batch a multiple of the micro-batch"
+            f"batch_size is {plan.batch_size} and micro_batch_size {plan.micro_batch_size}; the batch must be a multiple of "
+            "the micro-batch"
         )
     known = {*(recipe.objectives if recipe else ()), *plan.rewards}
     missing = [name for name in plan.objectives if name not in known]
@@ -241,6 +249,28 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     known_baselines = sorted(BASELINES.keys() - _NOT_ONE_CALL)
     if not set(plan.baselines) <= set(known_baselines) or len(set(plan.baselines)) < len(plan.baselines):
         raise HoEError(f"baselines are {list(plan.baselines)}; each can be given once, of {known_baselines}")
+
+
+def _check_updates(plan: Plan) -> None:
+    auto = plan.updates == "auto"
+    if not auto and (isinstance(plan.updates, str) or plan.updates < 0):
+        raise HoEError(
+            f"updates is {plan.updates!r}; give a number, at least 0, or auto", argument="updates", value=plan.updates
+        )
+    if auto and plan.trainer == "distill":
+        raise HoEError(
+            "updates is auto, which follows the worst gap in rewards, but the trainer is distill, which has none; give a "
+            "number",
+            argument="updates",
+            value=plan.updates,
+        )
+    bound = plan.max_updates
+    if bound is not None and (bound < 1 or not auto):
+        raise HoEError(
+            f'max_updates is {bound} with updates={plan.updates!r}; it bounds updates="auto", and is at least 1',
+            argument="max_updates",
+            value=bound,
+        )
 
 
 def _written(source: Any) -> str:

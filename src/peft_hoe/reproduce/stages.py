@@ -107,7 +107,8 @@ class Experiment:
 
 def stages(plan: Plan) -> list[Stage]:
     """What the plan asks for, in the order in which it is done."""
-    routers = f"train {len(plan.routers)} routers with {plan.trainer}, {plan.updates} updates each"
+    each = f"at most {plan.most_updates}" if plan.updates == "auto" else plan.updates
+    routers = f"train {len(plan.routers)} routers with {plan.trainer}, {each} updates each"
     found = [Stage("build", f"experts from {len(plan.policies)} policies", "adapter", _build, remakes=True)]
     if plan.trains:
         found.append(Stage("train", routers, "trained", _train, remakes=True))

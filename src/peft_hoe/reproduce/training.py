@@ -82,6 +82,7 @@ def _arguments(plan: Plan, progress: bool) -> Any:
             max_completion_length=plan.decoding.max_new_tokens,
             **_texts(plan.decoding),
             num_generations=_group(plan.batch_size),
+            auto_stop=plan.updates == "auto",
             **shared,
         )
     from ..training.distillation.config import HoEDistillationConfig
@@ -111,6 +112,7 @@ def ppo_settings(plan: Plan, progress: bool) -> dict[str, Any]:
         **_texts(plan.decoding),
         "local_rollout_forward_batch_size": min(64, plan.micro_batch_size or plan.batch_size),
         "stop_token": "eos",
+        "auto_stop": plan.updates == "auto",
         "num_sample_generations": 0,
     }
 
@@ -118,7 +120,7 @@ def ppo_settings(plan: Plan, progress: bool) -> dict[str, Any]:
 def _shared_settings(plan: Plan, progress: bool) -> dict[str, Any]:
     micro = plan.micro_batch_size or plan.batch_size
     return {
-        "max_steps": plan.updates,
+        "max_steps": plan.most_updates,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": plan.batch_size // micro,
         "seed": plan.seed,

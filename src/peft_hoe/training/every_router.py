@@ -63,7 +63,8 @@ def train_routers(
         resume_from_checkpoint: go on with the run that `args.output_dir` holds: finished routers are taken from there, the one
             under way continues from its last checkpoint, if it has one, and later ones start anew. The routers afterwards are
             those of an uninterrupted run.
-        say: gets a line for each router that was compared with its untrained self, such as `print`.
+        say: gets a line for each router that was compared with its untrained self, and with `auto_stop` one on where its
+            training ended, such as `print`.
         progress: whether bars and metrics are shown on the console; `args.report_to` gets the metrics anyway.
         others: more arguments of the trainer's constructor, such as `processing_class` and `reward_model`.
 
@@ -114,6 +115,8 @@ def train_routers(
             one.remove_callback(ProgressCallback)
         if not (resume_from_checkpoint and take_finished(one)):
             _train(one, resume_from_checkpoint)
+            if one.plateau is not None and say is not None:
+                say(f"router {name!r}: {one.plateau}")
         normalizer = one.normalizer
         if one.verdict is not None and say is not None:
             say(str(one.verdict))

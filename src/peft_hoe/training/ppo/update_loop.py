@@ -153,6 +153,7 @@ class UpdateLoop(RouterTrainer):
         self.optimizer.zero_grad()  # of a run that failed in its first update
         if folder is not None:
             self._resume(folder)
+        self.follow_plateau()
         if self.normalizer is None:
             self.normalizer = self.measure_payoff()
         else:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import SchedulerType
 
 from ...errors import HoEError, check_choice
-from ...router_recipe import FORWARD, RESPONSES, UPDATES
+from ...router_recipe import FORWARD, MOST_UPDATES, RESPONSES, UPDATES
 from .refused_arguments import REFUSED_BY_ALL, refuse_changed
 
 
@@ -54,11 +55,7 @@ class RouterArguments:
         settings: Any = self
         _check_launch(settings.deepspeed, settings.fsdp)  # first: transformers would start what is refused
         refuse_changed(self, REFUSED_BY_ALL)
-        if (
-            settings.max_steps < 1
-            and settings.num_train_epochs is None
-            and not getattr(settings, "total_episodes", None)
-        ):
+        if not _is_counted(settings):
             settings.max_steps = UPDATES
         if settings.num_train_epochs is None:
             settings.num_train_epochs = 3.0  # transformers'; not read where updates are counted
@@ -78,6 +75,8 @@ class ObjectiveArguments:
         reference_point: z*, in normalised rewards.
         payoff_prompts: how many prompts, drawn by `seed`, measure what each objective's expert earns, for the normalisation of
             rewards.
+        auto_stop: whether training ends when the worst gap has stopped falling beyond its error, see `run/plateau.py`;
+            `max_steps` is then a bound, 240 by default, and the learning rate is constant but for the last 10 updates.
         verdict_texts: after training, how many texts for each of as many prompts of `eval_dataset` say whether the router
             helps; one that does not is left untrained. 0 for no verdict.
         reward_timeout: seconds that one source of rewards may take for a batch; None for ever. A `Rewards` keeps its own.
@@ -88,13 +87,18 @@ class ObjectiveArguments:
     weighting: str = field(default="saddle", metadata={"help": "saddle or paper."})
     reference_point: float = field(default=1.05, metadata={"help": "Reference point z* in normalised rewards."})
     payoff_prompts: int = field(default=128, metadata={"help": "Prompts that the payoff table is measured on."})
+    auto_stop: bool = field(default=False, metadata={"help": "End when the worst gap has stopped falling."})
     verdict_texts: int = field(default=4, metadata={"help": "Texts for each prompt of the verdict; 0 for none."})
     reward_timeout: float | None = field(
         default=None, metadata={"help": "Seconds that one source of rewards may take for a batch; default for ever."}
     )
 
     def __post_init__(self) -> None:
+        if self.auto_stop and not _is_counted(self):
+            self.max_steps = MOST_UPDATES
         super().__post_init__()  # type: ignore[misc]
+        if self.auto_stop:
+            _check_schedule(self)
         check_choice("weighting", self.weighting, ("saddle", "paper"))
         if self.payoff_prompts < 1:
             raise HoEError(
@@ -113,6 +117,27 @@ class ObjectiveArguments:
                 f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever",
                 argument="reward_timeout", value=self.reward_timeout, allowed="above 0",
             )  # fmt: skip
+
+
+def _is_counted(settings: Any) -> bool:
+    """Whether a configuration says how many updates there are."""
+    epochs, episodes = settings.num_train_epochs, getattr(settings, "total_episodes", None)
+    return settings.max_steps >= 1 or epochs is not None or bool(episodes)
+
+
+def _check_schedule(settings: Any) -> None:
+    """See that a run that finds its own end is given no schedule, all of which need to know it."""
+    schedule = SchedulerType(settings.lr_scheduler_type)
+    others = {name: getattr(settings, name, None) for name in ("lr_scheduler_kwargs", "warmup_steps", "warmup_ratio")}
+    given = {"lr_scheduler_type": None if schedule is SchedulerType.LINEAR else schedule.value, **others}
+    for name, value in given.items():
+        if value:
+            raise HoEError(
+                f"{name} is {value!r}, but with auto_stop=True the rate is constant and falls to 0 in the last updates, "
+                f"whenever they come; leave {name} out, or auto_stop",
+                argument=name,
+                value=value,
+            )
 
 
 def _check_launch(deepspeed: Any, fsdp: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from ...errors import CheckpointError, HoEError
@@ -20,6 +21,7 @@ from .checkpoints import resume_folder
 from .interrupt import Interrupt
 from .model_settings import ModelSettings
 from .optimizer import parameter_groups, take_over
+from .plateau import Plateau
 from .processes import over_processes
 from .steered_policy import hidden_size, steerable
 from .trained_router import RunningMean, TrainedRouter
@@ -49,6 +51,7 @@ class RouterTrainer(Trainer):
     same_settings: ClassVar[tuple[str, ...]] = ("seed", "average_routers")  # else a resumed run would be another
     _has_run = False
     _interrupt: Interrupt
+    _plateau_schedule: LambdaLR | None = None
 
     def _choose_router(self, model: Any, args: Any, peft_config: Any = None, *others: nn.Module) -> Any:
         """Take the policy and the router that `args` name; the policy.
@@ -58,8 +61,9 @@ class RouterTrainer(Trainer):
         """
         policy = steerable(model, peft_config)
         self.training_state = RouterTrainingState(
-            policy, args.router, args.model_adapter_name, average=args.average_routers, others=others
-        )
+            policy, args.router, args.model_adapter_name, average=args.average_routers, others=others,
+            auto_stop=getattr(args, "auto_stop", False),
+        )  # fmt: skip
         return policy
 
     def _weigh_objectives(self, args: Any, beta: float) -> None:
@@ -111,6 +115,11 @@ class RouterTrainer(Trainer):
         self.training_state.normalizer = normalizer
 
     @property
+    def plateau(self) -> Plateau | None:
+        """How the worst gap went, with `auto_stop`."""
+        return self.training_state.plateau
+
+    @property
     def model_settings(self) -> ModelSettings:
         """What the trainer below writes into the model."""
         return self.training_state.model_settings
@@ -150,6 +159,8 @@ class RouterTrainer(Trainer):
             elif self.weights is not None and weights is not None:  # it may be tried again, from where it began
                 self.weights.load_state_dict(weights)
 
+        if self.plateau is not None:
+            logger.info("router %r: %s", self.router.router, self.plateau)
         self._judge()
         return result
 
@@ -204,10 +215,33 @@ class RouterTrainer(Trainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The rate of a run that finds its own end follows that; else the schedule that the arguments say."""
+        plateau = self.plateau
+        if plateau is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler not in (None, self._plateau_schedule):
+            raise HoEError(
+                "a schedule is given in optimizers, but auto_stop=True has its own; leave one of them out",
+                argument="optimizers",
+            )
+        plateau.most = num_training_steps
+        schedule = LambdaLR(self.optimizer if optimizer is None else optimizer, lambda step: plateau.rate(step))
+        self.lr_scheduler = self._plateau_schedule = schedule
+        return schedule
+
+    def follow_plateau(self) -> None:
+        """End where the plateau says, if it is known."""
+        if self.plateau is not None and self.plateau.last is not None:
+            self.state.max_steps = self.plateau.last
+
     def update_ended(self) -> None:
         """Average, and stop where SIGINT has asked for it; after every step of the optimizer, on all processes."""
         if self.average is not None:
             self.average.add(self.router.state_dict())
+        if self.plateau is not None and self.weights is not None and self.weights.updates > len(self.plateau.gaps):
+            self.plateau.note(self.weights.worst_gap, self.state.global_step)
+            self.follow_plateau()
         if over_processes(self.accelerator, float(self._interrupt.requested)) > 0:
             self.interrupted = True
             self.control.should_save = self.control.should_training_stop = True
@@ -223,6 +257,8 @@ class RouterTrainer(Trainer):
     def settings_to_resume(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run that wrote the checkpoint."""
         settings = {name: getattr(self.args, name) for name in self.same_settings}
+        if self.plateau is not None:
+            settings["auto_stop"] = True
         return {"router": self.router.router, "processes": self.accelerator.num_processes, **settings}
 
     def _run_state(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ...objectives.weights import ObjectiveWeights
 from ...tuner.functional import adapter_of, mark_trained
 from ...tuner.steering import Steering
 from .model_settings import ModelSettings
+from .plateau import Plateau
 from .steered_policy import checkpointed, steered
 from .trained_router import RunningMean, TrainedRouter
 
@@ -25,6 +26,7 @@ class RouterTrainingState:
         policy: a PeftModel with a HoE adapter.
         router: the router's name; None for the only one.
         adapter: the adapter's name; None for the first active one.
+        auto_stop: whether the run finds its own end.
         average: whether the mean of the router over the updates is kept, and put into the model in place of the last.
         others: more models that are used while it trains, such as a reference; their forwards are put back too.
 
@@ -36,6 +38,7 @@ class RouterTrainingState:
         weights: of the objectives, where there are rewards.
         normalizer: the scale of these rewards.
         average: the mean, if asked for.
+        plateau: how the worst gap went, where the run finds its own end.
         model_settings: what trainers write into the policy.
         run_id: of `train_routers`: which of its runs this belongs to.
         helps: what a verdict said of the router; None without one. One that does not help is left untrained.
@@ -51,6 +54,7 @@ class RouterTrainingState:
         adapter: str | None = None,
         *,
         average: bool = False,
+        auto_stop: bool = False,
         others: tuple[nn.Module, ...] = (),
     ) -> None:
         self.policy = policy
@@ -66,6 +70,7 @@ class RouterTrainingState:
         served = adapter_of(policy, name)
         self.objectives, self.experts = served.objectives, served.expert_names
         self.average = RunningMean() if average else None
+        self.plateau = Plateau() if auto_stop else None
         self.weights: ObjectiveWeights | None = None
         self.normalizer: RewardNormalizer | None = None
         self.run_id: str | None = None
@@ -96,6 +101,7 @@ class RouterTrainingState:
             "router": self.router.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "weights": None if self.weights is None else self.weights.state_dict(),
+            "plateau": None if self.plateau is None else self.plateau.state_dict(),
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
         }
 
@@ -107,6 +113,8 @@ class RouterTrainingState:
         """
         if self.weights is not None:
             self.weights.load_state_dict(saved["weights"])
+        if self.plateau is not None:
+            self.plateau.load_state_dict(saved["plateau"])
         self.load_router(saved, device)
         if saved["normalizer"] is not None:
             self.normalizer = RewardNormalizer.from_state_dict(saved["normalizer"])

@@ -109,10 +109,14 @@ class TransformersLoop(RouterTrainer):
 
 
 class UpdateCallback(TrainerCallback):
-    """Tells a trainer when an update has ended."""
+    """Tells a trainer when a run begins and when an update has ended."""
 
     def __init__(self, trainer: RouterTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """A resumed run may know its end."""
+        self.trainer.follow_plateau()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Average, and stop where SIGINT has asked for it."""
