@@ -2,8 +2,8 @@
 
 An update logs the worst gap g of its own answers, before it is made. A straight line through the last W of them, by least
 squares, falls by F = −slope · (W − 1); the scatter around the line gives the standard error of F, which needs no knowledge of
-prompts or rewards. With F at most one standard error, training cools down and ends. A batch whose gap has the deviation σ makes the
-error about σ √(12 / W): what falls by less cannot be told from standing still.
+prompts or rewards. With F at most one standard error, training cools down and ends. A batch whose gap has the deviation σ makes
+the error about σ √(12 / W): what falls by less cannot be told from standing still.
 
 A fixed number of updates lets the learning rate fall linearly to 0. That needs the end to be known, and near it the gap stands
 still because the rate does. Here the rate is constant as long as the gap falls, and goes to 0 in the cool-down.
