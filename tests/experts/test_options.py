@@ -22,7 +22,7 @@ def test_defaults_are_those_that_were_measured():
         "r": {"rank": "auto", "energy": None, "maximum": 128, "modules": {}},
         "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
         "svd": {"solver": "randomized", "tolerance": 1e-4}, "rescale": "norm", "interpolation": "norm", "capture": (),
-        "seed": 0, "dtype": None,
+        "seed": 0, "dtype": None, "device": "cpu",
     }  # fmt: skip
 
 

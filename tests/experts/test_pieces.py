@@ -48,7 +48,7 @@ def test_the_kth_smallest_magnitude_is_that_of_torch_and_the_tensor_stays_as_it_
 
 
 def test_memory_is_kept_by_name_and_grows():
-    memory = Memory()
+    memory = Memory(torch.device("cpu"))
     first = memory.take("a", 2, 3)
     assert memory.take("a", 3, 2).data_ptr() == first.data_ptr()
     assert memory.take("b", 2, 3).data_ptr() != first.data_ptr()

@@ -95,6 +95,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that share the work, one thread each (default 1)",
     )
+    add("--device", default="cpu", help="where modules are computed: cpu or cuda (default cpu)")
 
 
 def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "loading": Loading(arguments.task_type, arguments.revision, allow_pickle=arguments.allow_pickle),
         "dtype": arguments.dtype,
         "num_processes": arguments.num_processes,
+        "device": arguments.device,
     }
 
 

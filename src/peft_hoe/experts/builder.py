@@ -25,6 +25,7 @@ from .adapter_config import adapter_config, expert_specs
 from .adapter_files import WRITTEN
 from .build_inputs import BuildInputs, open_inputs
 from .checkpoints import PathOrHubId
+from .devices import CPU
 from .options import (
     DEFAULT_CAPTURE,
     DEFAULT_INTERPOLATION,
@@ -63,6 +64,7 @@ def build_adapter(
     loading: Loading = Loading(),  # noqa: B008
     dtype: torch.dtype | str | None = None,
     num_processes: int = 1,
+    device: torch.device | str = CPU,
     overwrite: bool = False,
     progress: bool = True,
 ) -> BuildReport:
@@ -98,6 +100,7 @@ def build_adapter(
         dtype: of the adapter; default the base's.
         num_processes: share the work, with one thread each; the result does not depend on how many there are. In a script, call
             this under `if __name__ == "__main__":`, since each process imports the script again.
+        device: where each module is computed, "cpu" or "cuda"; the same numbers up to rounding.
         overwrite: whether an adapter in `output_dir` may be replaced.
         progress: whether to show a bar and print the report's table.
 
@@ -118,7 +121,7 @@ def build_adapter(
         "experts": experts, "routers": routers, "default_preference": default_preference, "r": r, "pruning": pruning,
         "merging": merging, "svd": svd, "rescale": rescale, "interpolation": interpolation, "capture": capture, "seed": seed,
         "target_modules": target_modules, "exclude_modules": exclude_modules, "loading": loading, "dtype": dtype,
-        "num_processes": num_processes,
+        "num_processes": num_processes, "device": device,
     }  # fmt: skip
     curve: list[dict[str, Any]] = []
     if isinstance(rescale, Search):

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import CPU
+
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 _OVERLAP = 1e-5  # cosine between directions that count as orthogonal
 _PASSES = 5
@@ -40,10 +42,11 @@ def leading_triplets(
         v, s, uh, directions = leading_triplets(matrix.T, rank, norm, tolerance=tolerance, seed=seed)
         return uh.T, s, v.T, directions
     smaller, width = len(matrix), min(max(rank // 4, 16), 64)  # few at once: each block sees all before it
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # of the CPU, so that the block is the same on every device
     random = torch.randn(width, matrix.shape[1], generator=generator).to(matrix)
-    block, grown = _product(random, matrix.T), GrowingRows(smaller, matrix.dtype)
-    images, gram = GrowingRows(matrix.shape[1], torch.float64), torch.empty(0, 0, dtype=torch.float64)
+    block, grown = _product(random, matrix.T), GrowingRows(smaller, matrix.dtype, matrix.device)
+    images = GrowingRows(matrix.shape[1], torch.float64, matrix.device)
+    gram = matrix.new_empty(0, 0, dtype=torch.float64)
     energies: list[float] = []
     while True:
         block = _orthonormal(block[: smaller - len(grown)], grown.rows)
@@ -71,8 +74,8 @@ class GrowingRows:
     torch.Size([2, 3])
     """
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        self._memory, self._used = torch.empty(0, width, dtype=dtype), 0
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self._memory, self._used = torch.empty(0, width, dtype=dtype, device=device), 0
 
     def __len__(self) -> int:
         return self._used

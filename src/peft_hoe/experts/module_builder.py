@@ -58,7 +58,7 @@ class ModuleBuilder:
         self.inputs, self.options, self.thresholds = inputs, options, thresholds
         specs = zip(config.experts or [], expert_shares(inputs, config), strict=True)
         self._experts = [_Expert(spec.name, spec.r, shares) for spec, shares in specs]
-        self._memory = Memory()
+        self._memory = Memory(options.device)
         self._entries: dict[str, list[int]] = {}  # policy: entries dropped, entries seen
         dense = {name for expert in self._experts if not self._by_factors(expert) for name in expert.shares}
         self.needed = [name for name in inputs.policies if name in dense]
@@ -111,7 +111,8 @@ class ModuleBuilder:
         """B and A of a LoRA policy; of rank 0 where it leaves the module alone."""
         policy = self.inputs.policies[name]
         read = policy.factors(target.name) if isinstance(policy, LoraPolicy) else None
-        return read or (torch.zeros(target.d_out, 0), torch.zeros(0, target.d_in))
+        b, a = read or (torch.zeros(target.d_out, 0), torch.zeros(0, target.d_in))
+        return b.to(self.options.device), a.to(self.options.device)
 
     def _pruned(
         self, expert: _Expert, policy: str, target: LinearModule, vectors: TaskVectors

@@ -29,7 +29,7 @@ class ModuleWork:
 
     def __init__(self, inputs: BuildInputs, options: BuildOptions, config: HoEConfig, measured: bool) -> None:
         self._inputs, self._options, self._config, self._measured = inputs, options, config, measured
-        self._reader = TaskVectorReader(inputs.base, inputs.policies)
+        self._reader = TaskVectorReader(inputs.base, inputs.policies, options.device)
         self._builder: ModuleBuilder | None = None
 
     def count(self, indices: Sequence[int], searches: Searches) -> tuple[list[dict[str, Any]], Searches]:

@@ -15,6 +15,7 @@ import torch
 from ..config import INTERPOLATIONS
 from ..errors import ExpertError, check_choice
 from ..patterns import matches
+from .devices import CPU, check_device
 from .merging import check_merge
 from .rescale import check_rescale
 from .svd import SOLVERS, TOLERANCE
@@ -220,6 +221,7 @@ class BuildOptions:
         seed: of everything random.
         dtype: what is written, or None for the base's.
         num_processes: how many share the work, which decides no number.
+        device: where modules are computed.
     """
 
     r: Ranks
@@ -232,6 +234,7 @@ class BuildOptions:
     seed: int
     dtype: torch.dtype | None
     num_processes: int = 1
+    device: torch.device = CPU
 
     @classmethod
     def checked(
@@ -247,6 +250,7 @@ class BuildOptions:
         seed: int,
         dtype: Any,
         num_processes: Any = 1,
+        device: Any = CPU,
     ) -> BuildOptions:
         """Settings from what a user wrote, short forms included.
 
@@ -266,13 +270,15 @@ class BuildOptions:
             seed=seed,
             dtype=_check_dtype(dtype),
             num_processes=num_processes,
+            device=check_device(device),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the numbers, in plain JSON types."""
         content = asdict(self)
         del content["num_processes"]
-        return {**content, "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch.")}
+        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return {**content, "dtype": dtype, "device": str(self.device)}
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Arithmetic on tensors of many million entries, in pieces that stay in the processor's cache.
 
 An operation on a whole matrix writes its result to memory, which takes longer than the arithmetic; a chain of operations on one
-piece after the other does not.
+piece after the other does not. A GPU gets larger pieces, because starting an operation there takes longer than a small piece.
 """
 
 from __future__ import annotations
@@ -12,26 +12,33 @@ import torch
 from torch import Tensor
 
 PIECE = 1 << 17  # entries of a piece: half a megabyte in float32
+GPU_PIECE = 1 << 22  # a count up to it is exact in float32
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same entries of tensors of one size, as flat views, one piece after the other."""
     flat = [tensor.reshape(-1) for tensor in tensors]
-    for start in range(0, flat[0].numel(), PIECE):
-        yield tuple(tensor[start : start + PIECE] for tensor in flat)
+    step = PIECE if flat[0].device.type == "cpu" else GPU_PIECE
+    for start in range(0, flat[0].numel(), step):
+        yield tuple(tensor[start : start + step] for tensor in flat)
 
 
 class Memory:
-    """Matrices that are written anew for each module, in memory that stays: fresh memory costs more than the arithmetic."""
+    """Matrices that are written anew for each module, in memory that stays: fresh memory costs more than the arithmetic.
 
-    def __init__(self) -> None:
+    Args:
+        device: where they are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int) -> Tensor:
         """A float32 matrix `(rows, columns)` of any content; the one of this name that was taken before is lost."""
         flat = self._flat.get(name)
         if flat is None or flat.numel() < rows * columns:
-            flat = self._flat[name] = torch.empty(rows * columns)
+            flat = self._flat[name] = torch.empty(rows * columns, device=self._device)
         return flat[: rows * columns].view(rows, columns)
 
 
@@ -69,6 +76,8 @@ def kth_smallest(tensor: Tensor, k: int) -> float:
 
 def _select(tensor: Tensor, k: int) -> float:
     """The k-th smallest entry; reorders the tensor."""
+    if tensor.device.type != "cpu":
+        return float(torch.kthvalue(tensor.reshape(-1), k).values)
     values = tensor.reshape(-1).numpy()
     values.partition(k - 1)
     return float(values[k - 1])

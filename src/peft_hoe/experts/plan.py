@@ -1,38 +1,29 @@
 """What a build will take, before anything is read or fetched: sizes, memory, disk and time.
 
-Shapes come from configurations alone. Time is an estimate: every kind of work is done for a moment on random numbers here, and
-scaled to the modules in scope.
+Shapes come from configurations alone. Time is an estimate (`plan_times`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import HoEConfig
 from ..errors import ExpertError
 from ..files import ADAPTER_CONFIG, read_json
 from ..specs import check_names
 from .adapter_config import adapter_config, expert_specs
-from .agreement import compare
 from .architecture import Architecture, LinearModule, read_architecture
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
-from .merging import METHODS, merge
 from .options import DEFAULT_CAPTURE, BuildOptions, Loading
-from .pruning import ThresholdSearch, drop_below
-from .svd import truncated_svd
-from .task_vectors import TaskVectors
+from .plan_times import DIRECTIONS, estimated_seconds
 
-_PROBE = 1024  # rows and columns of the matrices that are timed
 _PROCESS = 450 << 20  # bytes of a process that has imported everything
-_DIRECTIONS = 2.5  # of the randomised SVD's space, for each of rank; on spectra k^-0.7
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,7 @@ class BuildPlan:
         read_bytes: all that is read, all passes and models together.
         fetch_bytes: what is not on this disk yet, at most.
         memory_bytes: at the peak, of each process; about.
+        device_bytes: of a GPU, likewise; 0 on the CPU.
         seconds: of one thread, about; divided by `num_processes`.
         parts: the same by kind of work.
     """
@@ -66,6 +58,7 @@ class BuildPlan:
     read_bytes: int
     fetch_bytes: int
     memory_bytes: int
+    device_bytes: int
     seconds: float
     parts: dict[str, float]
 
@@ -86,7 +79,8 @@ class BuildPlan:
                 f"read       {_size(self.read_bytes)}; weights in scope {times}",
                 f"fetch      {_size(self.fetch_bytes)}",
                 f"disk       {_size(self.adapter_bytes + self.fetch_bytes)}",
-                f"memory     about {_size(self.memory_bytes)} for each process",
+                f"memory     about {_size(self.memory_bytes)} for each process"
+                + (f", and {_size(self.device_bytes)} of the GPU" if self.device_bytes else ""),
                 f"time       about {_duration(self.seconds)}" + (f" ({parts})" if parts else ""),
             ]
         )
@@ -130,7 +124,7 @@ def plan_build(
         target_modules: see there.
         exclude_modules: see there.
         loading: see there.
-        settings: r, pruning, merging, svd, rescale, interpolation, capture, seed, dtype, num_processes.
+        settings: r, pruning, merging, svd, rescale, interpolation, capture, seed, dtype, num_processes, device.
 
     Raises:
         CheckpointError, ExpertError, PreferenceError: as `build_adapter`, as far as it can be known.
@@ -175,8 +169,9 @@ def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: 
     everything = sum(declared.architecture.sizes.values()) * dtype.itemsize
     passes = 0 if not full else 2 if options.pruning.share > 0 and options.pruning.scope == "global" else 1
     models = len(full) + 1 if full else 0
-    parts = _times(targets, options, config, list(declared.policies), full)
+    parts = estimated_seconds(targets, options, config, list(declared.policies), full)
     seconds = sum(parts.values())
+    gpu, working = options.device.type != "cpu", _working_bytes(targets, config, len(full))
     lora = [False, *(policy is not None for policy in declared.policies.values())]
     whole = [source for source, is_lora in zip(given, lora, strict=True) if full and not is_lora]
     return BuildPlan(
@@ -189,7 +184,8 @@ def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: 
         passes=passes,
         read_bytes=models * (everything + (passes - 1) * weights * dtype.itemsize),
         fetch_bytes=sum(everything for source in whole if not Path(source).is_dir()),
-        memory_bytes=_PROCESS + _working_bytes(targets, config, len(full)),
+        memory_bytes=_PROCESS + (0 if gpu else working),
+        device_bytes=working if gpu else 0,
         seconds=seconds / options.num_processes,
         parts={name: part / options.num_processes for name, part in parts.items()},
     )
@@ -211,77 +207,8 @@ def _working_bytes(targets: Sequence[LinearModule], config: HoEConfig, models: i
     entries = max(target.d_in * target.d_out for target in targets)
     ends = max(target.d_in + target.d_out for target in targets)
     rank = max(spec.r for spec in config.experts or [])
-    space = 12 * min(int(_DIRECTIONS * rank), ends) * ends  # a basis in float32 and its image in float64
+    space = 12 * min(int(DIRECTIONS * rank), ends) * ends  # a basis in float32 and its image in float64
     return 4 * entries * (models + 2) + space + (16 << 20) * models if models else 8 * rank * ends
-
-
-def _times(
-    targets: Sequence[LinearModule],
-    options: BuildOptions,
-    config: HoEConfig,
-    policies: Sequence[str],
-    full: Sequence[str],
-) -> dict[str, float]:
-    """Seconds of one thread by kind of work."""
-    if not full:
-        return {}
-    generator = torch.Generator().manual_seed(0)
-    deltas = {name: torch.randn(_PROBE, _PROBE, generator=generator) for name in full}
-    entries = sum(target.d_in * target.d_out for target in targets) / _PROBE**2
-    parts = {
-        "task vectors": 3 * len(full) * entries * _timed(lambda: next(iter(deltas.values())).bfloat16().float() - 1)
-    }
-    vectors = TaskVectors(deltas, dict.fromkeys(deltas, 1.0))
-    parts["agreement"] = entries * _timed(lambda: compare(vectors))
-    if options.pruning.share > 0:
-        first = next(iter(deltas.values()))
-        search = ThresholdSearch(options.pruning.share, first[0])
-        parts["thresholds"] = len(full) * entries * _timed(lambda: search.count(first))
-        parts["pruning"] = len(full) * entries * _timed(lambda: drop_below(first, 0.5))
-    own = set(policies) - set(config.objectives or [])
-    merged = [spec for spec in config.experts or [] if sum(w > 0 for w in spec.preference) > 1 and spec.name not in own]
-    if merged and len(full) > 1 and not METHODS[options.merging.method].sums:
-        raw, weights = list(deltas.values()), [1 / len(deltas)] * len(deltas)
-        once = _timed(lambda: merge(raw, weights, options.merging.method, options.merging.options))
-        parts["merging"] = len(merged) * entries * once
-    parts["SVD"] = _svd_seconds(targets, options, config)
-    return parts
-
-
-def _svd_seconds(targets: Sequence[LinearModule], options: BuildOptions, config: HoEConfig) -> float:
-    """One decomposition is timed; the rest follow from the work in products with a matrix, which is nearly all."""
-    rank = min(max(spec.r for spec in config.experts or []), _PROBE // 4)
-    decaying = _decaying(rank)
-    seconds = _timed(lambda: truncated_svd(decaying, rank, solver=options.svd.solver, tolerance=options.svd.tolerance))
-    probe = _svd_work(_PROBE, _PROBE, rank, options)
-    work = sum(
-        _svd_work(target.d_out, target.d_in, spec.r, options) for target in targets for spec in config.experts or []
-    )
-    return seconds * work / probe
-
-
-def _svd_work(rows: int, columns: int, rank: int, options: BuildOptions) -> float:
-    smaller, larger = sorted((rows, columns))
-    if options.svd.solver == "exact" or 3 * rank > smaller:
-        return 10.0 * smaller**2 * larger
-    directions = _DIRECTIONS * rank
-    return 4 * directions * rows * columns + 4 * directions**2 * (rows + columns)
-
-
-def _decaying(rank: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    terms = 4 * rank
-    left = torch.randn(_PROBE, terms, generator=generator) * torch.arange(1, terms + 1) ** -0.7
-    return left @ torch.randn(terms, _PROBE, generator=generator) + 0.05 * torch.randn(
-        _PROBE, _PROBE, generator=generator
-    )
-
-
-def _timed(function: Callable[[], Any]) -> float:
-    function()  # the first is slower
-    started = time.process_time()  # which a busy machine hardly changes
-    function()
-    return time.process_time() - started
 
 
 def _size(count: float) -> str:

@@ -30,7 +30,7 @@ def prune_rank(share: float, n: int) -> int:
 
 
 class ThresholdSearch:
-    """Finds the threshold that drops a share of all entries of tensors that are shown to it once, or twice.
+    """Finds the threshold that drops a share of all entries of tensors that are shown to it once, or twice, on any device.
 
     Show every tensor to `count`, then call `narrow`. If it says so, show every tensor to `count_inside` too. `threshold` and
     `dropped` are exact after that.
@@ -56,7 +56,7 @@ class ThresholdSearch:
         start, stop = self._first << 16, (self._first << 16) + len(self._low)
         for (piece,) in pieces(values):
             bits = _magnitude_bits(piece)
-            self._high += torch.bincount(bits >> 16, minlength=_BUCKETS)
+            self._high += torch.bincount(bits >> 16, minlength=_BUCKETS).cpu()
             if len(self._low):
                 self._pending.append(bits[(bits >= start) & (bits < stop)] - start)
         if sum(map(len, self._pending)) > _PENDING:
@@ -64,7 +64,7 @@ class ThresholdSearch:
 
     def _count_pending(self) -> None:
         if self._pending:
-            self._low += torch.bincount(torch.cat(self._pending), minlength=len(self._low))
+            self._low += torch.bincount(torch.cat(self._pending), minlength=len(self._low)).cpu()
         self._pending = []
 
     def add(self, other: ThresholdSearch) -> None:
@@ -81,6 +81,10 @@ class ThresholdSearch:
         search.total, search._high, search._low = 0, torch.zeros_like(self._high), torch.zeros_like(self._low)
         search._pending = []
         return search
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: counts alone, which are on the CPU wherever the tensors were."""
+        return self.state()
 
     def state(self) -> dict[str, Any]:
         """All that was counted, for `from_state`."""
@@ -112,7 +116,8 @@ class ThresholdSearch:
         """Count the entries of one tensor inside the bucket, where `narrow` asked for it."""
         for (piece,) in pieces(values):
             bits = _magnitude_bits(piece)
-            self._low += torch.bincount(bits[(bits >> 16) == self._bucket] & 0xFFFF, minlength=_BUCKETS)
+            inside = bits[(bits >> 16) == self._bucket] & 0xFFFF
+            self._low += torch.bincount(inside, minlength=_BUCKETS).cpu()
 
     @property
     def threshold(self) -> float:

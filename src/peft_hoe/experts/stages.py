@@ -18,6 +18,7 @@ from ..output_directory import disk_errors
 from ..unfinished import Unfinished
 from .adapter_files import AdapterWriter
 from .build_inputs import BuildInputs
+from .devices import device_name
 from .journal import Journal
 from .module_tensors import ModuleResult
 from .module_work import ModuleWork
@@ -51,7 +52,7 @@ def work_key(inputs: BuildInputs, options: BuildOptions, config: HoEConfig) -> s
     what = {
         "given": inputs.given, "options": options.to_dict(), "config": config.to_dict(), "files": files,
         "targets": [asdict(target) for target in inputs.architecture.targets],
-        "versions": [metadata.version("peft-hoe"), torch.__version__],
+        "versions": [metadata.version("peft-hoe"), torch.__version__, device_name(options.device)],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .architecture import LinearModule
+from .devices import CPU
 from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
 from .pieces import Memory, frobenius_norm, row_ranges
@@ -37,11 +38,14 @@ class TaskVectorReader:
     Args:
         base: its weights; None where all policies are LoRA adapters.
         policies: by objective.
+        device: where they are computed, and stay.
     """
 
-    def __init__(self, base: ModelWeights | None, policies: Mapping[str, ModelWeights | LoraPolicy]) -> None:
-        self.base, self.policies = base, policies
-        self._memory = Memory()
+    def __init__(
+        self, base: ModelWeights | None, policies: Mapping[str, ModelWeights | LoraPolicy], device: torch.device = CPU
+    ) -> None:
+        self.base, self.policies, self._device = base, policies, device
+        self._memory = Memory(device)
 
     def expect(self, target: LinearModule) -> None:
         """Say that a module will be read soon."""
@@ -85,15 +89,19 @@ class TaskVectorReader:
         deltas = {name: self._memory.take(name, target.d_out, target.d_in) for name in policies}
         stored = {name: delta.T if target.transposed else delta for name, delta in deltas.items()}
         for start, stop in row_ranges(target.shape):
-            before = _wide(self.base.rows(target.weight, start, stop))
+            before = _wide(self.base.rows(target.weight, start, stop).to(self._device))
             for name, policy in policies.items():
-                stored[name][start:stop].copy_(_wide(policy.rows(target.weight, start, stop)).sub(before))
+                rows = policy.rows(target.weight, start, stop).to(self._device)
+                stored[name][start:stop].copy_(_wide(rows).sub(before))
         return deltas
 
     def _product(self, name: str, policy: ModelWeights | LoraPolicy, target: LinearModule) -> Tensor:
         factors = policy.factors(target.name) if isinstance(policy, LoraPolicy) else None
         delta = self._memory.take(name, target.d_out, target.d_in)
-        return torch.mm(*factors, out=delta) if factors else delta.zero_()
+        if factors is None:
+            return delta.zero_()
+        b, a = (factor.to(self._device) for factor in factors)
+        return torch.mm(b, a, out=delta)
 
 
 def _wide(rows: Tensor) -> Tensor:

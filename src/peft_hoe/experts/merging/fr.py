@@ -26,7 +26,7 @@ def fr(deltas: Sequence[Tensor], weights: Sequence[float], *, density: float) ->
     merged = linear(deltas, weights)
     if density == 1:
         return merged
-    frequencies = _radius(merged.shape)
+    frequencies = _radius(merged.shape).to(merged.device)  # the same on every device, with its ties
     dropped = frequencies.numel() - prune_rank(density, frequencies.numel())
     if dropped == frequencies.numel():
         return merged.zero_()

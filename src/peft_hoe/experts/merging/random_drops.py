@@ -1,7 +1,7 @@
 """Merges that drop entries at random and make up for it: on average over the draws nothing is lost.
 
 Each policy has a seed of its own, so that the order of policies does not matter, and a policy's mask is the same in every merge
-that takes it.
+that takes it. Masks are drawn on the CPU, and so are the same on every device.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def della(
 def _rank(rows: Tensor) -> Tensor:
     """The place of each entry among the magnitudes of its row, 0 for the smallest and 1 for the largest."""
     n = rows.shape[-1]
-    places = torch.arange(n, dtype=rows.dtype).expand_as(rows) / max(1, n - 1)
+    places = torch.arange(n, dtype=rows.dtype, device=rows.device).expand_as(rows) / max(1, n - 1)
     order = rows.abs().argsort(dim=-1, stable=True)
     return torch.empty_like(rows).scatter_(-1, order, places) if n > 1 else torch.full_like(rows, 0.5)
 
 
 def _sampled(delta: Tensor, probability: float | Tensor, generator: torch.Generator) -> Tensor:
     """Entries that stay with a probability, divided by it."""
-    stays = torch.rand(delta.shape, generator=generator) < probability
+    stays = torch.rand(delta.shape, generator=generator).to(delta.device) < probability
     return torch.where(stays, delta / probability, 0)
