@@ -10,6 +10,13 @@ from transformers import TrainingArguments
 from ...errors import HoEError
 from ...generation.decoding import Decoding
 from ..run.arguments import RouterArguments
+from ..run.refused_arguments import NO_PREDICTIONS, refuse_changed
+
+REFUSED = {
+    **NO_PREDICTIONS,
+    "average_tokens_across_devices": "the loss is always a mean over the tokens of all processes",
+    "neftune_noise_alpha": "the teacher is the same model, so that neither it nor the student has noise or dropout",
+}
 
 
 @dataclass
@@ -48,6 +55,7 @@ class HoEDistillationConfig(RouterArguments, TrainingArguments):  # type: ignore
     )
 
     def __post_init__(self) -> None:
+        refuse_changed(self, REFUSED)
         self.remove_unused_columns = False  # rows are text, not a model's arguments
         super().__post_init__()
         for name in ("lmbda", "beta"):

@@ -14,7 +14,9 @@ from ..run.refused_arguments import refuse_changed
 # Losses of the difference between chosen and rejected alone.
 _OF_THE_DIFFERENCE = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "sft"}
 _ACROSS_PAIRS = {"aot", "aot_unpaired"}
-_REFUSED = {
+REFUSED = {
+    "average_tokens_across_devices": "the loss is a mean over pairs, of which all processes have as many",
+    "label_names": "evaluation takes the tokens of the answers for labels",
     "fp16": "there is no loss scaling here; use bf16=True",
     "sync_ref_model": "the reference is the base model, which never moves, or the ref_model that you give",
 }
@@ -26,7 +28,7 @@ class HoEDPOConfig(RouterArguments, DPOConfig):  # type: ignore[misc]
 
     Args:
         margin: what the other objectives think of a pair: "experts", "column" or "none", see `HoEDPOTrainer`.
-        margin_beta: β of the experts' implicit rewards; None for `beta`.
+        margin_beta: β of the experts' implicit rewards, with `margin="experts"` only; None for `beta`.
 
     The rest of what is new is in `RouterArguments`.
 
@@ -39,7 +41,7 @@ class HoEDPOConfig(RouterArguments, DPOConfig):  # type: ignore[misc]
     margin_beta: float | None = field(default=None, metadata={"help": "Beta of the experts' rewards; default beta."})
 
     def __post_init__(self) -> None:
-        refuse_changed(self, _REFUSED)
+        refuse_changed(self, REFUSED)
         super().__post_init__()
         check_choice("margin", self.margin, ("experts", "column", "none"))
         for name in ("beta", "margin_beta"):
@@ -48,6 +50,13 @@ class HoEDPOConfig(RouterArguments, DPOConfig):  # type: ignore[misc]
                 raise HoEError(
                     f"{name} is {value}; it must be a number above 0", argument=name, value=value, allowed="above 0"
                 )
+        if self.margin_beta is not None and self.margin != "experts":
+            raise HoEError(
+                f"margin_beta is {self.margin_beta}, but margin={self.margin!r} has no experts' rewards that it could scale; "
+                'leave it out, or set margin="experts"',
+                argument="margin_beta",
+                value=self.margin_beta,
+            )
         self._check_losses()
 
     def _check_losses(self) -> None:

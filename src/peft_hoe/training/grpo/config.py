@@ -9,11 +9,16 @@ from trl import GRPOConfig  # type: ignore[attr-defined]
 from ...errors import HoEError, check_choice
 from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments
-from ..run.refused_arguments import refuse_changed
+from ..run.refused_arguments import NO_PREDICTIONS, refuse_changed
 
 _AGGREGATIONS = {"joint": "sum_then_normalize", "objective": "normalize_then_sum"}
 
-_REFUSED = {
+REFUSED = {
+    **NO_PREDICTIONS,
+    "average_tokens_across_devices": "TRL counts the tokens of all processes by itself",
+    "max_tool_calling_iterations": "there are no tools",
+    "neftune_noise_alpha": "noise in the embeddings would make the probabilities of completions those of another policy",
+    "train_sampling_strategy": "TRL draws the prompts by itself: in random order, or as they come with shuffle_dataset=False",
     "use_vllm": "vLLM generates with merged weights, but a router's vote depends on the token: it would be another policy",
     "cast_lm_head_to_fp32": "it changes the model's head for good, and nothing but the router may change",
     "sync_ref_model": "the reference is the base model, which does not move",
@@ -32,8 +37,8 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
         objective_beta: β, how fast the weights of objectives forget.
         advantage_scaling: "joint" mixes the normalised rewards by u, centres them in the group of a prompt and divides them by
             what `scale_rewards` says; "objective" divides each objective by its own deviation in the group before they are
-            mixed, which moves the fixed point away from the smooth Tchebycheff solution where the deviations differ, and does
-            not read `scale_rewards`.
+            mixed, which moves the fixed point away from the smooth Tchebycheff solution where the deviations differ, and has
+            no use for `scale_rewards`.
         scale_rewards: "batch", here the default, divides by one σ, that of the mixed rewards of the batch: the relative weight
             of prompts and objectives is kept. "group" has a σ for each prompt, so that prompts whose completions differ
             little count more; "none" divides by nothing.
@@ -63,7 +68,7 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
     stop_strings: list[str] | None = field(default=None, metadata={"help": "Texts that end a completion."})
 
     def __post_init__(self) -> None:
-        refuse_changed(self, _REFUSED)
+        refuse_changed(self, REFUSED)
         super().__post_init__()
         check_choice("advantage_scaling", self.advantage_scaling, tuple(_AGGREGATIONS))
         check_choice("scale_rewards", self.scale_rewards, ("batch", "group", "none"))
@@ -78,6 +83,14 @@ class HoEGRPOConfig(ObjectiveArguments, RouterArguments, GRPOConfig):  # type: i
                 allowed=(expected,),
             )
         self.multi_objective_aggregation = expected
+        if self.advantage_scaling == "objective" and self.scale_rewards != "batch":
+            raise HoEError(
+                f"scale_rewards={self.scale_rewards!r} has no use with advantage_scaling='objective', which divides each "
+                "objective by its own deviation in the group; leave it out",
+                argument="scale_rewards",
+                value=self.scale_rewards,
+                allowed=("batch",),
+            )
         self._check_decoding()
 
     def _check_decoding(self) -> None:

@@ -20,6 +20,19 @@ REFUSED_BY_ALL = {
     "save_only_model": "a checkpoint is an adapter and the state that resuming needs, which is small",
     "use_liger_kernel": "its kernels replace modules of the model for good, and its losses go past the model's own forward",
 }
+# Where evaluation has a loss and metrics of its own; transformers reads these where there are predictions and labels.
+NO_PREDICTIONS = dict.fromkeys(
+    (
+        "batch_eval_metrics",
+        "eval_accumulation_steps",
+        "eval_do_concat_batches",
+        "eval_use_gather_object",
+        "include_for_metrics",
+        "label_names",
+        "prediction_loss_only",
+    ),
+    "evaluation has a loss and metrics of its own, and no predictions or labels",
+)
 
 
 def refuse_changed(args: Any, reasons: Mapping[str, str]) -> None:
