@@ -44,11 +44,11 @@ def test_choices():
 # Errors that have nothing to say but their text.
 BARE = {
     "the chat template does not put", "the first process failed", "this trainer has run", "timeout is",
-    "the saved objective weights",
+    "the saved objective weights", "nothing was recorded", "plots need matplotlib",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("room", ["training", "rewards", "objectives", "generation"])
+@pytest.mark.parametrize("room", ["training", "rewards", "objectives", "generation", "tuner", "policies"])
 def test_errors_of_a_room_carry_data(room):
     """A `raise` of ours without an attribute is one that a program can only read as text."""
     kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HoEError)}

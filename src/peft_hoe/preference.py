@@ -235,7 +235,12 @@ def das_dennis(n: int, partitions: int) -> FloatArray:
                 yield (first, *rest)
 
     if n < 1 or partitions < 1:
-        raise PreferenceError(f"a grid needs at least 1 objective and 1 partition, got {n} and {partitions}")
+        raise PreferenceError(
+            f"a grid needs at least 1 objective and 1 partition, got {n} and {partitions}",
+            argument="n" if n < 1 else "partitions",
+            value=n if n < 1 else partitions,
+            allowed="at least 1",
+        )
     return np.asarray(list(compositions(partitions, n)), dtype=np.float64) / partitions
 
 

@@ -248,7 +248,8 @@ def test_a_view_of_an_adapter(hoe_llama):
     assert (adapter.router_names, adapter.router_preferences.tolist()) == (["r0"], [[0.25, 0.75]])
     assert (adapter.trained.tolist(), adapter.default.tolist(), adapter.votes()) == ([True], [0.5, 0.5], [[1, 2]])
     assert adapter.describe()["routers"][0]["trained"]
-    with pytest.raises(PreferenceError, match="no HoE adapter 'nobody'"):
+    with pytest.raises(PreferenceError, match="no HoE adapter 'nobody'") as caught:
         peft_hoe.tuner.functional.adapter_of(model, "nobody")
+    assert (caught.value.value, caught.value.allowed) == ("nobody", ["default"])
     with pytest.raises(PreferenceError, match="no HoE adapter"):
         peft_hoe.tuner.functional.adapter_of(nn.Linear(1, 1))

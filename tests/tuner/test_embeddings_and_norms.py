@@ -193,8 +193,9 @@ def test_merging_is_exact_and_a_tied_pair_stays_tied(adapted, tokens, tie, tmp_p
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.merge_adapter()
     torch.testing.assert_close(logits(model, tokens), wanted, **EXACT)
-    with pytest.raises(ValueError, match="is merged at"):
+    with pytest.raises(ValueError, match="is merged at") as caught:
         logits(model, tokens, preference=[1, 0])
+    assert (caught.value.value, caught.value.allowed) == ([[1.0, 0.0]], [0.7, 0.3])
     model.unmerge_adapter()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], **EXACT)

@@ -278,8 +278,9 @@ def test_injecting_again_under_the_same_name(hoe_llama, config, tokens):
 def test_after_unloading_there_is_nothing_to_steer(hoe_llama):
     model = hoe_llama()
     model.unload()
-    with pytest.raises(PreferenceError, match="no HoE adapter is active"):
+    with pytest.raises(PreferenceError, match="no HoE adapter is active") as caught:
         model.set_preference([1, 0])
+    assert caught.value.allowed == []
 
 
 def test_two_models_in_one_wrapper_must_be_told_apart(hoe_llama):

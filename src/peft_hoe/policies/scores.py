@@ -27,12 +27,16 @@ class Scores:
         if normalizer is not None and normalizer.objectives != self.rewards.objectives:
             raise RewardError(
                 f"the normalizer is for {list(normalizer.objectives)}, but the rewards are for "
-                f"{list(self.rewards.objectives)}; measure its payoff table with the same objectives, in the same order"
+                f"{list(self.rewards.objectives)}; measure its payoff table with the same objectives, in the same order",
+                argument="normalizer",
+                value=list(normalizer.objectives),
+                allowed=list(self.rewards.objectives),
             )
         if self.rewards.needs_tokens:
             raise RewardError(
                 "a reward is a bare module that reads the policy's tokens, which GRPOTrainer does not pass on; wrap it as "
-                "ClassifierReward(model, tokenizer)"
+                "ClassifierReward(model, tokenizer)",
+                argument="rewards",
             )
         self.preference = parse_preference(preference, self.rewards.objectives)
         self.normalizer = normalizer
@@ -64,4 +68,6 @@ def _objective_names(
         return normalizer.objectives
     if isinstance(sources, Mapping):
         return [name for key in sources for name in ([key] if isinstance(key, str) else key)]
-    raise RewardError("the objectives have no names; give objectives=[...], or rewards as {objective: reward}")
+    raise RewardError(
+        "the objectives have no names; give objectives=[...], or rewards as {objective: reward}", argument="objectives"
+    )

@@ -72,7 +72,10 @@ def policy_gradient_config(
     if prompts < 1 or samples < 2:
         raise HoEError(
             f"an update has {prompts} prompts and {samples} samples of each; it needs at least 1 prompt, and 2 samples for "
-            "a baseline"
+            "a baseline",
+            argument="prompts" if prompts < 1 else "samples",
+            value=prompts if prompts < 1 else samples,
+            allowed="at least 1" if prompts < 1 else "at least 2",
         )
     batch = {"per_device_train_batch_size": prompts * samples, "num_generations": samples}
     return GRPOConfig(output_dir=os.fspath(output_dir), **{**plain, **batch, **settings})
@@ -145,7 +148,9 @@ def train_policy(
     check_prompts(dataset, processing_class)
     if "prompt" not in dataset.column_names:
         raise HoEError(
-            f"the dataset's columns are {dataset.column_names}; GRPOTrainer needs `prompt`, text or chat messages"
+            f"the dataset's columns are {dataset.column_names}; GRPOTrainer needs `prompt`, text or chat messages",
+            argument="train_dataset",
+            value=dataset.column_names,
         )
     scores.columns = [name for name in dataset.column_names if name != "prompt"]
     args.reward_weights = scores.preference.tolist()
@@ -189,7 +194,11 @@ class _Lines(TrainerCallback):
 
 def _check_arguments(args: Any) -> None:
     if not isinstance(args, GRPOConfig):
-        raise HoEError(f"args is a {type(args).__name__}; use policy_gradient_config(...) or a GRPOConfig")
+        raise HoEError(
+            f"args is a {type(args).__name__}; use policy_gradient_config(...) or a GRPOConfig",
+            argument="args",
+            value=type(args).__name__,
+        )
     if args.reward_weights is not None:
         raise HoEError(
             f"args.reward_weights is {args.reward_weights}; leave it out, the preference weights the rewards",
@@ -223,7 +232,11 @@ def _check_stops(args: Any, stops: Sequence[str]) -> None:
 def _empty_folder(output_dir: Any) -> Path:
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HoEError(f"{folder} exists and is not an empty folder; name another output_dir, or remove it yourself")
+        raise HoEError(
+            f"{folder} exists and is not an empty folder; name another output_dir, or remove it yourself",
+            argument="output_dir",
+            value=str(folder),
+        )
     return folder
 
 

@@ -61,7 +61,9 @@ def check_root(model: nn.Module) -> None:
     if size is not None and size > 1:
         raise ModuleError(
             f"{type(model).__name__} is split over {size} processes by a tensor-parallel plan, which HoE does not support; "
-            "load it without tp_plan"
+            "load it without tp_plan",
+            argument="tp_plan",
+            value=size,
         )
 
 

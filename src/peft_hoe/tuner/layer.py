@@ -343,7 +343,10 @@ class HoELayer(BaseTunerLayer):
             if wanted is not None and not np.allclose(wanted.preferences, preference, rtol=0, atol=1e-9):
                 raise PreferenceError(
                     f"adapter {adapter!r} is merged at {preference.tolist()}, but {wanted.preferences.tolist()} is asked for; "
-                    "call unmerge_adapter() first, or merge_and_unload() for a model of its own"
+                    "call unmerge_adapter() first, or merge_and_unload() for a model of its own",
+                    argument="preference",
+                    value=wanted.preferences.tolist(),
+                    allowed=preference.tolist(),
                 )
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -183,7 +183,10 @@ class HoELinear(nn.Module, ExpertMixture):
             return
         raise StaticMergeError(
             f"{self.module_name} cannot be merged: {reason}, and adding to it would lose or change the adapter. Keep it "
-            "unmerged, or load the base with plain weights"
+            "unmerged, or load the base with plain weights",
+            module=self.module_name,
+            value=(tuple(weight.shape), weight.dtype),
+            allowed=(shape, "a floating dtype of 2 bytes or more"),
         )
 
     def __repr__(self) -> str:

@@ -132,7 +132,8 @@ class RootHooks:
         if self._batching is None and self.steering.blocks_open:
             raise PreferenceError(
                 "continuous batching runs in a thread of its own, which does not see use_preference blocks; call "
-                "generate_batch of the PeftModel, or set_preference before"
+                "generate_batch of the PeftModel, or set_preference before",
+                argument="preference",
             )
         return self.steering.plan_for() if self._batching is None else self._batching
 

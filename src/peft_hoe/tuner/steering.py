@@ -70,7 +70,9 @@ class Steering:
         if found is None:
             raise PreferenceError(
                 f"{type(model).__name__} has no HoE adapter; make one with peft.get_peft_model(model, "
-                "HoEConfig(...)) or load one with PeftModel.from_pretrained"
+                "HoEConfig(...)) or load one with PeftModel.from_pretrained",
+                argument="model",
+                value=type(model).__name__,
             )
         return found
 
@@ -84,7 +86,9 @@ class Steering:
         found = {id(steering): steering for steering in map(_steering_of, model.modules()) if steering is not None}
         if len(found) > 1:
             raise PreferenceError(
-                f"{type(model).__name__} holds {len(found)} models with HoE adapters of their own; pass the one you mean"
+                f"{type(model).__name__} holds {len(found)} models with HoE adapters of their own; pass the one you mean",
+                argument="model",
+                value=type(model).__name__,
             )
         return next(iter(found.values()), None)
 
@@ -153,7 +157,12 @@ class Steering:
         name = self.adapter_named(adapter)
         preference = self._in_block().preferences.get(name, self.adapters[name].default)
         if preference.ndim > 1:
-            raise PreferenceError("the open use_preference block has one preference per row, not a single one")
+            raise PreferenceError(
+                "the open use_preference block has one preference per row, not a single one",
+                argument="preference",
+                value=preference.tolist(),
+                allowed="one preference",
+            )
         return preference
 
     def active_adapter(self) -> str:
@@ -168,13 +177,23 @@ class Steering:
         """
         name = self.active_adapter() if name is None else name
         if name not in self.adapters:
-            raise PreferenceError(f"there is no HoE adapter {name!r}; the adapters are {list(self.adapters)}")
+            raise PreferenceError(
+                f"there is no HoE adapter {name!r}; the adapters are {list(self.adapters)}",
+                argument="adapter_name",
+                value=name,
+                allowed=list(self.adapters),
+            )
         return name
 
     def _active_names(self) -> list[str]:
         active = [name for name in self.active if name in self.adapters]
         if not active:
-            raise PreferenceError(f"no HoE adapter is active; activate one of {list(self.adapters)} with set_adapter")
+            raise PreferenceError(
+                f"no HoE adapter is active; activate one of {list(self.adapters)} with set_adapter",
+                argument="adapter_name",
+                value=list(self.active),
+                allowed=list(self.adapters),
+            )
         return active
 
     # -- from what a user wrote to a plan ---
@@ -200,7 +219,12 @@ class Steering:
         if isinstance(value, Mapping) and value and all(_holds_numbers(item) for item in value.values()):
             unknown = [name for name in value if name not in self.adapters]
             if unknown:
-                raise PreferenceError(f"there is no HoE adapter {unknown}; the adapters are {list(self.adapters)}")
+                raise PreferenceError(
+                    f"there is no HoE adapter {unknown}; the adapters are {list(self.adapters)}",
+                    argument="preference",
+                    value=unknown,
+                    allowed=list(self.adapters),
+                )
             named = dict(value)
         else:
             named = dict.fromkeys(self._active_names(), value)
@@ -212,7 +236,9 @@ class Steering:
         except PreferenceError as error:
             if len(self.adapters) == 1:
                 raise
-            raise PreferenceError(f"adapter {adapter!r}: {error}") from None
+            raise PreferenceError(
+                f"adapter {adapter!r}: {error}", argument=error.argument, value=error.value, allowed=error.allowed
+            ) from None
 
     def mergeable_plan(self, adapter: str) -> AdapterPlan:
         """The plan that merging bakes in at the current preference; its votes are those of a module, whatever it reads.

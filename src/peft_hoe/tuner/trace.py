@@ -194,7 +194,11 @@ def trace_routing(
     whole: Any = model
     root = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     if getattr(getattr(root, "config", None), "is_encoder_decoder", False):
-        raise HoEError(f"{type(root).__name__} has an encoder; a trace is of one text, of a decoder-only model")
+        raise HoEError(
+            f"{type(root).__name__} has an encoder; a trace is of one text, of a decoder-only model",
+            argument="model",
+            value=type(root).__name__,
+        )
     adapter = adapter_of(model, adapter_name)
     trace = RoutingTrace(adapter, modules)
     votes: dict[str, Tensor] = {}
