@@ -52,7 +52,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_base(seed: int = 0) -> LlamaForCausalLM:
+def make_base(seed: int = 0, *, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(WORDS),
@@ -66,11 +66,14 @@ def make_base(seed: int = 0) -> LlamaForCausalLM:
         eos_token_id=2,
         pad_token_id=0,
         initializer_range=0.3,
+        tie_word_embeddings=tied,
     )
     return LlamaForCausalLM(config).eval()
 
 
-def make_policy(*, routers: Sequence[Any] = ([0.25, 0.75], [0.75, 0.25]), seed: int = 0, **changes: Any) -> PeftModel:
+def make_policy(
+    *, routers: Sequence[Any] = ([0.25, 0.75], [0.75, 0.25]), seed: int = 0, tied: bool = False, **changes: Any
+) -> PeftModel:
     """Experts with random weights, so that each has tastes of its own; routers as they start."""
     config = HoEConfig(
         objectives=["low", "high"],
@@ -80,10 +83,10 @@ def make_policy(*, routers: Sequence[Any] = ([0.25, 0.75], [0.75, 0.25]), seed: 
         task_type="CAUSAL_LM",
         **changes,
     )
-    model = get_peft_model(make_base(seed), config)
+    model = get_peft_model(make_base(seed, tied=tied), config)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
-        if "hoe_A" in name or "hoe_B" in name:
+        if "hoe_A" in name or "hoe_B" in name or "hoe_norm" in name:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 

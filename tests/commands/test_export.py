@@ -66,7 +66,8 @@ def test_a_grid_and_a_dense_checkpoint(adapter, capsys):
         (["--preference", "1,0", "--dry-run"], "--dry-run cannot be used here"),
         (["--grid", "0.5", "--merged", "base"], "--merged cannot be used here"),
         (["--preference", "1,0", "--merged", "base", "--even"], "--even cannot be used here"),
-        (["--preference", "1,0", "--base", "base"], "--base cannot be used here"),
+        (["--preference", "1,0", "--base", "base"], "nothing of it would be read"),
+        (["--preference", "1,0", "--merged", "base", "--base", "base"], "--base cannot be used here"),
         (["--grid", "0.5", "--format", "gguf"], "--grid cannot be used here"),
         (["--experts"], "--experts cannot be used here"),
         (["--experts", "--format", "gguf", "--rank", "2"], "--rank cannot be used here"),
@@ -92,3 +93,23 @@ def test_files_for_llama_cpp(adapter, capsys):
     )
     assert "rank 2" in capsys.readouterr().out
     assert (adapter / "one" / "lora.gguf").is_file()
+
+
+def test_experts_of_embeddings_and_norms_need_the_base(toys, tmp_path, capsys):
+    toys.make_base().save_pretrained(tmp_path / "base")
+    model = toys.make_policy(target_embeddings=["embed_tokens"], target_norms=["norm"])
+    model.save_pretrained(tmp_path / "hoe")
+    command = ["export", str(tmp_path / "hoe"), "--preference", "0.6,0.4", "--output", str(tmp_path / "lora")]
+    assert main(command) == 2
+    assert "names no base model; give it as base= (--base)" in capsys.readouterr().err
+    assert main([*command, "--base", str(tmp_path / "base")]) == 0
+    assert "15 modules and 1 norm," in capsys.readouterr().out
+    assert (
+        main([*command[:2], "--grid", "0.5", *command[4:5], str(tmp_path / "atlas"), "--base", str(tmp_path / "base")])
+        == 0
+    )
+    ids = torch.tensor([[1, 5, 9, 20]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, preference=[0.5, 0.5]).logits
+        lora = PeftModel.from_pretrained(toys.make_base(), tmp_path / "atlas" / "0.5,0.5")
+        torch.testing.assert_close(lora(input_ids=ids).logits, expected, atol=1e-4, rtol=0)

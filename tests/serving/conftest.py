@@ -41,8 +41,8 @@ def ids() -> torch.Tensor:
 def as_lora(toys: Any) -> Callable[..., Any]:
     """Logits of the toy's base under an exported LoRA, as PEFT alone computes them, in float64."""
 
-    def logits(directory: Any, ids: torch.Tensor) -> torch.Tensor:
-        base = toys.make_base().double()
+    def logits(directory: Any, ids: torch.Tensor, *, tied: bool = False) -> torch.Tensor:
+        base = toys.make_base(tied=tied).double()
         return PeftModel.from_pretrained(base, directory, autocast_adapter_dtype=False).double()(input_ids=ids).logits
 
     return logits

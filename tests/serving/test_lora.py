@@ -31,10 +31,9 @@ WITHOUT_US = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-base, loras = sys.argv[1], sys.argv[2:]
-ids = torch.load(base + "/ids.pt")
-for lora in loras:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+ids = torch.load(sys.argv[1])
+for lora in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(lora + "/../base", dtype=torch.float64)
     model = PeftModel.from_pretrained(model, lora, autocast_adapter_dtype=False).double()
     with torch.no_grad():
         torch.save(model(input_ids=ids).logits, lora + "/logits.pt")
@@ -44,17 +43,26 @@ assert "peft_hoe" not in sys.modules
 
 @pytest.mark.slow
 def test_it_loads_without_this_package_and_gives_the_same_logits(steerable, toys, ids, tmp_path):
-    toys.make_base().double().save_pretrained(tmp_path / "base")
-    torch.save(ids, tmp_path / "base" / "ids.pt")
+    torch.save(ids, tmp_path / "ids.pt")
     wanted = {}
-    for interpolation in ("linear", "norm"):
-        model = steerable(interpolation=interpolation)
+    everywhere = {"target_embeddings": ["embed_tokens", "lm_head"], "target_norms": ["input_layernorm", "norm"]}
+    kinds = {
+        "linear": {},
+        "norm": {"interpolation": "norm"},
+        "everywhere": everywhere,
+        "tied": {**everywhere, "tied": True},
+    }
+    for kind, settings in kinds.items():
+        model = steerable(**settings)
+        toys.make_base(tied=kind == "tied").double().save_pretrained(tmp_path / kind / "base")
         for number, preference in enumerate(GRID):
-            folder = str(tmp_path / f"{interpolation} {number}")
+            folder = str(tmp_path / kind / str(number))
             assert model.export_lora(preference, folder).lost == 0
             with torch.no_grad():
                 wanted[folder] = model(input_ids=ids, preference=preference).logits
-    subprocess.run([sys.executable, "-c", WITHOUT_US, str(tmp_path / "base"), *wanted], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_US, str(tmp_path / "ids.pt"), *wanted], check=True, capture_output=True
+    )
     for folder, expected in wanted.items():
         torch.testing.assert_close(torch.load(f"{folder}/logits.pt"), expected, **EXACT)
 

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from peft_hoe import ExpertError, HoEConfig, HoEError, HoELayer, RouterSpec, StaticMergeError
+from peft_hoe import ExpertError, HoEConfig, HoELayer, RouterSpec, StaticMergeError
 from peft_hoe.errors import ModuleError
 from peft_hoe.tuner.embedding import HoEEmbedding, HoEHead, TiedHead
 from peft_hoe.tuner.functional import adapter_of, record_votes
@@ -253,17 +253,6 @@ def test_saved_and_loaded(adapted, llama, tied, tokens, tmp_path, tie, low_memor
         torch.testing.assert_close(
             logits(loaded, tokens, preference=preference), logits(model, tokens, preference=preference), **EXACT
         )
-
-
-def test_an_export_as_lora_is_refused_by_name(adapted, tmp_path):
-    from peft_hoe.serving import export_lora
-
-    model = adapted()
-    model.save_pretrained(tmp_path / "adapter")
-    for source in (model, tmp_path / "adapter"):
-        with pytest.raises(HoEError, match=r"experts of \['embed_tokens', 'lm_head', .*merge_and_unload"):
-            export_lora(source, [0.5, 0.5], tmp_path / "lora")
-    assert not (tmp_path / "lora").exists()
 
 
 def test_the_base_is_not_saved_with_it(adapted, tmp_path):

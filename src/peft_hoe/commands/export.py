@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", metavar="FILE", help="text (a prompt a line), JSON or JSON lines, to calibrate trained routers on")
     add(
         "--base",
-        help="the base model, to run --prompts, and its config for --format gguf; default what the adapter names",
+        help="the base model, to run --prompts, for --format gguf, and for experts of embeddings and norms; default what the "
+        "adapter names",
     )
     add("--dry-run", action="store_true", help="with --grid: tell the size only")
     add("--overwrite", action="store_true", help="replace an adapter in the output directory")
@@ -59,16 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "gguf":
         _export_gguf(arguments, source, options)
         return 0
-    options["even"] = arguments.even
+    if arguments.merged is not None:
+        preference = read_preference(arguments.preference)
+        print(export_merged(source, preference, arguments.merged, arguments.output, **options).table())
+        return 0
+    options |= {"even": arguments.even, "base": arguments.base if arguments.prompts is None else None}
     if arguments.grid is not None:
         export_atlas(source, arguments.grid, arguments.output, tell=print, dry_run=arguments.dry_run, **options)
         return 0
     preference = read_preference(arguments.preference)
-    if arguments.merged is not None:
-        report = export_merged(source, preference, arguments.merged, arguments.output, **options)
-    else:
-        report = export_lora(source, preference, arguments.output, overwrite=arguments.overwrite, **options)
-    print(report.table())
+    print(export_lora(source, preference, arguments.output, overwrite=arguments.overwrite, **options).table())
     return 0
 
 
@@ -103,8 +104,9 @@ def _check(arguments: argparse.Namespace) -> None:
         and (gguf or arguments.merged is not None)
         and "it goes with LoRAs, and GGUF files are even",
         "--base": arguments.base is not None
-        and not (gguf or arguments.prompts is not None)
-        and "it goes with --prompts or --format gguf",
+        and arguments.merged is not None
+        and arguments.prompts is None
+        and "--merged names the base",
         "--rank": arguments.rank is not None and arguments.experts and "experts are written as they are",
         "--prompts": arguments.prompts is not None and arguments.experts and "experts are written as they are",
         "--overwrite": arguments.overwrite

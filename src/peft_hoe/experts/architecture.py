@@ -127,7 +127,7 @@ def read_architecture(
     Raises:
         CheckpointError: the config is missing or of an unknown architecture, or a target is missing or not linear.
     """
-    model, task = _empty_model(directory, task_type)
+    model, task = empty_model(directory, task_type)
     output = model.get_output_embeddings()
     heads = _find_heads(model, task)
     targets = [
@@ -161,7 +161,16 @@ def read_architecture(
     )
 
 
-def _empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | None]:
+def empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | None]:
+    """The model of a directory's config on the meta device, without a weight, and PEFT's name of what it does.
+
+    Args:
+        directory: holds config.json.
+        task_type: overrides the class that the config names.
+
+    Raises:
+        CheckpointError: the config is missing or of an unknown architecture.
+    """
     if task_type is not None and task_type not in AUTO_CLASSES:
         raise CheckpointError(f"task_type is {task_type!r}; allowed are {sorted(AUTO_CLASSES)}")
     try:

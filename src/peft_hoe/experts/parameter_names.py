@@ -37,6 +37,10 @@ class ParameterNames:
         """A name as it is, without, and with the prefix: headed and headless classes save differently."""
         return name, name.removeprefix(f"{self.prefix}."), f"{self.prefix}.{name}"
 
+    def share(self, name: str, other: str) -> bool:
+        """Whether two parameters are one."""
+        return self.tied.get(name, name) == self.tied.get(other, other)
+
     def locate(self, names: Iterable[str]) -> dict[str, str]:
         """Where the tensors of a file belong: `{parameter name: name in the file}`.
 

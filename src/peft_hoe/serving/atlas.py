@@ -17,7 +17,7 @@ from ..errors import HoEError
 from ..files import ADAPTER_CONFIG
 from ..output_directory import check_output, complete_directory
 from .export_report import ExportReport, size
-from .lora import open_source
+from .lora import open_source, refuse_unread
 from .lora_exporter import LoraExporter
 from .preference_grid import PreferenceGrid
 
@@ -54,6 +54,7 @@ def export_atlas(
     prompts: Sequence[Any] | None = None,
     tokenizer: Any = None,
     adapter_name: str | None = None,
+    base: str | os.PathLike[str] | None = None,
     dry_run: bool = False,
     tell: Callable[[str], Any] = lambda line: None,
 ) -> list[ExportReport]:
@@ -70,6 +71,7 @@ def export_atlas(
         prompts: as for `export_lora`.
         tokenizer: as for `export_lora`.
         adapter_name: as for `export_lora`.
+        base: as for `export_lora`.
         dry_run: only tell the size.
         tell: is told the number and size of the LoRAs before the first is written.
 
@@ -77,7 +79,8 @@ def export_atlas(
         HoEError: the disk has no room for it, or what `export_lora` raises.
     """
     directory = Path(output)
-    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name)
+    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, base)
+    refuse_unread(adapter, base)
     check_output(directory, overwrite=False)
     exporter = LoraExporter(adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration)
     grid = PreferenceGrid(adapter.objectives, step)

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HoEError, StaticMergeError
+from ..tuner.embedding import HoEEmbedding
 from ..tuner.functional import record_votes, use_preference
 from ..tuner.layer import HoELayer
+from ..tuner.norm import HoENorm
 from ..tuner.steering import Steering
 
 
@@ -81,18 +83,21 @@ class Calibration:
         return {module: total / counts[module] for module, total in sums.items()}
 
     @torch.no_grad()
-    def difference(self, preference: Sequence[float], factors: Mapping[str, tuple[Tensor, Tensor]]) -> Difference:
-        """Compare the routed model at a preference `(N,)` with its base under LoRA factors.
+    def difference(
+        self, preference: Sequence[float], factors: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, Tensor]
+    ) -> Difference:
+        """Compare the routed model at a preference `(N,)` with its base under an exported LoRA.
 
         Args:
             preference: of the routed model.
             factors: A `(r, d_in)` and B `(d_out, r)` by module.
+            norms: weights and biases `(d,)` that are saved whole, by parameter.
         """
         tokens, kl, same, largest = 0, 0.0, 0, 0.0
         for ids in self.prompts:
             with self._routed(preference):
                 routed = self._log_probabilities(ids)
-            with self._frozen(factors):
+            with self._frozen(factors, norms):
                 frozen = self._log_probabilities(ids)
             tokens += len(routed)
             kl += float((routed.exp() * (routed - frozen)).sum())
@@ -110,14 +115,18 @@ class Calibration:
         return F.log_softmax(logits.double().flatten(0, -2), dim=-1)
 
     @contextmanager
-    def _frozen(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-        """The base model plus B A in every module, as an engine with the exported LoRA computes it."""
-        hooks = []
+    def _frozen(self, factors: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, Tensor]) -> Iterator[None]:
+        """The base model plus B A in every module, and with these norms, as PEFT with the exported LoRA computes it."""
+        hooks: list[Any] = []
         try:
-            for layer in self._layers:
+            for module in self._layers:
+                layer: Any = module
                 layer.enable_adapters(False)
-                a, b = factors[layer.module_name]
-                hooks.append(layer.register_forward_hook(_adding(a, b)))  # type: ignore[attr-defined]
+                if isinstance(layer, HoENorm):
+                    hooks.append(layer.register_forward_hook(_replacing(layer, norms), with_kwargs=True))
+                else:
+                    add = _looking_up if isinstance(layer, HoEEmbedding) else _adding
+                    hooks.append(layer.register_forward_hook(add(*factors[layer.module_name])))
             yield
         finally:
             for hook in hooks:
@@ -144,3 +153,21 @@ def _adding(a: Tensor, b: Tensor) -> Any:
         return output + F.linear(inner, b.to(output.device)).to(output.dtype)
 
     return add
+
+
+def _looking_up(a: Tensor, b: Tensor) -> Any:
+    def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        delta = F.linear(F.embedding(args[0], a.T.to(output.device)), b.to(output.device))
+        return output + (delta * getattr(module.get_base_layer(), "embed_scale", 1.0)).to(output.dtype)
+
+    return add
+
+
+def _replacing(layer: HoENorm, norms: Mapping[str, Tensor]) -> Any:
+    own = layer.parameters_before_merging()
+    whole = {name: norms[f"{layer.module_name}.{name}"].to(tensor.device, tensor.dtype) for name, tensor in own.items()}
+
+    def replace(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
+        return torch.func.functional_call(layer.get_base_layer(), whole, args, kwargs)
+
+    return replace

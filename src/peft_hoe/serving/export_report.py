@@ -22,7 +22,8 @@ class ExportReport:
         experts: `{name: weight}` of the experts and routers that the preference leads to.
         trained_routers: names of those that would vote by the input here.
         routers: what became of their votes.
-        modules: number of adapted modules.
+        modules: number of modules with a LoRA.
+        norms: number of norms that are saved whole.
         rank: the largest of a module.
         even: whether all modules have that rank, so that engines need not read `rank_pattern`.
         dtype: of the weights.
@@ -41,6 +42,7 @@ class ExportReport:
     trained_routers: list[str]
     routers: str
     modules: int
+    norms: int
     rank: int
     even: bool
     dtype: str
@@ -66,8 +68,9 @@ class ExportReport:
             lines.append(f"{'routers:':<12}{', '.join(self.trained_routers)}: {self.routers}")
         exact = "exact" if self.lost == 0 else f"off by {self.lost:.2%} of its norm (worst module {self.most_lost:.2%})"
         ranks = f"rank {self.rank}" if self.even else f"ranks up to {self.rank}"
+        norms = f" and {self.norms} norm{'s' if self.norms > 1 else ''}" if self.norms else ""
         lines.append(
-            f"{'LoRA:':<12}{self.modules} modules, {ranks}, {self.dtype}, {size(self.bytes)}, {exact} -> {self.output}"
+            f"{'LoRA:':<12}{self.modules} modules{norms}, {ranks}, {self.dtype}, {size(self.bytes)}, {exact} -> {self.output}"
         )
         if self.logits is not None:
             lines.append(

@@ -68,6 +68,8 @@ class FrozenVotes:
         starts = np.cumsum([0, *map(len, members)])
         by_module = {}
         for module in source.modules:
+            if config.votes_statically(module):
+                continue
             bias, votes = source.router_bias(module).double(), self.shared.clone()
             for name, weight in self.modular.items():
                 r = config.router_names.index(name)

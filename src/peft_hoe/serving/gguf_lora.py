@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from ..errors import CheckpointError, HoEError, check_choice
 from ..output_directory import check_output, complete_directory
+from .engine_limits import refuse_apart
 from .export_report import ExportReport
 from .lora import open_source
 from .lora_exporter import LoraExporter
@@ -77,7 +78,7 @@ def export_gguf(
     """
     check_choice("dtype", dtype, list(DTYPES))
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name)
-    _check_whole(adapter)
+    _check_linear(adapter)
     check_output(Path(output), overwrite=False)
     naming = GGUFNaming.of(base)
     exporter = LoraExporter(
@@ -87,7 +88,7 @@ def export_gguf(
     factors = exporter.factors(votes)
     with complete_directory(Path(output)) as building:
         write_gguf_lora(building / "lora.gguf", naming, factors)
-        report = exporter.report(votes, factors, Path(output))
+        report = exporter.report(votes, factors, {}, Path(output))
         report.save(building / "export_report.json")
     return report
 
@@ -119,7 +120,7 @@ def export_gguf_experts(
     """
     check_choice("dtype", dtype, list(DTYPES))
     adapter, _ = open_source(source, None, None, adapter_name)
-    _check_whole(adapter)
+    _check_linear(adapter)
     check_output(Path(output), overwrite=False)
     naming = GGUFNaming.of(base)
     names = adapter.config.expert_names
@@ -132,12 +133,13 @@ def export_gguf_experts(
     return [Path(output) / file for file in files]
 
 
-def _check_whole(adapter: AdapterSource) -> None:
+def _check_linear(adapter: AdapterSource) -> None:
     if adapter.config.modules_to_save:
         raise CheckpointError(
             f"{adapter.label} saves {sorted(adapter.config.modules_to_save)} whole, which a GGUF LoRA cannot hold; merge it "
             "into its base (--merged), and convert that"
         )
+    refuse_apart(adapter, "GGUF LoRAs are written of linear modules alone")
 
 
 def _expert(adapter: AdapterSource, index: int, dtype: torch.dtype) -> dict[str, LoraFactors]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from ..errors import HoEError, StaticMergeError
 from ..rewards.url import post, shown
+from .engine_limits import refuse_apart
 from .frozen_votes import freeze
 from .lora import open_source
 from .lora_factors import lora_factors
@@ -68,6 +69,7 @@ def expert_scales(
         StaticMergeError: trained routers vote.
     """
     adapter, _ = open_source(source, None, None, adapter_name)
+    refuse_apart(adapter, "GGUF LoRAs are written of linear modules alone")
     votes = freeze(adapter.config, preference, routers)
     voting = [*votes.trained, *votes.modular]
     if voting and routers == "keep":

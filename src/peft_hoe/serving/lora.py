@@ -1,7 +1,7 @@
 """Export: a preference becomes an ordinary PEFT LoRA, exactly, that any engine can serve.
 
-Nothing of this package is needed to load the result. The base model is not read: the factors of the selected experts stand one
-after the other, weighted by their votes (`lora_factors.py`).
+Nothing of this package is needed to load the result. The factors of the selected experts stand one after the other, weighted by
+their votes (`lora_factors.py`). The base model is not read, unless experts of embeddings or norms are in it (`base_parts.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import StaticMergeError
+from ..errors import HoEError, StaticMergeError
 from ..output_directory import check_output, complete_directory
 from .calibration import Calibration
 from .export_report import ExportReport
@@ -34,12 +34,14 @@ def export_lora(
     prompts: Sequence[Any] | None = None,
     tokenizer: Any = None,
     adapter_name: str | None = None,
+    base: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a preference of a HoE adapter as an ordinary PEFT LoRA.
 
     The LoRA computes the same as the adapter at that preference: it is the experts' factors, not an approximation of them.
     Where a trained router votes by the input, its votes have to be frozen first; `routers` and `prompts` say how.
+    Experts of embeddings and heads are LoRAs there too. Norms are saved whole (`modules_to_save`), the base's with the deltas.
 
     Args:
         source: the adapter's directory or Hub id, or a model that carries it.
@@ -53,6 +55,8 @@ def export_lora(
         prompts: texts or lists of chat messages, for "keep" and to measure the difference in logits; they need a model.
         tokenizer: the model's, with `prompts`.
         adapter_name: of a model's adapter; default the first active one.
+        base: directory or Hub id of the base, for an adapter's directory with experts of embeddings or norms: which heads are
+            tied, and what norms weigh. Default what the adapter names.
         overwrite: replace an adapter that is there.
 
     Raises:
@@ -68,7 +72,8 @@ def export_lora(
     >>> _ = PeftModel.from_pretrained(demo.load_base(), "lora")  # an ordinary LoRA
     """
     directory = Path(output)
-    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name)
+    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, base)
+    refuse_unread(adapter, base)
     check_output(directory, overwrite, [] if adapter.directory is None else [adapter.directory], replaces="LORA")
     exporter = LoraExporter(adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration)
     with complete_directory(directory) as building:
@@ -77,14 +82,25 @@ def export_lora(
 
 
 def open_source(
-    source: nn.Module | str | os.PathLike[str], prompts: Sequence[Any] | None, tokenizer: Any, adapter_name: str | None
+    source: nn.Module | str | os.PathLike[str],
+    prompts: Sequence[Any] | None,
+    tokenizer: Any,
+    adapter_name: str | None,
+    base: str | os.PathLike[str] | None = None,
 ) -> tuple[AdapterSource, Calibration | None]:
     """The adapter, and what its routers are calibrated on.
 
     Raises:
         StaticMergeError: prompts were given without a model.
+        HoEError: `base` was given with a model.
     """
     if isinstance(source, nn.Module):
+        if base is not None:
+            raise HoEError(
+                f"base is {os.fspath(base)!r}, but the model that is exported has its base; leave it out",
+                argument="base",
+                value=os.fspath(base),
+            )
         adapter = adapter_from_model(source, adapter_name)
         return adapter, None if prompts is None else Calibration(source, tokenizer, prompts, adapter.name)
     if prompts is not None or adapter_name is not None:
@@ -92,4 +108,19 @@ def open_source(
             f"prompts and adapter_name need a model, but {os.fspath(source)!r} is a directory or Hub id; load it with "
             "PeftModel.from_pretrained and export the model"
         )
-    return adapter_from_files(source), None
+    return adapter_from_files(source, base), None
+
+
+def refuse_unread(adapter: AdapterSource, base: str | os.PathLike[str] | None) -> None:
+    """Refuse a base that nothing would be read of.
+
+    Raises:
+        HoEError: the adapter has experts of linear modules alone.
+    """
+    if base is not None and not adapter.apart:
+        raise HoEError(
+            f"base is {os.fspath(base)!r}, but nothing of it would be read: {adapter.label} has experts of linear modules "
+            "alone; leave it out",
+            argument="base",
+            value=os.fspath(base),
+        )

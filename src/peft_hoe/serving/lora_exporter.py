@@ -12,20 +12,18 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import HoEError, StaticMergeError
 from ..experts.options import DTYPES
 from ..files import ADAPTER_WEIGHTS
 from ..specs import checked_rank
 from .calibration import Calibration
+from .engine_limits import engine_notes
 from .export_report import REPORT_FILE, ExportReport
 from .frozen_votes import FrozenVotes, freeze
-from .lora_factors import LoraFactors, cut_error, lora_factors
+from .lora_factors import LoraFactors, lora_factors
 from .source import PREFIX, AdapterSource
-
-# What vLLM takes as --max-lora-rank (0.32 and 0.33).
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-VLLM_SAVED_WHOLE = ("classifier", "score")  # modules_to_save, of a classifier
 
 
 class LoraExporter:
@@ -82,9 +80,10 @@ class LoraExporter:
             PreferenceError: not a point of the simplex.
         """
         ranks = self._ranks(preference)
-        return sum(
+        factors = sum(
             ranks[module] * widths * (self.dtype or exact).itemsize for module, (widths, exact) in self._shapes.items()
         )
+        return factors + self._norm_bytes
 
     def rank_at(self, preference: Any) -> int:
         """The largest rank that the LoRA of a preference will have at most; no weights are read.
@@ -104,7 +103,7 @@ class LoraExporter:
         for module in self.source.modules:
             whole = sum(rank for j, rank in enumerate(self.source.ranks(module)) if j in reached)
             ranks[module] = min(max(1, whole), self.rank or max(1, whole))
-        return ranks
+        return ranks | {head: ranks[embedding] for head, embedding in self.source.base.tied_heads.items()}
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, torch.dtype]]:
@@ -113,35 +112,62 @@ class LoraExporter:
         for module in self.source.modules:
             a, b = self.source.factors(module)
             shapes[module] = (a.shape[1] + b.shape[0], torch.promote_types(a.dtype, torch.float32))
-        return shapes
+        return shapes | {head: shapes[embedding] for head, embedding in self.source.base.tied_heads.items()}
+
+    @cached_property
+    def _norm_bytes(self) -> int:
+        """The size of all norms with experts, which is the same at every preference."""
+        none = torch.zeros(len(self.source.config.expert_names), dtype=torch.float64)
+        return sum(tensor.nbytes for tensor in self.norms(none).values())
 
     def factors(self, votes: FrozenVotes) -> dict[str, LoraFactors]:
-        """The factors of every module at these votes."""
+        """The factors of every module at these votes, of heads that are tied to embeddings with experts too."""
         factors = {
             module: lora_factors(self.source, module, votes.of(module), rank=self.rank, dtype=self.dtype)
             for module in self.source.modules
         }
+        tied = self.source.base.tied_heads
+        factors |= {head: factors[embedding].transposed() for head, embedding in tied.items()}
         widest = max(each.rank for each in factors.values())
         return {module: each.widened(widest) for module, each in factors.items()} if self.even else factors
+
+    def norms(self, votes: Tensor) -> dict[str, Tensor]:
+        """The weights and biases `(d,)` of all norms with experts at votes `(L,)`, base plus deltas, by parameter.
+
+        Raises:
+            CheckpointError: the base lacks one.
+        """
+        found = {}
+        for module, parameters in self.source.base.norms.items():
+            for name, read in parameters.items():
+                delta, before = self.source.norm_deltas(module, name), read()
+                wide = torch.promote_types(torch.promote_types(before.dtype, delta.dtype), torch.float32)
+                found[f"{module}.{name}"] = before.to(wide) + votes.to(wide) @ delta.to(wide)
+        return found
 
     def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> ExportReport:
         """Write a LoRA into an existing directory; the report calls it `shown_as`."""
         votes = self.votes(preference)
         factors = self.factors(votes)
-        tensors = {PREFIX + key: tensor.contiguous() for key, tensor in self.source.whole_tensors()}
+        norms = self.norms(votes.shared)
+        tensors = {PREFIX + key: tensor.contiguous() for key, tensor in (*self.source.whole_tensors(), *norms.items())}
         for module, each in factors.items():
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = each.a
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = each.b
+            looks_up = module in self.source.base.embeddings  # PEFT has another name for these
+            for part, tensor in (("A", each.a), ("B", each.b)):
+                key = f"lora_embedding_{part}" if looks_up else f"lora_{part}.weight"
+                tensors[f"{PREFIX}{module}.{key}"] = tensor
         save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         ranks = {module: each.rank for module, each in factors.items()}
         lora_config(self.source, ranks).save_pretrained(str(directory))
-        report = self.report(votes, factors, directory if shown_as is None else shown_as)
-        report.notes += _engine_notes(report, self.source, factors)
+        report = self.report(votes, factors, norms, directory if shown_as is None else shown_as)
+        report.notes += engine_notes(report, self.source, factors)
         report.save(directory / REPORT_FILE)
         return report
 
-    def report(self, votes: FrozenVotes, factors: Mapping[str, LoraFactors], output: Path) -> ExportReport:
-        """What these factors are worth; with prompts the model runs on them."""
+    def report(
+        self, votes: FrozenVotes, factors: Mapping[str, LoraFactors], norms: Mapping[str, Tensor], output: Path
+    ) -> ExportReport:
+        """What these factors and norms are worth; with prompts the model runs on them."""
         source, route = self.source, votes.route
         norm, lost = (
             math.hypot(*(each.norm for each in factors.values())),
@@ -150,7 +176,7 @@ class LoraExporter:
         logits: dict[str, float] | None = None
         if self.calibration is not None:
             written = {module: (each.a, each.b) for module, each in factors.items()}
-            difference = asdict(self.calibration.difference(route.requested, written))
+            difference = asdict(self.calibration.difference(route.requested, written, norms))
             logits = {name: float(number) for name, number in difference.items()}
         return ExportReport(
             source=source.label,
@@ -161,10 +187,11 @@ class LoraExporter:
             trained_routers=list(votes.trained),
             routers=votes.method,
             modules=len(factors),
+            norms=len(source.base.norms),
             rank=max(each.rank for each in factors.values()),
             even=len({each.rank for each in factors.values()}) == 1,
             dtype=str(next(iter(factors.values())).a.dtype).removeprefix("torch."),
-            bytes=sum(each.bytes for each in factors.values()),
+            bytes=sum(each.bytes for each in factors.values()) + sum(norm.nbytes for norm in norms.values()),
             lost=lost / norm if norm else 0.0,
             most_lost=max(each.lost / each.norm if each.norm else 0.0 for each in factors.values()),
             logits=logits,
@@ -185,7 +212,7 @@ def lora_config(source: AdapterSource, ranks: Mapping[str, int]) -> LoraConfig:
         rank_pattern=patterns,
         alpha_pattern=dict(patterns),
         target_modules=sorted(ranks),
-        modules_to_save=config.modules_to_save,
+        modules_to_save=[*(config.modules_to_save or ()), *source.base.saved_whole()] or None,
         fan_in_fan_out=bool(config.fan_in_fan_out if source.stored_transposed is None else source.stored_transposed),
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
@@ -196,30 +223,6 @@ def lora_config(source: AdapterSource, ranks: Mapping[str, int]) -> LoraConfig:
 
 def _is_end(name: str, others: Mapping[str, int]) -> bool:
     return any(other.endswith(f".{name}") for other in others)
-
-
-def _engine_notes(report: ExportReport, source: AdapterSource, factors: Mapping[str, LoraFactors]) -> list[str]:
-    notes = []
-    limit = VLLM_RANKS[-1]
-    if report.rank > limit:
-        cost = math.hypot(*(cut_error(each, limit) for each in factors.values())) / (_norm(factors) or 1.0)
-        notes.append(
-            f"rank {report.rank} is above {limit}, the most that vLLM takes; --rank {limit} fits, and costs {cost:.2%} of the "
-            "delta's norm"
-        )
-    else:
-        allowed = next(rank for rank in VLLM_RANKS if rank >= report.rank)
-        notes.append(f"vLLM needs --max-lora-rank {allowed} or more")
-    if not report.even:
-        notes.append("modules differ in rank; an engine that does not read rank_pattern needs --even")
-    if saved := sorted(source.config.modules_to_save or ()):
-        taken = "as vLLM does" if set(saved) <= set(VLLM_SAVED_WHOLE) else "vLLM takes only classifier and score"
-        notes.append(f"{saved} are saved whole; PEFT loads them, {taken}")
-    return notes
-
-
-def _norm(factors: Mapping[str, LoraFactors]) -> float:
-    return math.hypot(*(each.norm for each in factors.values()))
 
 
 def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

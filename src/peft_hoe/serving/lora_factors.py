@@ -45,6 +45,10 @@ class LoraFactors:
         """Size of both factors."""
         return self.a.nbytes + self.b.nbytes
 
+    def transposed(self) -> LoraFactors:
+        """Those of the transposed delta: what experts of embeddings are in a head that is tied to them."""
+        return replace(self, a=self.b.T.contiguous(), b=self.a.T.contiguous())
+
     def widened(self, rank: int) -> LoraFactors:
         """The same delta at a larger rank, filled up with zeros."""
         missing = rank - self.rank

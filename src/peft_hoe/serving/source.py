@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..config import HoEConfig
-from ..errors import CheckpointError, HoEError
+from ..errors import CheckpointError
 from ..experts.checkpoints import Checkpoint, fetch
 from ..files import ADAPTER_CONFIG, read_json
 from ..tuner.functional import adapter_of
 from ..tuner.layer import HoELayer
 from ..tuner.lengths import ExpertLengths
+from .base_parts import BaseParts, parts_of_files, parts_of_model
 
 PREFIX = "base_model.model."  # of every key in a PEFT adapter's file
 _OURS = re.compile(r"(?P<module>.+)\.(?P<part>hoe_[^.]+\.[^.]+)")
@@ -37,7 +39,7 @@ class AdapterSource:
         name: of a model's adapter; "" for files.
         directory: where its files are; None for a model in memory.
         config: resolved.
-        modules: names of the adapted modules.
+        modules: names of the modules whose experts are of low rank: linear ones, embeddings and heads.
         stored_transposed: whether the base keeps these modules' weights as (d_in, d_out); None where files do not tell.
     """
 
@@ -48,6 +50,21 @@ class AdapterSource:
     modules: list[str]
     stored_transposed: bool | None
     _keys: dict[str, Callable[[], Tensor]] = field(repr=False)
+    _base: Callable[[], BaseParts] = field(repr=False)
+
+    @property
+    def apart(self) -> list[str]:
+        """What the configuration calls the embeddings, heads and norms with experts, where no router votes."""
+        return [*(self.config.target_embeddings or ()), *(self.config.target_norms or ())]
+
+    @cached_property
+    def base(self) -> BaseParts:
+        """What those experts need of the base; nothing is read where there are none.
+
+        Raises:
+            CheckpointError: the base cannot be read.
+        """
+        return self._base() if self.apart else BaseParts()
 
     @property
     def objectives(self) -> list[str]:
@@ -72,6 +89,20 @@ class AdapterSource:
                 f"configuration asks for a rank of {total}; the weights and {ADAPTER_CONFIG} do not belong together"
             )
         return a, b
+
+    def norm_deltas(self, module: str, parameter: str) -> Tensor:
+        """The experts' deltas `(L, d)` of a norm's weight or bias.
+
+        Raises:
+            CheckpointError: they are missing, or do not belong to the configuration.
+        """
+        deltas, n_experts = self._tensor(f"{module}.hoe_norm.{parameter}"), len(self.config.expert_names)
+        if deltas.ndim != 2 or len(deltas) != n_experts:
+            raise CheckpointError(
+                f"{self.label}: {module} has deltas of shape {tuple(deltas.shape)}, but the configuration has {n_experts} "
+                f"experts; the weights and {ADAPTER_CONFIG} do not belong together"
+            )
+        return deltas
 
     def router_bias(self, module: str) -> Tensor:
         """Biases of all routers of a module, one after the other."""
@@ -113,20 +144,12 @@ class AdapterSource:
         return tensor.cpu()
 
 
-def _check_linear(config: HoEConfig, label: str) -> None:
-    """Refuse experts outside linear modules, which no engine's LoRA holds at a preference."""
-    apart = [*(config.target_embeddings or ()), *(config.target_norms or ())]
-    if apart:
-        raise HoEError(
-            f"{label} has experts of {apart} (target_embeddings, target_norms), which an ordinary LoRA cannot hold; merge them "
-            "instead: model.set_preference(...), then model.merge_and_unload().save_pretrained(...)",
-            argument="source",
-            value=apart,
-        )
+def adapter_from_files(source: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> AdapterSource:
+    """An adapter's directory, or its Hub id (`id` or `id@revision`).
 
-
-def adapter_from_files(source: str | os.PathLike[str]) -> AdapterSource:
-    """An adapter's directory, or its Hub id (`id` or `id@revision`); the base is not read.
+    Args:
+        source: the adapter.
+        base: where the base is, for experts of embeddings and norms; default what the adapter names. It is read for these only.
 
     Raises:
         CheckpointError: there is no HoE adapter.
@@ -138,11 +161,21 @@ def adapter_from_files(source: str | os.PathLike[str]) -> AdapterSource:
             f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export"
         )
     config = HoEConfig.from_pretrained(directory)
-    _check_linear(config, label)
     weights = Checkpoint(directory, label)
     keys = {name.removeprefix(PREFIX): _reader(weights, name) for name in weights.names}
-    modules = list(dict.fromkeys(match["module"] for key in keys if (match := _OURS.fullmatch(key))))
-    return AdapterSource(label, "", directory, config, modules, None, keys)
+    matches = [match for key in keys if (match := _OURS.fullmatch(key))]
+    modules = list(dict.fromkeys(match["module"] for match in matches if not match["part"].startswith("hoe_norm.")))
+    where = base or config.base_model_name_or_path
+
+    def parts() -> BaseParts:
+        if not where:
+            raise CheckpointError(
+                f"{label} has experts of {[*(config.target_embeddings or ()), *(config.target_norms or ())]}, for which its "
+                "base is looked at, but names no base model; give it as base= (--base)"
+            )
+        return parts_of_files(where, config)
+
+    return AdapterSource(label, "", directory, config, modules, None, keys, parts)
 
 
 def base_of(source: str | os.PathLike[str]) -> str:
@@ -173,14 +206,15 @@ def adapter_from_model(model: nn.Module, adapter_name: str | None = None) -> Ada
     """
     served = adapter_of(model, adapter_name)
     adapter, config = served.name, served.config
-    _check_linear(config, f"adapter {adapter!r}")
     keys: dict[str, Callable[[], Tensor]] = {}
     modules, transposed, root = [], [], ""
     for path, layer in model.named_modules():
-        if isinstance(layer, HoELayer) and adapter in layer.hoe_A:
-            modules.append(layer.module_name)
+        if isinstance(layer, HoELayer) and adapter in layer.hoe_layouts:
             root = path.removesuffix(layer.module_name)  # where the base model begins
-            transposed.append(bool(getattr(layer, "fan_in_fan_out", False)))
+            if layer.low_rank:
+                modules.append(layer.module_name)
+            if not layer.votes_statically:
+                transposed.append(bool(getattr(layer, "fan_in_fan_out", False)))
             whole: Any = layer
             for name, parameter in whole.named_parameters():
                 part, _, rest = name.partition(".")
@@ -191,7 +225,10 @@ def adapter_from_model(model: nn.Module, adapter_name: str | None = None) -> Ada
             saved: Any = wrapper.modules_to_save[adapter]
             for name, tensor in saved.state_dict().items():
                 keys[f"{path.removeprefix(root)}.{name}"] = _holder(tensor)
-    return AdapterSource(f"adapter {adapter!r}", adapter, None, config, modules, all(transposed), keys)
+    label, stored_transposed = f"adapter {adapter!r}", bool(transposed) and all(transposed)
+    return AdapterSource(
+        label, adapter, None, config, modules, stored_transposed, keys, lambda: parts_of_model(model, adapter, root)
+    )
 
 
 def _holder(tensor: Tensor) -> Callable[[], Tensor]:

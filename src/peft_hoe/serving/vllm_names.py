@@ -15,8 +15,9 @@ from typing import Any
 from ..errors import HoEError, PreferenceError
 from ..preference import FloatArray, parse_preference, read_preference
 from .atlas import INDEX_FILE
+from .engine_limits import VLLM_RANKS, VLLM_SAVED_WHOLE, refuse_apart
 from .lora_cache import LoraCache
-from .lora_exporter import VLLM_RANKS, VLLM_SAVED_WHOLE, LoraExporter
+from .lora_exporter import LoraExporter
 from .preference_grid import PreferenceGrid
 from .routed_exporter import RoutedExporter, room
 from .routed_lora import RoutedFormat
@@ -61,6 +62,7 @@ class ServedAdapter:
             HoEError: the adapter cannot be served.
         """
         _check_saved_whole(name, source)
+        refuse_apart(source, "vLLM is served linear modules alone")
         grid = PreferenceGrid(source.objectives, settings.step)
         if layout is None:
             exporter = LoraExporter(source, rank=settings.rank, routers=settings.routers)

@@ -99,6 +99,11 @@ class TiedHead(nn.Module, HoELayer):
         embedding.tied_heads.append(self)
 
     @property
+    def embedding(self) -> HoEEmbedding:
+        """The embeddings that it follows."""
+        return self._embedding[0]
+
+    @property
     def weight(self) -> torch.Tensor:
         """The base weight."""
         weight: torch.Tensor = self.base_layer.weight  # type: ignore[assignment]
@@ -106,7 +111,7 @@ class TiedHead(nn.Module, HoELayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """base(x) plus the deltas of the active adapters, `(..., vocabulary)` in the base's dtype."""
-        (embedding,) = self._embedding
+        embedding = self.embedding
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         if self._disable_adapters or embedding.merged_adapters:
             return result
@@ -121,7 +126,7 @@ class TiedHead(nn.Module, HoELayer):
         return result
 
     def _add_experts(self, result: torch.Tensor, x: torch.Tensor, adapter: str, plan: AdapterPlan) -> torch.Tensor:
-        (embedding,) = self._embedding
+        embedding = self.embedding
         parts = embedding.hoe_A[adapter], embedding.hoe_B[adapter]
         if not torch.compiler.is_compiling() and not all(map(is_plain, parts)):
             raise ModuleError(

@@ -137,6 +137,10 @@ class HoENorm(nn.Module, HoELayer):
 
     # -- merging ---
 
+    def parameters_before_merging(self) -> dict[str, torch.Tensor]:
+        """The base's weight, and bias where it has one, as they are while nothing is merged, `(d,)` each."""
+        return {**self._parameters_of_base(), **self._before_merging}
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the deltas at the current preference to the norm's weight; see `HoELinear.merge`."""
         for adapter in check_adapters_to_merge(self, adapter_names):
