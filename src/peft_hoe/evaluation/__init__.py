@@ -2,6 +2,7 @@
 
 from .front.calibrate import CalibrationReport, calibrate
 from .front.front import Front, Solution, UnreachableError
+from .front.weakness import Weakness, weaknesses
 from .judging.url_judge import URLJudge
 from .judging.win_rates import WinRates, win_rates
 from .methods.hoe import Generate, HoEMethod
@@ -19,8 +20,10 @@ __all__ = [
     "Sweep",
     "URLJudge",
     "UnreachableError",
+    "Weakness",
     "WinRates",
     "calibrate",
     "sweep",
+    "weaknesses",
     "win_rates",
 ]

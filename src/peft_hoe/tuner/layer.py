@@ -213,6 +213,10 @@ class HoELayer(BaseTunerLayer):
         self.hoe_layouts[adapter] = self._layout(config)
         self._steps.clear()
 
+    def forget_steps(self) -> None:
+        """What was prepared of the tensors is no longer so: they are others."""
+        self._steps.clear()
+
     def _trains_when_new(self, adapter: str, config: HoEConfig) -> bool:
         """Whether a router linear that an adapter has not had before trains, as one that it was made with would."""
         trains = adapter in self.active_adapters and not config.inference_mode

@@ -21,13 +21,11 @@ from typing import Any
 import numpy as np
 
 from ...calibration import Calibration
-from ...config import HoEConfig
 from ...errors import HoEError, HoEWarning
 from ...preference import FloatArray, das_dennis, written
 from ...triangulation import IntArray, edges, triangulate, weights_at
-from ...tuner.functional import adapter_of
-from ..methods.fingerprints import model_fingerprint
 from ..sweeps.result import SweepResult
+from .own_sweep import check_own_sweep
 
 _SHORTEST = 0.05  # of the mean distance: a shorter step counts as this, so that the dial passes every preference
 _CONFIDENT = 0.95  # share of the replicates in which a reward must fall to be told
@@ -101,10 +99,8 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     >>> round(sum(model.preference.values()), 9)
     1.0
     """
-    config = model if isinstance(model, HoEConfig) else adapter_of(model).config
-    _check(config, sweep)
-    if config is not model:
-        _check_weights(model, sweep)
+    config = check_own_sweep(model, sweep)
+    _check_corners(sweep)
     points, drawn = _scaled(sweep, replicates, seed)
     simplices = triangulate(sweep.preferences)
     pairs = edges(simplices)
@@ -120,41 +116,15 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     return CalibrationReport(calibration, _variation(raw, steps), _variation(moved, steps), stretches)
 
 
-def _check(config: HoEConfig, sweep: SweepResult) -> None:
-    names = list(config.objectives or ())
-    if names != list(sweep.objectives):
-        raise HoEError(
-            f"the sweep is of another adapter: its objectives are {list(sweep.objectives)}, the adapter's {names}",
-            argument="sweep",
-            value=list(sweep.objectives),
-            allowed=names,
-        )
-    if len(names) < 2:
-        raise HoEError(f"the adapter has the one objective {names}; there is no dial", argument="model", value=names)
-    made = [run["calibrates"] for run in sweep.runs if run.get("calibrates")]
-    if made and config.calibrates() not in made:
-        raise HoEError(
-            "the sweep is of another adapter: its experts or trained routers are not these; sweep this one",
-            argument="sweep",
-            value=made,
-            allowed=config.calibrates(),
-        )
-    if not sweep.prompts or not np.isfinite(sweep.points).all():
-        raise HoEError(f"the sweep of {sweep.name!r} is empty, or lacks rewards; sweep again", argument="sweep")
-    lacking = [name for name, best in zip(names, sweep.preferences.max(axis=0), strict=True) if best < 1 - 1e-9]
+def _check_corners(sweep: SweepResult) -> None:
+    lacking = [
+        name for name, best in zip(sweep.objectives, sweep.preferences.max(axis=0), strict=True) if best < 1 - 1e-9
+    ]
     if lacking:
         raise HoEError(
             f"the sweep lacks the preferences of {lacking} alone, where the dial begins and ends; sweep them too",
             argument="sweep",
             value=lacking,
-        )
-
-
-def _check_weights(model: Any, sweep: SweepResult) -> None:
-    known = [run["fingerprint"] for run in sweep.runs if run.get("calibrates") and run.get("fingerprint")]
-    if known and model_fingerprint(model, adapter_of(model).name) not in known:
-        raise HoEError(
-            "the sweep is of another model: its base or its adapter has other weights; sweep this one", argument="sweep"
         )
 
 

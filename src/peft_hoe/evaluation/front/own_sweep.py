@@ -1,0 +1,60 @@
+"""Whether a sweep is one of this adapter, as it is now: what is read from a front must be the front of the model at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...config import HoEConfig
+from ...errors import HoEError
+from ...tuner.functional import adapter_of
+from ..methods.fingerprints import model_fingerprint
+from ..sweeps.result import SweepResult
+
+
+def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
+    """The adapter's configuration, if the sweep may be the adapter's.
+
+    What a sweep does not say of itself, such as one of texts from elsewhere, is not compared.
+
+    Args:
+        model: a model with a HoE adapter, or the adapter's `HoEConfig`.
+        sweep: of it.
+
+    Raises:
+        HoEError: the sweep is empty, has other objectives, or was made with other experts, trained routers or weights; or there
+            is one objective only.
+    """
+    config: HoEConfig = model if isinstance(model, HoEConfig) else adapter_of(model).config
+    names = list(config.objectives or ())
+    if names != list(sweep.objectives):
+        raise HoEError(
+            f"the sweep is of another adapter: its objectives are {list(sweep.objectives)}, the adapter's {names}",
+            argument="sweep",
+            value=list(sweep.objectives),
+            allowed=names,
+        )
+    if len(names) < 2:
+        raise HoEError(f"the adapter has the one objective {names}; there is no dial", argument="model", value=names)
+    made = [run["calibrates"] for run in sweep.runs if run.get("calibrates")]
+    if made and config.calibrates() not in made:
+        raise HoEError(
+            "the sweep is of another adapter: its experts or trained routers are not these; sweep this one",
+            argument="sweep",
+            value=made,
+            allowed=config.calibrates(),
+        )
+    if not sweep.prompts or not np.isfinite(sweep.points).all():
+        raise HoEError(f"the sweep of {sweep.name!r} is empty, or lacks rewards; sweep again", argument="sweep")
+    if config is not model:
+        _check_weights(model, sweep)
+    return config
+
+
+def _check_weights(model: Any, sweep: SweepResult) -> None:
+    known = [run["fingerprint"] for run in sweep.runs if run.get("calibrates") and run.get("fingerprint")]
+    if known and model_fingerprint(model, adapter_of(model).name) not in known:
+        raise HoEError(
+            "the sweep is of another model: its base or its adapter has other weights; sweep this one", argument="sweep"
+        )
