@@ -28,7 +28,7 @@ try:
     from datasets import Dataset
     from trl import GRPOConfig  # type: ignore[attr-defined]
 
-    from .trainer import PolicyTrainer
+    from ..training.grpo.stopping_trainer import StoppingTrainer
 except ImportError as error:
     raise ImportError("policies are trained by TRL's GRPOTrainer: pip install 'peft-hoe[train]'") from error
 
@@ -155,7 +155,7 @@ def train_policy(
     scores.columns = [name for name in dataset.column_names if name != "prompt"]
     args.reward_weights = scores.preference.tolist()
     try:
-        trainer = PolicyTrainer(
+        trainer = StoppingTrainer(
             stop_strings=stops,
             model=os.fspath(base),
             reward_funcs=scores.functions(),

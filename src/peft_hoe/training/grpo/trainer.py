@@ -9,22 +9,16 @@ Shapes: B completions of all processes, N objectives.
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from ...errors import HoEError, RewardError
-from ...generation.completer import Completer
-from ...generation.decoding import Decoding
 from ...generation.prompt_datasets import as_dataset, with_prompts
-from ...generation.prompt_rows import drawn_rows
 from ...generation.settings import generating
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.payoff import measure_payoff
@@ -39,8 +33,9 @@ from ..run.steered_policy import check_padding, reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from ..run.verdict import HeldOut
 from .config import HoEGRPOConfig
+from .held_out import held_out
 from .rewards import fill_missing, known_means, processing_classes, reward_functions
-from .stop_strings import cut_texts, cut_tokens, stopping_at
+from .stopping_trainer import StoppingTrainer
 
 # Arguments of GRPOTrainer that cannot work here.
 _NOT_TAKEN = {
@@ -51,7 +46,7 @@ _NOT_TAKEN = {
 }
 
 
-class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
+class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
     """Trains one router of a HoE adapter for its preference; everything else stays as it is, to the bit.
 
     Args:
@@ -123,6 +118,7 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         train_dataset = with_prompts(train_dataset, processing_class)
         with self.model_settings.applied(), frozen(policy), _without_reference(args):
             super().__init__(
+                stop_strings=args.stop_strings or (),
                 model=policy,
                 reward_funcs=functions,
                 args=args,
@@ -152,7 +148,6 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Normalised rewards `(B, N)` of all processes; a training batch moves the weights that TRL mixes them by."""
-        completions = cut_texts(completions, self.args.stop_strings or ())
         gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.normalizer is None:
             raise HoEError(
@@ -197,24 +192,8 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         return None if self.eval_dataset is None else self._drawn(self.eval_dataset)
 
     def _drawn(self, source: Any) -> HeldOut:
-        """Prompts of a dataset, or of the first of several, drawn by the seed, and what rewards are measured with."""
-        args: Any = self.args
-        if isinstance(source, Mapping):
-            source = next(iter(source.values()))
-        if hasattr(source, "__len__"):
-            rows = [source[row] for row in drawn_rows(len(source), args.payoff_prompts, args.seed)]
-        else:  # a stream
-            rows = list(itertools.islice(source, args.payoff_prompts))
-        decoding = replace(
-            Decoding.of(self.generation_config),
-            chat_template_kwargs=args.chat_template_kwargs,
-            stop_strings=args.stop_strings or (),
-        )
-        completer = Completer(self.policy, self.processing_class, decoding)
-        return HeldOut(
-            completer.batch(self.policy, rows), Rewards(self._raw_rewards, self.objectives), self.processing_class,
-            completer.decoding, args.per_device_train_batch_size * args.steps_per_generation, args.seed, bool(args.bf16),
-        )  # fmt: skip
+        rewards = Rewards(self._raw_rewards, self.objectives)
+        return held_out(self.policy, self.processing_class, source, rewards, self.generation_config, self.args)
 
     def _raw_rewards(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Any) -> Any:
         """Rewards `(B, N)` of texts that all processes have, as TRL calls for them in training: those of the first process."""
@@ -249,15 +228,12 @@ class HoEGRPOTrainer(TransformersLoop, GRPOTrainer):  # type: ignore[misc]
         return super().evaluate(*args, **others)
 
     def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
-        """TRL's completions, as token ids, and their log-probabilities; cut at stop strings."""
-        strings, tokenizer = self.args.stop_strings, getattr(self.processing_class, "tokenizer", self.processing_class)
+        """TRL's completions, as token ids, and their log-probabilities."""
         if self.use_transformers_continuous_batching:
-            ids, logprobs = self._generate_in_a_thread(*args, **others)
-        else:
-            # As for the payoff table, nothing is filled in from the model's own settings.
-            with generating(self.policy, self.generation_config), stopping_at(self.policy, tokenizer, strings or ()):
-                ids, logprobs = super()._generate_single_turn(*args, **others)
-        return (cut_tokens(ids, tokenizer, strings) if strings else ids), logprobs
+            return self._generate_in_a_thread(*args, **others)
+        # As for the payoff table, nothing is filled in from the model's own settings.
+        with generating(self.policy, self.generation_config):
+            return super()._generate_single_turn(*args, **others)
 
     def _generate_in_a_thread(self, *args: Any, **others: Any) -> Any:
         training = self.policy.training

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer, with stop strings; everything else is TRL's."""
+"""TRL's GRPOTrainer with stop strings; everything else is TRL's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
-from ..training.grpo.stop_strings import cut_texts, cut_tokens, stopping_at
+from .stop_strings import cut_texts, cut_tokens, stopping_at
 
 
-class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
-    """Completions end at stop strings: trained on up to the token that completes one, and scored without it.
+class StoppingTrainer(GRPOTrainer):  # type: ignore[misc]
+    """Completions end at stop strings: they are trained on up to the token that completes one, and scored without it.
 
     Args:
         stop_strings: none for completions as GRPOTrainer writes them.
