@@ -17,11 +17,9 @@ It becomes a `Plan` once, where the call enters. Layers never parse a preference
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,21 +29,14 @@ from ..errors import PreferenceError, StaticMergeError, check_choice
 from ..preference import FloatArray, parse_preference, read_preference
 from ..routing import Route
 from .adapter import ROUTERS, Adapter
+from .blocks import Block, innermost, opened
 from .plan import AdapterPlan, Place, Plan, place_of
 from .root_hooks import RootHooks
 
 PREFERENCE_VARIABLE = "PEFT_HOE_PREFERENCE"  # set by `peft-hoe run --preference`
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    steering: Steering
-    preferences: dict[str, FloatArray]
-    routers: str
-
-
 _COUNTING = threading.Lock()
-_BLOCKS: contextvars.ContextVar[tuple[_Block, ...]] = contextvars.ContextVar("peft_hoe_blocks", default=())
 
 
 class Steering:
@@ -150,12 +141,12 @@ class Steering:
         """The route of a preference, or of the current one, in an adapter (default: the first active one)."""
         routed = self.adapters[self.adapter_named(adapter)]
         preference = self.current(adapter) if value is None else parse_preference(value, routed.objectives)
-        return routed.route(preference, self._in_block().routers)
+        return routed.route(preference, innermost(self).routers)
 
     def current(self, adapter: str | None) -> FloatArray:
         """The preference that a call without `preference=` uses here and now, `(N,)`."""
         name = self.adapter_named(adapter)
-        preference = self._in_block().preferences.get(name, self.adapters[name].default)
+        preference = innermost(self).preferences.get(name, self.adapters[name].default)
         if preference.ndim > 1:
             raise PreferenceError(
                 "the open use_preference block has one preference per row, not a single one",
@@ -247,7 +238,7 @@ class Steering:
             StaticMergeError: a trained router votes by the input here, or the preference differs between rows.
         """
         preference = self.current(adapter)
-        plan = self.adapters[adapter].plan(preference, self._in_block().routers)
+        plan = self.adapters[adapter].plan(preference, innermost(self).routers)
         if plan.is_live:
             names = self.adapters[adapter].router_names
             voting = [names[r] for r in torch.nonzero(plan.live[0]).flatten().tolist()]
@@ -261,17 +252,13 @@ class Steering:
 
     # -- blocks ---
 
-    def _in_block(self) -> _Block:
-        """What the open blocks say together."""
-        return next((block for block in reversed(_BLOCKS.get()) if block.steering is self), _Block(self, {}, "keep"))
-
-    def _within_block(self, value: Any, routers: str | None) -> _Block:
+    def _within_block(self, value: Any, routers: str | None) -> Block:
         """The open block, changed by what a call or an inner block brings."""
-        outer = self._in_block()
+        outer = innermost(self)
         if routers is not None:
             check_choice("routers", routers, ROUTERS)
         brought = {} if value is None else self._by_adapter(value, rows=True)
-        return _Block(self, outer.preferences | brought, outer.routers if routers is None else routers)
+        return Block(self, outer.preferences | brought, outer.routers if routers is None else routers)
 
     @contextlib.contextmanager
     def use_preference(
@@ -283,22 +270,15 @@ class Steering:
                 "use_preference was given nothing to use; pass a preference, or routers=", value=value
             )
         block = self._within_block(self.calibrated(value) if calibrated else value, routers)
-        _BLOCKS.set((*_BLOCKS.get(), block))
-        self.plan_for()  # errors belong to the entry of the block
-        with _COUNTING:
-            self.blocks_open += 1
-        try:
-            yield
-        finally:
+        with opened(block):
+            self.plan_for()  # errors belong to the entry of the block
             with _COUNTING:
-                self.blocks_open -= 1
-            blocks = _BLOCKS.get()
-            _BLOCKS.set(tuple(other for other in blocks if other is not block))
-            if not blocks or blocks[-1] is not block:
-                raise RuntimeError(
-                    "use_preference blocks were left out of order, or in another thread or task than they were entered "
-                    "in; leave the inner block first"
-                )
+                self.blocks_open += 1
+            try:
+                yield
+            finally:
+                with _COUNTING:
+                    self.blocks_open -= 1
 
 
 def _steering_of(module: nn.Module) -> Steering | None:
