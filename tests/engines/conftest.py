@@ -51,6 +51,17 @@ def model(load: Callable[[Path], Any], adapter: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def embedded(build: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with experts of the embeddings, to which this base's head is tied."""
+    return build(tmp_path_factory.mktemp("embedded") / "adapter", capture=["embeddings"])
+
+
+@pytest.fixture(scope="session")
+def embedded_model(load: Callable[[Path], Any], embedded: Path) -> Any:
+    return load(embedded)
+
+
+@pytest.fixture(scope="session")
 def trained(
     models: Path,
     shared_dir: Path,

@@ -13,12 +13,14 @@ from peft_hoe.serving.vllm_settings import Settings
 pytestmark = [pytest.mark.shared, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.mark.parametrize(("model_name", "adapter_name"), [("model", "adapter"), ("embedded_model", "embedded")])
 def test_eleven_preferences_in_one_batch_write_our_tokens(
-    vllm_engines, models, model, adapter, prompts, differs, tmp_path, monkeypatch
+    vllm_engines, models, model_name, adapter_name, prompts, differs, tmp_path, monkeypatch, request
 ):
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
+    model, adapter = request.getfixturevalue(model_name), request.getfixturevalue(adapter_name)
     names = Names(Settings({"mine": str(adapter)}, folder=tmp_path / "cache"))
     served = names.adapters["mine"]
     engine = vllm_engines.start_engine(

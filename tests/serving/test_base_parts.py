@@ -268,7 +268,8 @@ def test_another_base_is_named(everywhere, tmp_path):
     assert not (tmp_path / "dense").exists()
 
 
-def test_engines_that_take_linear_modules_alone_refuse_by_name(everywhere, tmp_path):
+def test_engines_refuse_what_they_cannot_take_by_name(everywhere, toys, tmp_path):
+    toys.make_base().save_pretrained(tmp_path / "base")
     model = everywhere()
     model.save_pretrained(tmp_path / "hoe")
     named = r"experts of \['embed_tokens', 'lm_head', 'input_layernorm', 'norm'\].*--merged BASE"
@@ -276,11 +277,22 @@ def test_engines_that_take_linear_modules_alone_refuse_by_name(everywhere, tmp_p
         lambda: export_gguf(model, [0.5, 0.5], tmp_path / "base", tmp_path / "out"),
         lambda: export_gguf_experts(model, tmp_path / "base", tmp_path / "out"),
         lambda: expert_scales(model, [0.5, 0.5]),
-        lambda: Names(Settings({"mine": str(tmp_path / "hoe")}, folder=tmp_path / "cache")),
     ):
         with pytest.raises(HoEError, match=named):
             refused()
     assert not (tmp_path / "out").exists()
+    serves = Settings({"mine": str(tmp_path / "hoe")}, folder=tmp_path / "cache")
+    with pytest.raises(HoEError, match=r"experts of \['input_layernorm', 'norm'\] \(target_norms\), and vLLM's LoRAs"):
+        Names(serves)
+    model = everywhere(target_norms=None)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "hoe")
+    written = load_file(Names(serves).path("mine@0.6,0.4") / "adapter_model.safetensors")
+    assert "base_model.model.model.embed_tokens.lora_embedding_A" in written
+    model.mark_trained("r0")
+    model.save_pretrained(tmp_path / "hoe")
+    with pytest.raises(HoEError, match=r"adapts \['lm_head', 'model.embed_tokens'\], .* gate of trained routers"):
+        Names(serves)
 
 
 def test_a_merged_model_exports_what_it_did_before(everywhere, tmp_path):

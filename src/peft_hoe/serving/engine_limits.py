@@ -53,20 +53,24 @@ def _notes_apart(source: AdapterSource) -> list[str]:
     return notes
 
 
-def refuse_apart(source: AdapterSource, engine: str) -> None:
+def refuse_apart(source: AdapterSource, engine: str, *, norms_alone: bool = False) -> None:
     """Refuse experts outside linear modules, for an engine that cannot take them.
 
     Args:
         source: the adapter.
         engine: its name, and what it takes.
+        norms_alone: whether it takes embeddings and heads.
 
     Raises:
         HoEError: the adapter has some; names them.
     """
-    if source.apart:
+    refused = list(source.config.target_norms or ()) if norms_alone else source.apart
+    if refused:
+        fields = "target_norms" if norms_alone else "target_embeddings, target_norms"
         raise HoEError(
-            f"{source.label} has experts of {source.apart} (target_embeddings, target_norms), and {engine}; write dense "
-            "checkpoints of the preferences that you need (peft-hoe export --merged BASE), or serve it with peft-hoe serve",
+            f"{source.label} has experts of {refused} ({fields}), and {engine}; "
+            "write dense checkpoints of the preferences that you need (peft-hoe export --merged BASE), or serve it with "
+            "peft-hoe serve",
             argument="source",
-            value=source.apart,
+            value=refused,
         )

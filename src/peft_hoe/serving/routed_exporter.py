@@ -13,7 +13,6 @@ from ..config import HoEConfig
 from ..errors import HoEError
 from ..files import ADAPTER_WEIGHTS
 from ..preference import FloatArray, parse_preference
-from .engine_limits import refuse_apart
 from .lora_exporter import LoraExporter, lora_config
 from .lora_factors import LoraFactors
 from .routed_lora import RoutedFormat, RoutedVotes, routed_factors, routed_votes
@@ -36,11 +35,15 @@ class RoutedExporter(LoraExporter):
     def __init__(self, source: AdapterSource, layout: RoutedFormat) -> None:
         super().__init__(source)
         self.layout = layout
-        refuse_apart(source, "vLLM is served linear modules alone")
-        if beside := [name for name in source.modules if name.rpartition(".")[2] in _NO_LINEAR]:
+        beside = [
+            name
+            for name in source.modules
+            if name.rpartition(".")[2] in _NO_LINEAR or source.config.votes_statically(name)
+        ]
+        if beside:
             raise HoEError(
-                f"{source.label} adapts {beside}, where trained routers cannot vote inside vLLM; leave them out of "
-                "target_modules, serve it with peft-hoe serve, or without routers (peft-hoe vllm --routers drop)",
+                f"{source.label} adapts {beside}, which vLLM computes past the gate of trained routers; leave them out, serve "
+                "it with peft-hoe serve, or without routers (peft-hoe vllm --routers drop)",
                 argument="target_modules",
                 value=beside,
             )

@@ -62,7 +62,7 @@ class ServedAdapter:
             HoEError: the adapter cannot be served.
         """
         _check_saved_whole(name, source)
-        refuse_apart(source, "vLLM is served linear modules alone")
+        refuse_apart(source, "vLLM's LoRAs cannot change a norm", norms_alone=True)
         grid = PreferenceGrid(source.objectives, settings.step)
         if layout is None:
             exporter = LoraExporter(source, rank=settings.rank, routers=settings.routers)
