@@ -42,6 +42,7 @@ FLOORS = [
     {"tuner"},
     {"growth"},
     {"config"},
+    {"configured_experts"},
     {"resolution", "contents"},
     {"routing", "specs", "model_card", "calibration"},
     {"triangulation"},

@@ -8,30 +8,27 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
 from peft.config import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from .base_sample import checked_sample
-from .calibration import Calibration, made_for
+from .calibration import Calibration
+from .configured_experts import ConfiguredExperts
 from .contents import check_contents
 from .errors import ExpertError, HoEWarning, check_choice
 from .files import read_header, read_hub_header
 from .model_card import complete
-from .patterns import matches
 from .peft_type import peft_type
-from .preference import FloatArray, parse_preference
+from .preference import parse_preference
 from .resolution import (
     check_count,
     check_fingerprint,
     check_layers,
-    fingerprint,
     resolve_experts,
     resolve_ranks,
     resolve_routers,
-    stacked,
 )
-from .routing import HULL, PreferenceRouter, coarse_weights
+from .routing import HULL
 from .specs import (
     Assigned,
     FixedList,
@@ -49,7 +46,7 @@ _FLAGS = ("fan_in_fan_out", "init_weights", "train_experts")
 
 @helpful
 @dataclass
-class HoEConfig(Assigned, PeftConfig):
+class HoEConfig(Assigned, ConfiguredExperts, PeftConfig):
     """Configuration of a HoE adapter (hierarchical experts, arXiv 2505.20925).
 
     A model reads it, as `model.peft_config[adapter]`, as long as it lives: what is assigned to `default_preference`, or to a
@@ -239,10 +236,7 @@ class HoEConfig(Assigned, PeftConfig):
     def _check_fingerprint(self) -> None:
         given, self.fingerprint = self.fingerprint, None  # what is made from this may have other experts
         if given is not None and self.objectives is not None:
-            check_fingerprint(given, self._fingerprint())
-
-    def _fingerprint(self) -> str:
-        return fingerprint(self.experts or [], self.routers or [], self.rank_pattern or {})
+            check_fingerprint(given, self.own_fingerprint())
 
     def _warn_of_corners(self) -> None:
         if self.objectives is None:
@@ -256,75 +250,6 @@ class HoEConfig(Assigned, PeftConfig):
                 stacklevel=4,
             )
 
-    # -- what the tuner reads ---
-
-    @property
-    def expert_names(self) -> list[str]:
-        """Names of the L experts."""
-        return [expert.name for expert in self.experts or []]
-
-    @property
-    def router_names(self) -> list[str]:
-        """Names of the R routers."""
-        return [router.name for router in self.routers or []]
-
-    @property
-    def expert_preferences(self) -> FloatArray:
-        """`(L, N)`."""
-        return stacked(self.experts or [], len(self.objectives or []))
-
-    @property
-    def router_preferences(self) -> FloatArray:
-        """`(R, N)`."""
-        return stacked(self.routers or [], len(self.objectives or []))
-
-    def ranks(self, module: str) -> list[int]:
-        """Rank of each expert, `(L,)`, in the module of that name."""
-        pattern = self.rank_pattern or {}
-        for key, ranks in pattern.items():
-            if matches(rf"(.*\.)?({key})", module, f"rank_pattern[{key!r}]"):
-                found: list[int] = ranks
-                return found
-        return [expert.r for expert in self.experts or []]
-
-    def votes_statically(self, module: str) -> bool:
-        """Whether `target_embeddings` or `target_norms` name a module, so that routers vote there as before their training."""
-        named = (*(self.target_embeddings or ()), *(self.target_norms or ()))
-        return any(module == name or module.endswith(f".{name}") for name in named)
-
-    def votes(self) -> list[list[int]]:
-        """For each router the ascending indices of the experts that it votes for."""
-        names = self.expert_names
-        return [[names.index(name) for name in router.votes_for] for router in self.routers or []]
-
-    def static_votes(self) -> FloatArray:
-        """`(R, L)`: what each router votes until it is trained, the interpolation that gives its own preference."""
-        experts, points = self.expert_preferences, self.router_preferences
-        static = np.zeros((len(points), len(experts)))
-        for row, (members, point) in enumerate(zip(self.votes(), points, strict=True)):
-            static[row, members] = coarse_weights(point, experts[members])
-        return static
-
-    def initial_router_bias(self) -> FloatArray:
-        """`(V,)`, V the voting experts of all routers one after the other: training starts from the static votes.
-
-        T log max(c, 1e-3), with which zero router weights give the static votes c up to 1e-3.
-        """
-        static = self.static_votes()
-        votes = [static[row, members] for row, members in enumerate(self.votes())]
-        flat = np.concatenate(votes) if votes else np.zeros(0)
-        return np.asarray(self.router_temperature * np.log(np.maximum(flat, 1e-3)))
-
-    def calibrates(self) -> dict[str, Any]:
-        """What a calibration that is made now holds for: these experts and routers, and those routers' marks."""
-        return made_for(self._fingerprint(), {spec.name: spec.trained for spec in self.routers or []})
-
-    def preference_router(self) -> PreferenceRouter:
-        """The geometry that turns a preference into weights over experts and routers."""
-        return PreferenceRouter(
-            self.expert_preferences, self.router_preferences, [*self.expert_names, *self.router_names]
-        )
-
     # -- JSON ---
 
     def to_dict(self) -> dict[str, Any]:
@@ -333,7 +258,7 @@ class HoEConfig(Assigned, PeftConfig):
         for expert in plain["experts"] or ():
             if isinstance(expert, dict):
                 expert.pop("policy", None)  # for building alone
-        plain["fingerprint"] = None if self.objectives is None else self._fingerprint()
+        plain["fingerprint"] = None if self.objectives is None else self.own_fingerprint()
         return {key: sorted(value) if isinstance(value, set) else value for key, value in plain.items()}
 
     @classmethod
