@@ -1,7 +1,6 @@
 """A belief about somebody's preference that learns from their choices between texts.
 
-The choice model is logistic (Bradley and Terry 1952): of two texts with rewards r and s, a person with preference λ takes the
-first with probability 1 / (1 + exp(−κ λ·(r − s))). The sharpness κ, how reliably they choose, is learnt along with λ.
+The sharpness κ of the choice model (`choice_model.py`), how reliably a person chooses, is learnt along with λ.
 
 Shapes: N objectives, G grid points of the simplex, K sharpnesses, T texts, M pairs.
 """
@@ -14,16 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
 from ..errors import HoEError
-from ..preference import FloatArray, das_dennis, parse_preference
+from ..preference import FloatArray, parse_preference
+from .choice_model import SHARPNESS, grid, information, log_choice
 
-# Before any choice, κ is as likely in each of these steps. At a difference of 0.3 a person with the least errs in 43 % of the
-# choices, with the greatest in none of 10,000.
-SHARPNESS = tuple(np.geomspace(1.0, 32.0, 8).tolist())
-_PARTITIONS = {1: 1, 2: 400, 3: 60, 4: 22}  # of the grid on the simplex; random points for more objectives
-_RANDOM_POINTS = 8192
 _DRAWS = 64  # points of the posterior that a proposal is judged by
 _PAIRS = 200  # pairs that are looked at for a proposal
 
@@ -103,7 +98,7 @@ class PreferenceEstimate:
             )
         self._kappa = np.asarray(SHARPNESS if sharpness is None else [float(sharpness)])
         self._rng = np.random.default_rng(seed)
-        self._points = _grid(len(self.objectives))
+        self._points = grid(len(self.objectives))
         self._likelihood = np.zeros((len(self._points), len(self._kappa)))
         self._differences: list[FloatArray] = []
 
@@ -141,7 +136,7 @@ class PreferenceEstimate:
                 value=better,
             )
         self._differences.append(difference)
-        self._likelihood += _log_choice(self._points @ difference, self._kappa)
+        self._likelihood += log_choice(self._points @ difference, self._kappa)
 
     def forget(self, choices: int = 1) -> None:
         """Take the last choices back.
@@ -158,7 +153,7 @@ class PreferenceEstimate:
             )
         self._differences = self._differences[: len(self) - choices]
         self._likelihood = sum(
-            (_log_choice(self._points @ difference, self._kappa) for difference in self._differences),
+            (log_choice(self._points @ difference, self._kappa) for difference in self._differences),
             np.zeros_like(self._likelihood),
         )
 
@@ -202,15 +197,11 @@ class PreferenceEstimate:
         return np.stack([first, (first + self._rng.integers(1, texts, size=_PAIRS)) % texts], axis=1)
 
     def _information(self, differences: FloatArray) -> FloatArray:
-        """Mutual information in nats `(M,)` of λ and the choices between pairs with these differences `(M, N)`."""
+        """What the choices between pairs with these differences `(M, N)` would tell of λ, in nats `(M,)`."""
         weights = np.exp(self._likelihood - logsumexp(self._likelihood))
         share = weights.sum(axis=1)
         drawn = self._rng.choice(len(share), size=_DRAWS, p=share / share.sum())
-        kappas = weights[drawn] / share[drawn, None]  # given λ, (D, K)
-        utilities = differences @ self._points[drawn].T  # (M, D)
-        chosen = sum(kappas[:, k] * expit(kappa * utilities) for k, kappa in enumerate(self._kappa))
-        found: FloatArray = _entropy(np.mean(chosen, axis=1)) - _entropy(np.asarray(chosen)).mean(axis=1)
-        return found
+        return information(differences, self._points[drawn], self._kappa, weights[drawn] / share[drawn, None])
 
     # -- what is known ---
 
@@ -266,7 +257,7 @@ class PreferenceEstimate:
         """Log-likelihood `(M,)` of points `(M, N)` after so many choices, κ averaged out."""
         likelihood = np.zeros((len(points), len(self._kappa)))
         for difference in self._differences[:choices]:
-            likelihood += _log_choice(points @ difference, self._kappa)
+            likelihood += log_choice(points @ difference, self._kappa)
         found: FloatArray = logsumexp(likelihood, axis=1)
         return found
 
@@ -284,22 +275,3 @@ class PreferenceEstimate:
                 allowed=self.objectives,
             )
         return rewards
-
-
-def _grid(n: int) -> FloatArray:
-    if n in _PARTITIONS:
-        return das_dennis(n, _PARTITIONS[n])
-    return np.random.default_rng(0).dirichlet(np.ones(n), size=_RANDOM_POINTS)
-
-
-def _log_choice(utilities: FloatArray, kappa: FloatArray) -> FloatArray:
-    """Log-probability of a choice for differences of utility `(G,)`, for each κ: `(G, K)`."""
-    found: FloatArray = -np.logaddexp(0.0, -utilities[:, None] * kappa)
-    return found
-
-
-def _entropy(p: FloatArray) -> FloatArray:
-    """Of choices made with probability p, in nats."""
-    p = np.clip(p, 1e-12, 1 - 1e-12)
-    found: FloatArray = -(p * np.log(p) + (1 - p) * np.log1p(-p))
-    return found
