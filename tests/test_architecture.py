@@ -31,7 +31,7 @@ FLOORS = [
     {"commands"},
     {"reproduce", "demo"},
     {"serving"},
-    {"recipes", "policies", "person"},
+    {"recipes", "policies", "person", "placing"},
     {"evaluation"},
     {"training"},
     {"objectives"},

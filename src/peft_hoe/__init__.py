@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .generation import Decoding
     from .objectives import ObjectiveWeights, RewardNormalizer, payoff_table
     from .person import PreferenceEstimate
+    from .placing import place
     from .policies import train_policy
     from .serving import export_lora
     from .training import (
@@ -99,6 +100,7 @@ else:
         "export_lora": "serving",
         "metrics": "metrics",
         "payoff_table": "objectives",
+        "place": "placing",
         "sweep": "evaluation",
         "train_policy": "policies",
         "train_routers": "training",
@@ -161,6 +163,7 @@ __all__ = [
     "metrics",
     "parse_preference",
     "payoff_table",
+    "place",
     "preference_grid",
     "record_votes",
     "route",

@@ -91,7 +91,7 @@ def train_routers(
     >>> [router.trained for router in model.peft_config["default"].routers]
     [True, True]
     """
-    make = _trainer_class(trainer, args)
+    make = trainer_class(trainer, args)
     known = adapter_of(model, args.model_adapter_name).router_names
     names = known if routers is None else list(routers)
     unknown = [name for name in names if name not in known]
@@ -126,7 +126,13 @@ def train_routers(
     return normalizer
 
 
-def _trainer_class(name: str, args: Any) -> Any:
+def trainer_class(name: str, args: Any) -> Any:
+    """The trainer of a name, if `args` is its configuration.
+
+    Raises:
+        HoEError: there is no such trainer, or `args` is another one's configuration.
+        ImportError: the trainer needs another TRL.
+    """
     check_choice("trainer", name, tuple(TRAINERS))
     reason = missing(TRAINERS[name][0])
     if reason:
