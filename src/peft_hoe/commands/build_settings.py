@@ -24,6 +24,13 @@ from .arguments import read_expert, read_number, read_pairs
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Declare base, policies and settings; each is an argument of `build_adapter`, or a field of one of its groups."""
+    _add_parts(parser)
+    _add_making(parser)
+    _add_reading(parser)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """What the adapter is made of: policies, experts and routers."""
     add = parser.add_argument
     add("base", metavar="BASE", help="directory or Hub id of the model that the policies were trained from")
     add(
@@ -42,6 +49,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     add("--router", action="append", metavar="PREFERENCE", help="a router expert; default none")
     add("--router-kind", default=KINDS[0], help=f"of the routers: {' or '.join(KINDS)} (default {KINDS[0]})")
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
+    """How experts are made: their ranks, what is pruned and merged, and which modules get them."""
+    add = parser.add_argument
     add(
         "--rank",
         default="auto",
@@ -84,6 +96,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the randomized SVD")
     add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
     add("--exclude-modules", help="a regular expression, or names with commas")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How the base and the policies are read, and where the work is done."""
+    add = parser.add_argument
     add("--task-type", help="PEFT's task type; default from the base's class")
     add("--dtype", help=f"one of {', '.join(DTYPES)}; default the base's")
     add("--revision", help="revision of the base on the Hub")

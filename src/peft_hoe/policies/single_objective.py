@@ -142,16 +142,10 @@ def train_policy(
     """
     scores = Scores(rewards, preference, objectives, normalizer)
     _check_arguments(args)
-    _check_stops(args, stops := Decoding(stop_strings=stop_strings).stop_strings)  # type: ignore[arg-type]
+    stops = Decoding(stop_strings=stop_strings).stop_strings  # type: ignore[arg-type]
+    _check_stops(args, stops)
     target = _empty_folder(args.output_dir)
-    dataset = train_dataset if isinstance(train_dataset, Dataset) else Dataset.from_list(list(train_dataset))
-    check_prompts(dataset, processing_class)
-    if "prompt" not in dataset.column_names:
-        raise HoEError(
-            f"the dataset's columns are {dataset.column_names}; GRPOTrainer needs `prompt`, text or chat messages",
-            argument="train_dataset",
-            value=dataset.column_names,
-        )
+    dataset = _rows(train_dataset, processing_class)
     scores.columns = [name for name in dataset.column_names if name != "prompt"]
     args.reward_weights = scores.preference.tolist()
     try:
@@ -227,6 +221,18 @@ def _check_stops(args: Any, stops: Sequence[str]) -> None:
                 argument=name,
                 value=True,
             )
+
+
+def _rows(given: Any, processing_class: Any) -> Dataset:
+    dataset = given if isinstance(given, Dataset) else Dataset.from_list(list(given))
+    check_prompts(dataset, processing_class)
+    if "prompt" not in dataset.column_names:
+        raise HoEError(
+            f"the dataset's columns are {dataset.column_names}; GRPOTrainer needs `prompt`, text or chat messages",
+            argument="train_dataset",
+            value=dataset.column_names,
+        )
+    return dataset
 
 
 def _empty_folder(output_dir: Any) -> Path:
