@@ -18,7 +18,7 @@ from ..config import HoEConfig
 from ..errors import ExpertError
 from .layout import ExpertLayout
 from .lengths import ExpertLengths
-from .step import Steps
+from .step import Steps, is_plain
 
 # What a configuration may ask for in one module: it may be a stranger's.
 MOST_NUMBERS = 2**24
@@ -45,6 +45,7 @@ class AdapterTensors(BaseTunerLayer):
     in_features: int
     out_features: int
     training: bool
+    _modules: dict[str, nn.Module | None]
 
     def __init__(self, base_layer: nn.Module, name: str) -> None:
         self.base_layer = base_layer
@@ -155,6 +156,8 @@ class AdapterTensors(BaseTunerLayer):
             self.hoe_length[adapter] = lengths.train(self.training)
         self.hoe_layouts[adapter] = self._layout(config)
         self._steps.clear()
+        if self.low_rank:
+            self.lay_out(adapter)
 
     def forget_steps(self) -> None:
         """What was prepared of the tensors is no longer so: they are others."""
@@ -239,6 +242,19 @@ class AdapterTensors(BaseTunerLayer):
                     continue
                 if tensor.dtype != dtype and type(tensor) is nn.Parameter:
                     tensor.data = tensor.data.to(dtype)
+        self.lay_out(adapter)
+
+    def lay_out(self, adapter: str) -> None:
+        """Lay the columns of a frozen B one behind the other in memory, as A's rows are.
+
+        A stretch of experts is then a block of memory, and a step of decoding reads it as fast as a whole matrix. Shapes,
+        and what is saved, stay as they are.
+        """
+        part = self.hoe_B[adapter]
+        weight = part.weight if is_plain(part) else None
+        if type(weight) is nn.Parameter and weight.is_contiguous() and not (weight.requires_grad or weight.is_meta):
+            with torch.inference_mode(False):  # a later training step may use it
+                weight.data = weight.data.t().contiguous().t()
 
     # -- what trains ---
 

@@ -56,7 +56,7 @@ class HoELinear(nn.Module, ExpertMixture):
             result: torch.Tensor = self.base_layer(x, *args, **kwargs)
             return result
         plan, call = self._plan()
-        result = self.base_layer(x, *args, **kwargs)
+        result = self._modules["base_layer"](x, *args, **kwargs)  # type: ignore[misc]
         if self.merged_adapters:
             self.check_merged(plan)
             return result

@@ -69,6 +69,19 @@ def check_state_dict(root: nn.Module, state_dict: Mapping[str, Any], prefix: str
             _refuse_missing(key, adapter, shape)
 
 
+def settle_loaded(root: nn.Module) -> None:
+    """Check all adapter tensors of a model, and lay them in memory as they are read, once, however they were loaded.
+
+    Raises:
+        CheckpointError: as `check_loaded`.
+    """
+    check_loaded(root)
+    for layer in root.modules():
+        if isinstance(layer, HoELayer) and layer.low_rank:
+            for adapter in layer.hoe_layouts:
+                layer.lay_out(adapter)
+
+
 def check_loaded(root: nn.Module) -> None:
     """Check all adapter tensors of a model once, however they were loaded.
 

@@ -28,7 +28,7 @@ from .calls import THIS_THREAD
 from .kernels.choice import WANTED, is_fused
 from .kernels.fused import gate as fused_gate
 from .kernels.fused import router_logits as fused_logits
-from .kernels.gate import over_ranks, scaled, token_votes, without_autocast
+from .kernels.gate import over_ranks, scaled, shares, token_votes, without_autocast
 from .layer import HoELayer, ModuleBias
 from .plan import AdapterPlan, place_of
 from .step import Source, Step, is_plain, is_there
@@ -45,7 +45,7 @@ class ExpertMixture(HoELayer):
         step = None if torch.compiler.is_compiling() else self._step(adapter, plan)
         if step is None:
             return self._add_all_experts(result, x, adapter, plan)
-        if x.dtype != step.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype is not step.dtype and not torch.is_autocast_enabled(x.device.type):
             x = self._cast_input_dtype(x, step.dtype)
         tokens = x.reshape(-1, x.shape[-1])
         if step.scale_is_known:
@@ -58,7 +58,9 @@ class ExpertMixture(HoELayer):
         total = result if result.ndim == 2 else result.reshape(-1, result.shape[-1])
         in_place = self._may_write(result)
         for stretch, inner in zip(step.stretches, inners, strict=True):
-            if total.dtype != inner.dtype or inner.dtype != step.dtype:  # weights wider than the base's, or autocast
+            if (
+                total.dtype is not inner.dtype or inner.dtype is not step.dtype
+            ):  # weights wider than the base's, or autocast
                 total = (total + inner @ stretch.columns).to(result.dtype)
             elif in_place:
                 total.addmm_(inner, stretch.columns)
@@ -68,6 +70,8 @@ class ExpertMixture(HoELayer):
 
     def _gated(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
         """c(w) w A x of each stretch, `(T, r_i)`, by operations of torch."""
+        if step.mixed is not None and THIS_THREAD.recorder is None:
+            return self._mixed(tokens, adapter, step)
         with without_autocast(x.device.type):
             votes = step.lengthened(self._votes(tokens, x, adapter, step.placed, step))
         inners = []
@@ -75,6 +79,20 @@ class ExpertMixture(HoELayer):
             inner = F.linear(tokens, stretch.rows)
             inners.append(stretch.weighed(inner, votes if votes.dtype == inner.dtype else votes.to(inner.dtype)))
         return inners
+
+    def _mixed(self, tokens: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
+        """As `_gated`, where all that follows the softmax is one product with what is prepared."""
+        with without_autocast(tokens.device.type):
+            logits, mix = self._logits(tokens, adapter, step.placed.rows, step), step.placed.votes.mix
+            temperature = self.hoe_layouts[adapter].temperature
+            logits = logits if temperature == 1 else logits / temperature
+            scale = step.scale(shares(step.placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype)))
+        inner = [F.linear(tokens, stretch.rows) for stretch in step.stretches]
+        scale = scale if scale.dtype == inner[0].dtype else scale.to(inner[0].dtype)
+        if len(inner) == 1:
+            return [inner[0] * scale]
+        parts = scale.split([part.shape[1] for part in inner], dim=1)
+        return [part * own for part, own in zip(inner, parts, strict=True)]
 
     def _gated_at_once(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> Sequence[torch.Tensor]:
         """As `_gated`, by one kernel for all stretches."""
@@ -139,12 +157,15 @@ class ExpertMixture(HoELayer):
 
     def _step(self, adapter: str, plan: AdapterPlan) -> Step | None:
         """What the plan needs here; None where weights are fetched by calling their modules."""
+        groups: Any = self._modules  # for each token: past nn.Module's search for a name
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
-        router: Any = self.hoe_router._modules.get(adapter)
-        trains = own is not None or (router is not None and router.bias.requires_grad and torch.is_grad_enabled())
+        trains = own is not None
+        if not trains and torch.is_grad_enabled():
+            router = groups["hoe_router"]._modules.get(adapter)
+            trains = router is not None and router.bias.requires_grad
         key = (adapter, plan, own is None, trains, WANTED.kernel)
         step = self._steps.get(key)
-        if step is not None and step.is_current(self.hoe_A._modules):
+        if step is not None and step.is_current(groups["hoe_A"]._modules):
             return step
         parts: dict[str, tuple[nn.ModuleDict, str]] = {"A": (self.hoe_A, "weight"), "B": (self.hoe_B, "weight")}
         if adapter in self.hoe_length:
@@ -159,19 +180,21 @@ class ExpertMixture(HoELayer):
             name: Source.of(group, adapter, parameter, viewed=name in "AB")
             for name, (group, parameter) in parts.items()
         }
-        graph = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(graph):
-            step = Step(plan, self.hoe_layouts[adapter], sources, fixed=not trains)  # a later training step may use it
+        graph, limit = torch.is_grad_enabled(), sum(sources[name].parameter.nbytes for name in "AB") // 10
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):  # a later training step may use it
+            step = Step(plan, self.hoe_layouts[adapter], sources, fixed=not trains, limit=limit)
         if step.is_current(self.hoe_A._modules):
-            self._steps.add(key, step, limit=sum(sources[name].parameter.nbytes for name in "AB") // 10)
+            self._steps.add(key, step, limit)
         return step
 
     # -- votes ---
 
     def _logits(self, tokens: torch.Tensor, adapter: str, rows: Any, step: Step | None) -> torch.Tensor:
         """Logits `(T, slots)` of the routers whose slots are `rows` of the router linear, not yet over the temperature."""
-        part: Any = self.hoe_router[adapter]
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
+        if own is None and step is not None and step.router is not None and not torch.is_grad_enabled():
+            return _linear(tokens, *step.router, fused=step.fused)
+        part: Any = self.hoe_router[adapter]
         if own is not None and isinstance(own[1], ModuleBias):
             own = None
         fused = step is not None and step.fused
@@ -220,7 +243,7 @@ class ExpertMixture(HoELayer):
 
     def _may_write(self, result: torch.Tensor) -> bool:
         """Whether the base's output is nobody else's, so that the experts may be added to it in place."""
-        base = self.base_layer
+        base: Any = self._modules["base_layer"]
         return (
             not torch.is_grad_enabled()
             and type(base) in (nn.Linear, Conv1D)

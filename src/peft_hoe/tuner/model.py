@@ -36,7 +36,7 @@ from .injection import (
 )
 from .layer import HoELayer
 from .linear import HoELinear
-from .loading import check_loaded, check_state_dict, check_whole
+from .loading import check_state_dict, check_whole, settle_loaded
 from .merging import Merging
 from .steering import Steering
 from .trace import RoutingTrace, trace_routing
@@ -91,7 +91,7 @@ class HoEModel(Growing, Merging, BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         tie_heads(model, adapter_name)
         self.steering.add(adapter)
-        self.steering.hooks.attach(model, check_state_dict, check_loaded)
+        self.steering.hooks.attach(model, check_state_dict, settle_loaded)
         warn_of_fused_experts(model, config, None if everything else self._check_target_module_exists)
         warn_of_another_base(model, adapter_name, config)
 

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .kernels.choice import is_fused
-from .kernels.gate import over_ranks
+from .kernels.gate import MAX_FACTOR, over_ranks
 from .layout import ExpertLayout
 from .lengths import gram_root, lengthened
 from .plan import AdapterPlan
@@ -124,6 +125,7 @@ class Step:
         sources: "A", "B", and where they play a part "gram" (of all experts, `(L, L)`, where c is not 1), "router" and "bias".
         fixed: whether votes of routers that vote by module are taken from "bias" now; else they are computed at each call,
             because they train.
+        limit: bytes of all steps of the module; what only saves time is made where it leaves room for others.
 
     Attributes:
         dtype: of A and B.
@@ -133,6 +135,8 @@ class Step:
         placed: its votes.
         fused: whether a kernel works out the gate; only where votes depend on the token, and none on a bias that trains.
         gram: for the kernel, of the experts in play `(S, S)`; None where c is 1.
+        mixed: what the routers' softmax is multiplied with for the votes over the ranks, `(r, V)`, where c is not 1 followed by
+            what c follows from, `(S + 1, V)`; None where rows differ, or votes are worked out otherwise.
         scale_is_known: whether they are the same for all tokens and stay as they are; then stretches have their scales.
         router: the live routers' rows of the router linear, float32 or wider, `(slots, d_in)` and `(slots,)`; None where none
             is read from there.
@@ -144,10 +148,12 @@ class Step:
         "_parts",
         "_root",
         "_sources",
+        "_widths",
         "dtype",
         "experts",
         "fused",
         "gram",
+        "mixed",
         "nbytes",
         "placed",
         "ranks",
@@ -157,7 +163,13 @@ class Step:
     )
 
     def __init__(
-        self, plan: AdapterPlan, layout: ExpertLayout, sources: Mapping[str, Source], *, fixed: bool = True
+        self,
+        plan: AdapterPlan,
+        layout: ExpertLayout,
+        sources: Mapping[str, Source],
+        *,
+        fixed: bool = True,
+        limit: int = 0,
     ) -> None:
         ranks = layout.ranks
         weight_a, weight_b = sources["A"].parameter, sources["B"].parameter
@@ -183,7 +195,9 @@ class Step:
                 self.gram = products
             else:
                 self._root = self._make_root(products)
-        self.router, scale, copies = None, None, [*self._root] if self.gram is None else [self.gram]
+        self.router, self.mixed, scale = None, None, None
+        self._widths = (sum(selection.ranks), len(self.experts), 1)
+        copies = [*self._root] if self.gram is None else [self.gram]
         self.scale_is_known = slots is None and self.placed.modules is None
         if self.scale_is_known:
             scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
@@ -193,6 +207,10 @@ class Step:
             rows = [part[slots].to(torch.promote_types(part.dtype, torch.float32)) for part in stored]
             self.router = rows[0], rows[1]
             copies += [] if isinstance(slots, slice) and rows[0].dtype == stored[0].dtype else rows
+        mixed = sum(self._widths) * mix.shape[-1] * mix.itemsize
+        if fits and not self.fused and mix.ndim == 2 and mixed * _MOST_STEPS <= limit:
+            self.mixed = torch.cat([mix[selection.owners(mix.device)], *(part @ mix for part in self._root)])
+            copies = [self.mixed, *copies]
         self.nbytes = sum(copy.nbytes for copy in copies)
         self._genuine = all(type(copy) is torch.Tensor for copy in (mix, *copies))  # not a tracer's
         self.stretches = tuple(_stretches(selection, weight_a, weight_b, scale))
@@ -204,6 +222,15 @@ class Step:
 
     def _make_root(self, products: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(part.to(products.dtype).to(products.device) for part in gram_root(products))
+
+    def scale(self, shares: torch.Tensor) -> torch.Tensor:
+        """c(w) w over the ranks, `(T, r)`, of the routers' softmax `(T, V)`; only where there is `mixed`."""
+        found = F.linear(shares, self.mixed)  # type: ignore[arg-type]
+        if not self._root:
+            return found
+        scale, seen, lengths = found.split_with_sizes(self._widths, 1)
+        length = torch.linalg.vector_norm(seen, dim=-1, keepdim=True)
+        return scale / (length / lengths).clamp_min(1 / MAX_FACTOR)
 
     def is_current(self, parts: Mapping[str, Any]) -> bool:
         """Whether nothing that it was made from has changed, and nothing of it should be in a graph.
