@@ -42,12 +42,12 @@ def randomise() -> Callable[..., None]:
 
 
 @pytest.fixture
-def llama() -> Callable[[], LlamaForCausalLM]:
-    def make() -> LlamaForCausalLM:
+def llama() -> Callable[..., LlamaForCausalLM]:
+    def make(width: int = 32) -> LlamaForCausalLM:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=64,
-            hidden_size=32,
+            hidden_size=width,
             intermediate_size=48,
             num_hidden_layers=2,
             num_attention_heads=4,
@@ -84,8 +84,10 @@ def config() -> Callable[..., HoEConfig]:
 def hoe_llama(llama, config) -> Callable[..., PeftModel]:
     """A tiny Llama whose experts and routers do something; `trained=True` makes the router choose."""
 
-    def make(*, trained: bool = False, dtype: torch.dtype = torch.float32, **changes: object) -> PeftModel:
-        model = get_peft_model(llama().to(dtype), config(**changes))
+    def make(
+        *, trained: bool = False, dtype: torch.dtype = torch.float32, width: int = 32, **changes: object
+    ) -> PeftModel:
+        model = get_peft_model(llama(width).to(dtype), config(**changes))
         _randomise(model)
         if trained:
             model.mark_trained()

@@ -9,10 +9,11 @@ import weakref
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peft_hoe import use_kernel
+from peft_hoe import record_votes, use_kernel
 from peft_hoe.tuner.kernels import choice, fused
 from peft_hoe.tuner.layer import HoELayer
 
@@ -145,7 +146,19 @@ class Operations(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        views = ("view", "t", "slice", "unsqueeze", "expand", "detach", "alias", "_unsafe_view", "select", "transpose")
+        views = (
+            "view",
+            "t",
+            "slice",
+            "unsqueeze",
+            "expand",
+            "detach",
+            "alias",
+            "_unsafe_view",
+            "select",
+            "transpose",
+            "split_with_sizes",
+        )
         self.count += func.overloadpacket.__name__ not in views
         return func(*args, **(kwargs or {}))
 
@@ -207,10 +220,60 @@ def test_operations_of_a_module_with_a_kernel(hoe_llama, tokens, monkeypatch):
                 assert rest + kernels <= 4  # as a LoRA
 
 
+@pytest.mark.parametrize(("interpolation", "count"), [("linear", 6), ("norm", 10)])
+def test_a_routed_module_in_operations_of_torch(hoe_llama, tokens, interpolation, count):
+    """Two products, logits, softmax, votes over the ranks, a multiplication; for c a norm, two quotients and a bound."""
+    model = hoe_llama(trained=True, interpolation=interpolation, width=256)
+    with use_kernel("plain"):
+        assert operations(model, tokens, preference=LIVE) == count
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "norm"])
+@pytest.mark.parametrize("slots", [None, [["a", "b"], "all"]], ids=["even", "uneven"])
+def test_the_prepared_product_is_the_votes_and_what_follows(hoe_llama, tokens, interpolation, slots):
+    """While votes are recorded they are worked out one after the other."""
+    routers = [[0.25, 0.75], [0.75, 0.25]]
+    if slots:
+        routers = [{"preference": p, "votes_for": v} for p, v in zip(routers, slots, strict=True)]
+    model = hoe_llama(trained=True, routers=routers, interpolation=interpolation, width=256).double()
+    preference = [0.6, 0.4]
+    with torch.no_grad():
+        prepared = model(tokens, preference=preference).logits
+        steps = [step for layer in layers(model) for step in layer._steps._kept.values()]
+        assert steps
+        assert all(step.mixed is not None for step in steps)
+        with record_votes(model):
+            written_out = model(tokens, preference=preference).logits
+    torch.testing.assert_close(prepared, written_out, rtol=0, atol=1e-12)
+
+
+def is_laid_out(model):
+    return all(layer.factors("default")[1].t().is_contiguous() for layer in layers(model))
+
+
+def test_columns_of_b_are_blocks_of_memory_however_they_came(hoe_llama, llama, tokens, tmp_path):
+    model = hoe_llama(trained=True)
+    model.save_pretrained(tmp_path)
+    for low_memory in (False, True):
+        loaded = PeftModel.from_pretrained(llama(), tmp_path, low_cpu_mem_usage=low_memory).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(tokens, preference=LIVE).logits, model(tokens, preference=LIVE).logits)
+        assert is_laid_out(loaded)
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
+        for layer in layers(model):
+            saved = file.get_tensor(f"base_model.model.{layer.module_name}.hoe_B.weight")
+            torch.testing.assert_close(saved, layer.factors("default")[1], rtol=0, atol=0)
+
+
+def test_experts_that_train_stay_as_torch_made_them(hoe_llama):
+    """What trains may be flattened by an optimiser or by processes that share it."""
+    assert all(layer.factors("default")[1].is_contiguous() for layer in layers(hoe_llama(train_experts=True)))
+
+
 def test_operations_do_not_grow_with_the_experts(hoe_llama, tokens):
     """No loop over experts, selected or not."""
     experts = [[i / 20, 1 - i / 20] for i in range(21)]
-    settings = {"trained": True, "interpolation": "norm", "r": 16}
+    settings = {"trained": True, "interpolation": "norm", "width": 512}
     routers = [{"preference": [0.52, 0.48], "votes_for": "all"}]
     few, many = hoe_llama(routers=routers, **settings), hoe_llama(routers=routers, experts=experts, **settings)
     preference = [0.52, 0.48]

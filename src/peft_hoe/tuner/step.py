@@ -208,7 +208,7 @@ class Step:
             self.router = rows[0], rows[1]
             copies += [] if isinstance(slots, slice) and rows[0].dtype == stored[0].dtype else rows
         mixed = sum(self._widths) * mix.shape[-1] * mix.itemsize
-        if fits and not self.fused and mix.ndim == 2 and mixed * _MOST_STEPS <= limit:
+        if fits and not self.fused and mix.ndim == 2 and 2 * mixed <= limit:
             self.mixed = torch.cat([mix[selection.owners(mix.device)], *(part @ mix for part in self._root)])
             copies = [self.mixed, *copies]
         self.nbytes = sum(copy.nbytes for copy in copies)
