@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the base model, to run --prompts, for --format gguf, and for experts of embeddings and norms; default what the "
         "adapter names",
     )
+    add(
+        "--sweep",
+        metavar="DIR",
+        help="of the adapter (peft-hoe sweep), with its --reward: tell the hypervolume that such exports lose along its front",
+    )
+    add("--reward", action="append", metavar="NAME=SOURCE", help="as for peft-hoe sweep; once for each objective")
     add("--dry-run", action="store_true", help="with --grid: tell the size only")
     add("--overwrite", action="store_true", help="replace an adapter in the output directory")
 
@@ -55,8 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("rank", "dtype", "routers")}
     source: Any = arguments.adapter
-    if arguments.prompts is not None:
+    loaded = arguments.prompts is not None or arguments.sweep is not None
+    if loaded:
         source, options["tokenizer"], options["prompts"] = _calibrated(arguments)
+    if arguments.sweep is not None:
+        from ..rewards.command_line import parse_rewards
+
+        options |= {"sweep": arguments.sweep, "rewards": parse_rewards(arguments.reward)}
     if arguments.format == "gguf":
         _export_gguf(arguments, source, options)
         return 0
@@ -64,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         preference = read_preference(arguments.preference)
         print(export_merged(source, preference, arguments.merged, arguments.output, **options).table())
         return 0
-    options |= {"even": arguments.even, "base": arguments.base if arguments.prompts is None else None}
+    options |= {"even": arguments.even, "base": None if loaded else arguments.base}
     if arguments.grid is not None:
         export_atlas(source, arguments.grid, arguments.output, tell=print, dry_run=arguments.dry_run, **options)
         return 0
@@ -106,9 +117,14 @@ def _check(arguments: argparse.Namespace) -> None:
         "--base": arguments.base is not None
         and arguments.merged is not None
         and arguments.prompts is None
+        and arguments.sweep is None
         and "--merged names the base",
         "--rank": arguments.rank is not None and arguments.experts and "experts are written as they are",
         "--prompts": arguments.prompts is not None and arguments.experts and "experts are written as they are",
+        "--sweep": arguments.sweep is not None
+        and (gguf or arguments.dry_run or not arguments.reward)
+        and "it goes with --reward NAME=SOURCE, which score its texts, and not with --format gguf or --dry-run",
+        "--reward": arguments.reward is not None and arguments.sweep is None and "it goes with --sweep DIR",
         "--overwrite": arguments.overwrite
         and (gguf or not single or arguments.merged is not None)
         and "only a single LoRA replaces another",
@@ -118,10 +134,11 @@ def _check(arguments: argparse.Namespace) -> None:
             raise HoEError(f"{option} cannot be used here: {reason}")
 
 
-def _calibrated(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
-    """Model, tokenizer and prompts."""
+def _calibrated(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any] | None]:
+    """Model, tokenizer, and prompts where there are some."""
     from ..inputs import load_adapter, read_prompts
 
-    prompts = [row["prompt"] for row in read_prompts(arguments.prompts)]
+    given = arguments.prompts
+    prompts = None if given is None else [row["prompt"] for row in read_prompts(given)]
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
     return model.eval(), tokenizer, prompts

@@ -17,7 +17,7 @@ from ..errors import HoEError
 from ..files import ADAPTER_CONFIG
 from ..output_directory import check_output, complete_directory
 from .export_report import ExportReport, size
-from .lora import open_source, refuse_unread
+from .lora import open_front, open_source, refuse_unread
 from .lora_exporter import LoraExporter
 from .preference_grid import PreferenceGrid
 
@@ -55,6 +55,8 @@ def export_atlas(
     tokenizer: Any = None,
     adapter_name: str | None = None,
     base: str | os.PathLike[str] | None = None,
+    sweep: Any = None,
+    rewards: Any = None,
     dry_run: bool = False,
     tell: Callable[[str], Any] = lambda line: None,
 ) -> list[ExportReport]:
@@ -72,6 +74,8 @@ def export_atlas(
         tokenizer: as for `export_lora`.
         adapter_name: as for `export_lora`.
         base: as for `export_lora`.
+        sweep: as for `export_lora`; measured once, and told in every report.
+        rewards: as for `export_lora`.
         dry_run: only tell the size.
         tell: is told the number and size of the LoRAs before the first is written.
 
@@ -82,7 +86,10 @@ def export_atlas(
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, base)
     refuse_unread(adapter, base)
     check_output(directory, overwrite=False)
-    exporter = LoraExporter(adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration)
+    front = open_front(source, tokenizer, sweep, rewards)
+    exporter = LoraExporter(
+        adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration, front=front
+    )
     grid = PreferenceGrid(adapter.objectives, step)
     plan = AtlasPlan([grid.spell(point) for point in grid.points], sum(map(exporter.bytes, grid.points)))
     tell(str(plan))

@@ -5,8 +5,7 @@ Prompts run one at a time, so nothing is padded and every recorded vote belongs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HoEError, StaticMergeError
-from ..tuner.embedding import HoEEmbedding
 from ..tuner.functional import record_votes, use_preference
 from ..tuner.layer import HoELayer
-from ..tuner.norm import HoENorm
 from ..tuner.steering import Steering
+from .frozen_model import frozen
 
 
 @dataclass(frozen=True)
@@ -97,12 +95,12 @@ class Calibration:
         for ids in self.prompts:
             with self._routed(preference):
                 routed = self._log_probabilities(ids)
-            with self._frozen(factors, norms):
-                frozen = self._log_probabilities(ids)
+            with frozen(self._layers, factors, norms):
+                fixed = self._log_probabilities(ids)
             tokens += len(routed)
-            kl += float((routed.exp() * (routed - frozen)).sum())
-            same += int((routed.argmax(-1) == frozen.argmax(-1)).sum())
-            largest = max(largest, float((routed - frozen).abs().max()))
+            kl += float((routed.exp() * (routed - fixed)).sum())
+            same += int((routed.argmax(-1) == fixed.argmax(-1)).sum())
+            largest = max(largest, float((routed - fixed).abs().max()))
         return Difference(tokens, kl / tokens, same / tokens, largest)
 
     def _routed(self, preference: Sequence[float]) -> Any:
@@ -113,26 +111,6 @@ class Calibration:
         if logits is None:
             raise HoEError(f"{type(self.model).__name__} returns no logits to compare; leave the prompts out")
         return F.log_softmax(logits.double().flatten(0, -2), dim=-1)
-
-    @contextmanager
-    def _frozen(self, factors: Mapping[str, tuple[Tensor, Tensor]], norms: Mapping[str, Tensor]) -> Iterator[None]:
-        """The base model plus B A in every module, and with these norms, as PEFT with the exported LoRA computes it."""
-        hooks: list[Any] = []
-        try:
-            for module in self._layers:
-                layer: Any = module
-                layer.enable_adapters(False)
-                if isinstance(layer, HoENorm):
-                    hooks.append(layer.register_forward_hook(_replacing(layer, norms), with_kwargs=True))
-                else:
-                    add = _looking_up if isinstance(layer, HoEEmbedding) else _adding
-                    hooks.append(layer.register_forward_hook(add(*factors[layer.module_name])))
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for layer in self._layers:
-                layer.enable_adapters(True)
 
 
 def _tokens(tokenizer: Any, prompt: Any) -> Tensor:
@@ -145,29 +123,3 @@ def _tokens(tokenizer: Any, prompt: Any) -> Tensor:
     if not ids:
         raise HoEError(f"the prompt {prompt!r} has no token; leave it out")
     return torch.tensor([ids])
-
-
-def _adding(a: Tensor, b: Tensor) -> Any:
-    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        inner = F.linear(args[0].to(a.dtype), a.to(output.device))
-        return output + F.linear(inner, b.to(output.device)).to(output.dtype)
-
-    return add
-
-
-def _looking_up(a: Tensor, b: Tensor) -> Any:
-    def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        delta = F.linear(F.embedding(args[0], a.T.to(output.device)), b.to(output.device))
-        return output + (delta * getattr(module.get_base_layer(), "embed_scale", 1.0)).to(output.dtype)
-
-    return add
-
-
-def _replacing(layer: HoENorm, norms: Mapping[str, Tensor]) -> Any:
-    own = layer.parameters_before_merging()
-    whole = {name: norms[f"{layer.module_name}.{name}"].to(tensor.device, tensor.dtype) for name, tensor in own.items()}
-
-    def replace(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
-        return torch.func.functional_call(layer.get_base_layer(), whole, args, kwargs)
-
-    return replace

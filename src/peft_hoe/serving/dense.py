@@ -16,7 +16,7 @@ from ..errors import CheckpointError, HoEError, StaticMergeError
 from ..output_directory import check_output, complete_directory
 from ..tasks import AUTO_CLASSES
 from .export_report import REPORT_FILE, ExportReport
-from .lora import open_source
+from .lora import open_front, open_source
 from .lora_exporter import LoraExporter
 from .lora_factors import LoraFactors
 
@@ -33,6 +33,8 @@ def export_merged(
     prompts: Sequence[Any] | None = None,
     tokenizer: Any = None,
     adapter_name: str | None = None,
+    sweep: Any = None,
+    rewards: Any = None,
 ) -> ExportReport:
     """Write base and adapter at a preference as one dense checkpoint, with the base's tokenizer.
 
@@ -47,6 +49,8 @@ def export_merged(
         prompts: as for `export_lora`.
         tokenizer: as for `export_lora`.
         adapter_name: as for `export_lora`.
+        sweep: as for `export_lora`.
+        rewards: as for `export_lora`.
 
     Raises:
         StaticMergeError: the base is quantised, or trained routers vote and nothing says how to freeze them.
@@ -57,9 +61,9 @@ def export_merged(
     check_output(directory, overwrite=False, sources=[])
     own_base = None if isinstance(source, nn.Module) else base
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, own_base)
-    exporter = LoraExporter(adapter, rank=rank, dtype=dtype, routers=routers, calibration=calibration)
-    votes = exporter.votes(preference)
-    factors, norms = exporter.factors(votes), exporter.norms(votes.shared)
+    front = open_front(source, tokenizer, sweep, rewards)
+    exporter = LoraExporter(adapter, rank=rank, dtype=dtype, routers=routers, calibration=calibration, front=front)
+    votes, factors, norms = exporter.weights(preference)
     report = exporter.report(votes, factors, norms, directory)
     report.notes.append(f"merged into {os.fspath(base)}; load it as an ordinary checkpoint")
     model = _load(base, adapter.config.task_type)

@@ -31,6 +31,7 @@ class ExportReport:
         lost: Frobenius norm of what rounding or `rank` took, as a share of that of the exact deltas; 0 when exact.
         most_lost: the same share of the module that lost most.
         logits: how far the routed model is on the calibration prompts (`calibration.Difference`), or None.
+        hypervolume: what this export's options lose along the front of a sweep (`front_lost.HypervolumeLost`), or None.
         notes: what an engine or a reader may trip over.
     """
 
@@ -50,6 +51,7 @@ class ExportReport:
     lost: float
     most_lost: float
     logits: dict[str, float] | None = None
+    hypervolume: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +78,12 @@ class ExportReport:
             lines.append(
                 f"{'logits:':<12}KL to the routed model {self.logits['kl']:.3g} nats a token, the same likeliest token at "
                 f"{self.logits['agreement']:.1%} of {self.logits['tokens']:.0f} places"
+            )
+        if (front := self.hypervolume) is not None:
+            lines.append(
+                f"{'front:':<12}hypervolume {front['adapter']:.4f} of the adapter, {front['exported']:.4f} exported, lost "
+                f"{front['lost']:.4f} [{front['low']:.4f}, {front['high']:.4f}]; {front['swept']} of {front['preferences']} "
+                f"preferences differ, {front['prompts']} prompts"
             )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 

@@ -18,6 +18,7 @@ from ..errors import HoEError, StaticMergeError
 from ..output_directory import check_output, complete_directory
 from .calibration import Calibration
 from .export_report import ExportReport
+from .front_lost import FrontLost
 from .lora_exporter import LoraExporter
 from .source import AdapterSource, adapter_from_files, adapter_from_model
 
@@ -35,6 +36,8 @@ def export_lora(
     tokenizer: Any = None,
     adapter_name: str | None = None,
     base: str | os.PathLike[str] | None = None,
+    sweep: Any = None,
+    rewards: Any = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a preference of a HoE adapter as an ordinary PEFT LoRA.
@@ -57,6 +60,9 @@ def export_lora(
         adapter_name: of a model's adapter; default the first active one.
         base: directory or Hub id of the base, for an adapter's directory with experts of embeddings or norms: which heads are
             tied, and what norms weigh. Default what the adapter names.
+        sweep: a `Sweep` of the model with its routers, or its directory; the report then tells the hypervolume that exports
+            with these options lose: the LoRAs of its preferences write its prompts again. Needs `rewards` and `tokenizer`.
+        rewards: those of the sweep.
         overwrite: replace an adapter that is there.
 
     Raises:
@@ -75,7 +81,10 @@ def export_lora(
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, base)
     refuse_unread(adapter, base)
     check_output(directory, overwrite, [] if adapter.directory is None else [adapter.directory], replaces="LORA")
-    exporter = LoraExporter(adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration)
+    front = open_front(source, tokenizer, sweep, rewards)
+    exporter = LoraExporter(
+        adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration, front=front
+    )
     with complete_directory(directory) as building:
         report = exporter.write(preference, building, shown_as=directory)
     return report
@@ -109,6 +118,23 @@ def open_source(
             "PeftModel.from_pretrained and export the model"
         )
     return adapter_from_files(source, base), None
+
+
+def open_front(source: Any, tokenizer: Any, sweep: Any, rewards: Any) -> FrontLost | None:
+    """What measures the hypervolume that is lost; None without a sweep.
+
+    Raises:
+        HoEError: sweep, rewards and model are not all there, or do not belong together.
+        RewardError: a reward is missing or fails.
+    """
+    if sweep is None and rewards is None:
+        return None
+    if sweep is None or not isinstance(source, nn.Module):
+        given, missing = ("rewards", "a sweep") if sweep is None else ("sweep", "a model that writes its prompts again")
+        raise HoEError(
+            f"{given}= was given without {missing}; the hypervolume that an export loses needs both", argument=given
+        )
+    return FrontLost(source, tokenizer, sweep, rewards)
 
 
 def refuse_unread(adapter: AdapterSource, base: str | os.PathLike[str] | None) -> None:

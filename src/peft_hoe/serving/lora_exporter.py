@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +20,9 @@ from ..specs import checked_rank
 from .calibration import Calibration
 from .engine_limits import engine_notes
 from .export_report import REPORT_FILE, ExportReport
+from .front_lost import Exported, FrontLost
 from .frozen_votes import FrozenVotes, freeze
+from .lora_config import lora_config
 from .lora_factors import LoraFactors, lora_factors
 from .source import PREFIX, AdapterSource
 
@@ -38,6 +39,7 @@ class LoraExporter:
         even: bool = False,
         routers: str = "keep",
         calibration: Calibration | None = None,
+        front: FrontLost | None = None,
     ) -> None:
         self.source = source
         self.rank = None if rank is None else checked_rank(rank, "rank")
@@ -45,6 +47,7 @@ class LoraExporter:
         self.even = even
         self.routers = routers
         self.calibration = calibration
+        self.front = front
 
     @property
     def how(self) -> list[Any]:
@@ -145,11 +148,27 @@ class LoraExporter:
                 found[f"{module}.{name}"] = before.to(wide) + votes.to(wide) @ delta.to(wide)
         return found
 
+    def weights(self, preference: Any) -> tuple[FrozenVotes, dict[str, LoraFactors], dict[str, Tensor]]:
+        """Votes, factors and norms of a preference, as `votes`, `factors` and `norms` say."""
+        votes = self.votes(preference)
+        return votes, self.factors(votes), self.norms(votes.shared)
+
+    @cached_property
+    def _hypervolume(self) -> dict[str, float] | None:
+        """What all LoRAs of the front lose, the same for each of them; None without a sweep."""
+        if self.front is None:
+            return None
+
+        def export(preference: Sequence[float]) -> Exported:
+            votes, factors, norms = self.weights(preference)
+            exact = self.routers == "keep" and not votes.trained and all(each.lost == 0 for each in factors.values())
+            return factors, norms, exact
+
+        return asdict(self.front.measure(export))
+
     def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> ExportReport:
         """Write a LoRA into an existing directory; the report calls it `shown_as`."""
-        votes = self.votes(preference)
-        factors = self.factors(votes)
-        norms = self.norms(votes.shared)
+        votes, factors, norms = self.weights(preference)
         tensors = {PREFIX + key: tensor.contiguous() for key, tensor in (*self.source.whole_tensors(), *norms.items())}
         for module, each in factors.items():
             looks_up = module in self.source.base.embeddings  # PEFT has another name for these
@@ -195,34 +214,9 @@ class LoraExporter:
             lost=lost / norm if norm else 0.0,
             most_lost=max(each.lost / each.norm if each.norm else 0.0 for each in factors.values()),
             logits=logits,
+            hypervolume=self._hypervolume,
             notes=[] if route.distance == 0 else ["the preference lies outside the experts' hull: see `effective`"],
         )
-
-
-def lora_config(source: AdapterSource, ranks: Mapping[str, int]) -> LoraConfig:
-    """The configuration of a LoRA whose scale is 1 in every module, whatever its rank."""
-    common = max(ranks.values())
-    # PEFT looks patterns up by a name's end: the caret keeps a name that is the end of another one to itself.
-    names = [name for name in ranks if ranks[name] != common]
-    patterns = {f"^{name}" if _is_end(name, ranks) else name: ranks[name] for name in names}
-    config = source.config
-    return LoraConfig(
-        r=common,
-        lora_alpha=common,
-        rank_pattern=patterns,
-        alpha_pattern=dict(patterns),
-        target_modules=sorted(ranks),
-        modules_to_save=[*(config.modules_to_save or ()), *source.base.saved_whole()] or None,
-        fan_in_fan_out=bool(config.fan_in_fan_out if source.stored_transposed is None else source.stored_transposed),
-        task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.revision,
-        inference_mode=True,
-    )
-
-
-def _is_end(name: str, others: Mapping[str, int]) -> bool:
-    return any(other.endswith(f".{name}") for other in others)
 
 
 def _checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -13,7 +13,8 @@ from ..config import HoEConfig
 from ..errors import HoEError
 from ..files import ADAPTER_WEIGHTS
 from ..preference import FloatArray, parse_preference
-from .lora_exporter import LoraExporter, lora_config
+from .lora_config import lora_config
+from .lora_exporter import LoraExporter
 from .lora_factors import LoraFactors
 from .routed_lora import RoutedFormat, RoutedVotes, routed_factors, routed_votes
 from .source import PREFIX, AdapterSource

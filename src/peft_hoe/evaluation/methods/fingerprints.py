@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...experts.checkpoints import PEFT_PREFIX
 from ...tuner.functional import adapter_of
 
 _EDGE = 1 << 16  # bytes of a file's start and end that are read
@@ -18,13 +19,20 @@ _EDGE = 1 << 16  # bytes of a file's start and end that are read
 Source = str | os.PathLike[str]
 
 
-def weights_digest(model: Any) -> str:
-    """Of a model in memory: HoE tensors whole; of the others 256 numbers, which no training leaves as they were."""
+def weights_digest(model: Any, prefix: str = "") -> str:
+    """Of a model in memory: HoE tensors whole; of the others 256 numbers, which no training leaves as they were.
+
+    Args:
+        model: the model.
+        prefix: before all names, unless they have it.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = model.state_dict()
+    prefix = "" if any(name.startswith(prefix) for name in tensors) else prefix
+    for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, Tensor):
             continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(f"{prefix}{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel():
             step = 1 if "hoe_" in name else max(1, tensor.numel() // 256)
             some = tensor.detach().flatten()[::step].contiguous().cpu()
@@ -33,10 +41,13 @@ def weights_digest(model: Any) -> str:
 
 
 def model_fingerprint(model: Any, adapter: str) -> str:
-    """Of a model with HoE layers: changes with the adapter's tensors, preferences and `trained` marks, and with the base."""
+    """Of a model with HoE layers: changes with the adapter's tensors, preferences and `trained` marks, and with the base.
+
+    The same for a PeftModel and the model inside it.
+    """
     digest = hashlib.sha256()
     digest.update(json.dumps(adapter_of(model, adapter).describe()).encode())
-    digest.update(weights_digest(model).encode())
+    digest.update(weights_digest(model, PEFT_PREFIX).encode())
     return digest.hexdigest()
 
 
