@@ -1,9 +1,13 @@
-"""Tiny checkpoints, made when a test needs them."""
+"""Tiny checkpoints, made when a test needs them, and a stand-in for the Hub on the loopback interface."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,3 +137,94 @@ def opened(llama: Path, tmp_path: Path, tiny: SimpleNamespace) -> tuple[Any, Any
         return ModelWeights(tiny.rewrite(llama, tmp_path / name, change), f"policy {name!r}", architecture)
 
     return ModelWeights(llama, "the base", architecture), architecture, change
+
+
+COMMIT = "0" * 39 + "1"
+
+
+class HubServer:
+    """Serves folders as repositories until `close`.
+
+    Args:
+        folders: `{id: folder}`.
+
+    Attributes:
+        address: of the server.
+        sent: `(id, file)` of every file that was sent whole.
+        before: called with id and file before a file is sent.
+    """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.sent: list[tuple[str, str]] = []
+        self.before: Callable[[str, str], None] = lambda *_: None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def answer(self, content: bytes, headers: dict[str, str] | None = None):
+                part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if headers else None
+                self.send_response(206 if part else 200)
+                if part:
+                    content = content[int(part[1]) : int(part[2] or len(content)) + 1]
+                for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(content)
+
+            def do_GET(self):
+                parts = self.path.split("?")[0].strip("/").split("/")
+                listing = parts[:2] == ["api", "models"]
+                repository = "/".join(parts[2:4] if listing else parts[:2])
+                folder = folders.get(repository)
+                if folder is None:
+                    self.send_error(404)
+                elif listing:
+                    names = sorted(path.name for path in folder.iterdir())
+                    files = [{"rfilename": name} for name in names]
+                    tree = [
+                        {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": "1"}
+                        for name in names
+                    ]
+                    content = tree if "tree" in parts else {"id": "x", "sha": COMMIT, "siblings": files}
+                    self.answer(json.dumps(content).encode(), {"Content-Type": "application/json"})
+                elif not (folder / parts[-1]).is_file():
+                    self.send_response(404)
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                else:
+                    if self.command == "GET":
+                        outer.before(repository, parts[-1])
+                    content = (folder / parts[-1]).read_bytes()
+                    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                    self.answer(content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+                    if self.command == "GET" and "Range" not in self.headers:
+                        outer.sent.append((repository, parts[-1]))
+
+            do_HEAD = do_GET
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def close(self) -> None:
+        """Stop."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def stand_in_hub() -> Iterator[Callable[[Mapping[str, Path]], HubServer]]:
+    """A function that serves folders as repositories."""
+    servers: list[HubServer] = []
+
+    def serve(folders: Mapping[str, Path]) -> HubServer:
+        servers.append(HubServer(folders))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-COMMIT = "0" * 39 + "1"
 BUILD = """
 from peft_hoe.experts import build_adapter
 report = build_adapter("us/base", {"kind": "us/kind", "brief": "us/brief@main"}, "out", r=2, progress=False)
@@ -34,56 +30,14 @@ print(dict(by_id.preference), same and torch.isfinite(again(tokens, preference=[
 
 
 @pytest.fixture
-def hub(llama, policies, tmp_path):
+def hub(llama, policies, tmp_path, stand_in_hub):
     """Address of a server with the repositories us/base, us/kind and us/brief, and us/adapter once it is built."""
     folders = {
         "us/base": llama,
         **{f"us/{name}": path for name, path in policies.items()},
         "us/adapter": tmp_path / "out",
     }
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def answer(self, content: bytes, headers: dict[str, str] | None = None):
-            self.send_response(200)
-            for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def do_GET(self):
-            parts = self.path.split("?")[0].strip("/").split("/")
-            listing = parts[:2] == ["api", "models"]
-            folder = folders.get("/".join(parts[2:4] if listing else parts[:2]))
-            if folder is None:
-                self.send_error(404)
-            elif listing:
-                names = sorted(path.name for path in folder.iterdir())
-                files = [{"rfilename": name} for name in names]
-                tree = [
-                    {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": "1"} for name in names
-                ]
-                content = tree if "tree" in parts else {"id": "x", "sha": COMMIT, "siblings": files}
-                self.answer(json.dumps(content).encode(), {"Content-Type": "application/json"})
-            elif not (folder / parts[-1]).is_file():
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-            else:
-                content = (folder / parts[-1]).read_bytes()
-                self.answer(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
-
-        do_HEAD = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    return stand_in_hub(folders).address
 
 
 @pytest.fixture

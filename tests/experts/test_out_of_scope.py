@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_hoe.experts.out_of_scope import change_out_of_scope
+from peft_hoe.experts.out_of_scope import ComparisonOutOfScope
 
 
 def test_outside_scope_by_kind(opened):
     base, architecture, change = opened
     # The embedding is tied with the output embedding: it counts once.
     policy = change(lambda name, t: t + 1 if name.endswith(("embed_tokens.weight", "model.norm.weight")) else t)
-    squared = change_out_of_scope(base, policy, architecture).squared
+    squared = ComparisonOutOfScope(base, policy, architecture).finish().squared
     assert squared == {"embeddings": pytest.approx(32 * 16), "norms": pytest.approx(16)}
 
 
@@ -22,7 +22,7 @@ def test_a_resized_vocabulary_is_noted(opened):
     def enlarge(name, tensor):
         return torch.cat([tensor + 1, torch.zeros(3, 16)]) if name.endswith("embed_tokens.weight") else tensor
 
-    found = change_out_of_scope(base, change(enlarge), architecture)
+    found = ComparisonOutOfScope(base, change(enlarge), architecture).finish()
     assert found.notes == [
         "model.embed_tokens.weight has 32 rows in the base but 35 in policy 'changed'; shared rows compared"
     ]

@@ -105,6 +105,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add("--dtype", help=f"one of {', '.join(DTYPES)}; default the base's")
     add("--revision", help="revision of the base on the Hub")
     add("--allow-pickle", action="store_true", help="read .bin checkpoints too, with weights_only")
+    add("--keep-shards", action="store_true", help="keep the files of models on the Hub in its cache, all of them")
     add(
         "--num-processes",
         type=int,
@@ -132,7 +133,12 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "target_modules": _names(arguments.target_modules) or "all-linear",
         "exclude_modules": _names(arguments.exclude_modules),
-        "loading": Loading(arguments.task_type, arguments.revision, allow_pickle=arguments.allow_pickle),
+        "loading": Loading(
+            arguments.task_type,
+            arguments.revision,
+            allow_pickle=arguments.allow_pickle,
+            keep_shards=arguments.keep_shards,
+        ),
         "dtype": arguments.dtype,
         "num_processes": arguments.num_processes,
         "device": arguments.device,

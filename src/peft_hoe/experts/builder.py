@@ -9,7 +9,7 @@ import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,8 @@ def build_adapter(
     if isinstance(rescale, Search):
         check_output(Path(output_dir), overwrite, names=WRITTEN)
         build = functools.partial(_build, base, policies, overwrite=False, progress=False, curve=[])
-        settings, curve = rescale.run(build, {**settings, "rescale": DEFAULT_RESCALE})
+        loading = replace(loading, keep_shards=True)  # many builds of the same files
+        settings, curve = rescale.run(build, {**settings, "rescale": DEFAULT_RESCALE, "loading": loading})
     return _build(base, policies, output_dir, overwrite=overwrite, progress=progress, curve=curve, **settings)
 
 
@@ -163,6 +164,7 @@ def _build(
         default_preference=default_preference,
     )  # fmt: skip
     with resumable_directory(output, work_key(inputs, options, config)) as place:
+        inputs.put_shards_in(place.state)
         with tqdm(disable=not progress, desc="building", unit="module") as bar:
             built = Build(inputs, options, config, place, output, bar).run()
         config.base_sample = base_sample(inputs, config)

@@ -6,23 +6,24 @@ Knows directories and Hub ids, safetensors (one file, or shards with an index), 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, HoEError
 from ..files import ADAPTER_WEIGHTS, read_json
-from .weight_files import FILE_ERRORS, SAFETENSORS, WeightFile, open_file
+from .weight_files import FILE_ERRORS, SAFETENSORS, SAFETENSORS_FILE, WeightFile, open_file
 
 PathOrHubId = str | os.PathLike[str]  # a directory, a Hub id, or `id@revision`
 
 PEFT_PREFIX = "base_model.model."  # before the names of modules in the files of an adapter
-_SAFETENSORS = ("model.safetensors", ADAPTER_WEIGHTS)
+_SAFETENSORS = (SAFETENSORS_FILE, ADAPTER_WEIGHTS)
 _PICKLES = ("pytorch_model.bin", "adapter_model.bin")
 _SETTINGS_PATTERNS = ["*.json", "README.md"]
-_SAFETENSORS_PATTERNS = ["model.safetensors", "model-*.safetensors", ADAPTER_WEIGHTS]
+_SAFETENSORS_PATTERNS = [SAFETENSORS_FILE, "model-*.safetensors", ADAPTER_WEIGHTS]
 _PICKLE_PATTERNS = ["pytorch_model*.bin", "adapter_model.bin"]
 
 # What can be subtracted as it stands. Integer and 8-bit float weights need the scales of their quantiser.
@@ -74,16 +75,24 @@ class Checkpoint:
         label: how errors call this checkpoint, such as "policy 'rich'".
         allow_pickle: whether pickled files may be read (with `weights_only=True`): `.bin` files where there is no
             safetensors file, and whatever else than safetensors an index names.
+        open_shard: how a file is opened by its place.
 
     Raises:
         CheckpointError: there are no weights, or a file is truncated, missing, of another format or elsewhere.
     """
 
-    def __init__(self, directory: Path, label: str, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        label: str,
+        *,
+        allow_pickle: bool = False,
+        open_shard: Callable[[Path], WeightFile] = open_file,
+    ) -> None:
         self.directory, self.label = directory, label
         path, weight_map = _find_weights(directory, label, allow_pickle)
         shards = [path] if weight_map is None else sorted(set(weight_map.values()))
-        self._files: dict[Path, WeightFile] = {shard: self._open(shard) for shard in shards}
+        self._files: dict[Path, WeightFile] = {shard: self._open(shard, open_shard) for shard in shards}
         found = {name: shard for shard, file in self._files.items() for name in file.names}
         self._where = {**found, **(weight_map or {})}
         self._check_index(path)
@@ -100,9 +109,11 @@ class Checkpoint:
                     tensor=min(missing),
                 )
 
-    def _open(self, path: Path) -> WeightFile:
+    def _open(self, path: Path, open_shard: Callable[[Path], WeightFile]) -> WeightFile:
         try:
-            return open_file(path)
+            return open_shard(path)
+        except HoEError:
+            raise
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"{self.label}: {path} is missing, though the index of the shards names it", path=path
@@ -147,6 +158,8 @@ class Checkpoint:
         """
         try:
             return self._files[self._where[name]].rows(name, start, stop)
+        except HoEError:
+            raise
         except FILE_ERRORS as error:
             raise CheckpointError(
                 f"{self.label}: tensor {name!r} cannot be read ({error})", path=self._where[name], tensor=name
@@ -156,6 +169,19 @@ class Checkpoint:
         """Say that a tensor will be read soon."""
         self._files[self._where[name]].expect(name)
 
+    def shard(self, name: str) -> str | None:
+        """The file of a tensor where that is fetched to be read; None where it is on this disk to stay."""
+        path = self._where[name]
+        return path.name if self._files[path].remote else None
+
+    def here(self, name: str) -> bool:
+        """Whether a tensor can be read without fetching."""
+        return self._files[self._where[name]].here(name)
+
+    def bring(self, name: str) -> None:
+        """Have the file of a tensor on this disk."""
+        self._files[self._where[name]].bring()
+
 
 def _find_weights(directory: Path, label: str, allow_pickle: bool) -> tuple[Path, dict[str, Path] | None]:
     """The file of the weights; or the index of the shards, and the shard of each tensor."""
@@ -164,7 +190,7 @@ def _find_weights(directory: Path, label: str, allow_pickle: bool) -> tuple[Path
             return directory / name, None
         index = directory / f"{name}.index.json"
         if index.is_file():
-            return index, _read_index(index, label, allow_pickle)
+            return index, read_index(index, label, allow_pickle)
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     if pickles and not allow_pickle:
         raise CheckpointError(
@@ -177,7 +203,7 @@ def _find_weights(directory: Path, label: str, allow_pickle: bool) -> tuple[Path
     )
 
 
-def _read_index(index: Path, label: str, allow_pickle: bool) -> dict[str, Path]:
+def read_index(index: Path, label: str, allow_pickle: bool) -> dict[str, Path]:
     """The shard of each tensor. An index may be a stranger's: it names files beside it only, and no pickle unasked."""
     weight_map = read_json(index).get("weight_map")
     if not weight_map or not isinstance(weight_map, dict) or not all(isinstance(s, str) for s in weight_map.values()):

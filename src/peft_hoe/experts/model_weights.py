@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..errors import CheckpointError
 from ..files import read_json
 from .architecture import Architecture
 from .checkpoints import FLOATING, Checkpoint
+from .weight_files import WeightFile, open_file
 
 
 class ModelWeights:
@@ -20,15 +22,24 @@ class ModelWeights:
         directory: a checkpoint.
         label: how errors call it.
         architecture: of the base.
-        allow_pickle: as in `Checkpoint`.
+        allow_pickle: as in `Checkpoint`, and so is the rest.
+        open_shard: see there.
 
     Raises:
         CheckpointError: a weight in scope is missing or has another shape; the message shows both shapes.
     """
 
-    def __init__(self, directory: Path, label: str, architecture: Architecture, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        label: str,
+        architecture: Architecture,
+        *,
+        allow_pickle: bool = False,
+        open_shard: Callable[[Path], WeightFile] = open_file,
+    ) -> None:
         self.label = label
-        self.checkpoint = Checkpoint(directory, label, allow_pickle=allow_pickle)
+        self.checkpoint = Checkpoint(directory, label, allow_pickle=allow_pickle, open_shard=open_shard)
         self.located = architecture.names.locate(self.checkpoint.names)
         config = directory / "config.json"
         own_type = read_json(config).get("model_type") if config.is_file() else architecture.model_type
@@ -82,6 +93,18 @@ class ModelWeights:
     def expect(self, parameter: str) -> None:
         """Say that one parameter will be read soon."""
         self.checkpoint.expect(self.located[parameter])
+
+    def shard(self, parameter: str) -> str | None:
+        """The file of one parameter, where it is fetched to be read."""
+        return self.checkpoint.shard(self.located[parameter])
+
+    def here(self, parameter: str) -> bool:
+        """Whether one parameter can be read without fetching."""
+        return self.checkpoint.here(self.located[parameter])
+
+    def bring(self, parameter: str) -> None:
+        """Have the file of one parameter on this disk."""
+        self.checkpoint.bring(self.located[parameter])
 
     def stored(self, parameter: str) -> Tensor:
         """One parameter as it is stored."""

@@ -191,19 +191,22 @@ class Loading:
     """How the base and the policies are read.
 
     >>> Loading(revision="v1.0")
-    Loading(task_type=None, revision='v1.0', token=None, allow_pickle=False)
+    Loading(task_type=None, revision='v1.0', token=None, allow_pickle=False, keep_shards=False)
 
     Args:
         task_type: PEFT's name of what the model does, such as "CAUSAL_LM"; default from the base's class.
         revision: of the base on the Hub; a policy's is written `id@revision`.
         token: for the Hub; default the one that is logged in.
         allow_pickle: whether `.bin` checkpoints may be read (with `weights_only`).
+        keep_shards: whether weights on the Hub that are split into several files are all fetched into the Hub's cache and stay
+            there. By default one file at a time is fetched, used and deleted, in each pass over the weights.
     """
 
     task_type: str | None = None
     revision: str | None = None
     token: str | bool | None = None
     allow_pickle: bool = False
+    keep_shards: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,26 +27,54 @@ class ChangeOutOfScope:
     notes: list[str] = field(default_factory=list)
 
 
-def change_out_of_scope(base: ModelWeights, policy: ModelWeights, architecture: Architecture) -> ChangeOutOfScope:
-    """Squared norms of the change per kind of tensor out of scope, read in pieces.
+class ComparisonOutOfScope:
+    """Squared norms of a policy's change per kind of tensor out of scope, read in pieces.
 
     Missing, extra and resized tensors are allowed here, since experts do not hold them; each is noted.
+
+    Args:
+        base: its weights.
+        policy: a policy's.
+        architecture: of the base.
     """
-    change = ChangeOutOfScope()
-    counted_elsewhere = set(architecture.names.tied)  # with the weight that they share
-    for name in sorted(set(base.located) | set(policy.located)):
-        kind = architecture.kind(name)
-        if kind == LINEAR or name in counted_elsewhere:
-            continue
-        if name not in policy.located or name not in base.located:
-            absent, present = (policy, base) if name not in policy.located else (base, policy)
-            change.notes.append(
-                f"{name} {present.shape(name)} is in {present.label} but not in {absent.label}; ignored"
-            )
-            continue
-        squared = _squared_change(base, policy, name, change.notes)
-        change.squared[kind] = change.squared.get(kind, 0.0) + squared
-    return change
+
+    def __init__(self, base: ModelWeights, policy: ModelWeights, architecture: Architecture) -> None:
+        self._base, self._policy, self._architecture = base, policy, architecture
+        elsewhere = set(architecture.names.tied)  # counted with the weight that they share
+        found = sorted(set(base.located) | set(policy.located))
+        self._names = [name for name in found if architecture.kind(name) != LINEAR and name not in elsewhere]
+        self._both = [name for name in self._names if name in base.located and name in policy.located]
+        self._compared: dict[str, tuple[float, list[str]]] = {}  # squared change, notes
+
+    def compare_what_is_here(self) -> None:
+        """Compare what was not compared yet and can be read without fetching a file."""
+        for name in self._both:
+            if name not in self._compared and self._base.here(name) and self._policy.here(name):
+                self._compare(name)
+
+    def finish(self) -> ChangeOutOfScope:
+        """Compare the rest, one file after the other; the result does not depend on what was compared before."""
+        left = [name for name in self._both if name not in self._compared]
+        for name in sorted(left, key=lambda name: (self._base.shard(name) or "", self._policy.shard(name) or "")):
+            self._compare(name)
+        change = ChangeOutOfScope()
+        for name in self._names:
+            if name not in self._compared:
+                base, policy = self._base, self._policy
+                absent, present = (policy, base) if name not in policy.located else (base, policy)
+                change.notes.append(
+                    f"{name} {present.shape(name)} is in {present.label} but not in {absent.label}; ignored"
+                )
+                continue
+            squared, notes = self._compared[name]
+            kind = self._architecture.kind(name)
+            change.squared[kind] = change.squared.get(kind, 0.0) + squared
+            change.notes += notes
+        return change
+
+    def _compare(self, name: str) -> None:
+        notes: list[str] = []
+        self._compared[name] = (_squared_change(self._base, self._policy, name, notes), notes)
 
 
 def _squared_change(base: ModelWeights, policy: ModelWeights, name: str, notes: list[str]) -> float:

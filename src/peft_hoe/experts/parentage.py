@@ -18,8 +18,8 @@ from .architecture import LinearModule
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
+from .pieces import sampled
 
-_SAMPLED = 16  # rows of each module
 _LONG = 1.0  # a task vector longer than this part of the base's weights is hardly a fine-tune's
 _COMMON = 0.9  # cosine of every pair above which the policies share a parent that is not the base
 _ROUNDED = 0.1  # share of a squared task vector that rounding may be
@@ -31,8 +31,7 @@ _MEANING = re.compile(
 
 def sampled_rows(base: ModelWeights, policy: ModelWeights, target: LinearModule) -> Iterator[tuple[Tensor, Tensor]]:
     """Some rows of one module, as they are stored: the base's and the policy's."""
-    rows = target.shape[0]
-    for i in range(0, rows, -(-rows // _SAMPLED)):
+    for i in sampled(target.shape[0]):
         yield base.rows(target.weight, i, i + 1), policy.rows(target.weight, i, i + 1)
 
 

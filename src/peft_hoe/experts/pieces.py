@@ -42,6 +42,11 @@ class Memory:
         return flat[: rows * columns].view(rows, columns)
 
 
+def sampled(rows: int) -> range:
+    """Some rows of a tensor, spread over it, that stand for all: at most 16."""
+    return range(0, rows, max(1, -(-rows // 16)))
+
+
 def row_ranges(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """First and last row (exclusive) of pieces of a tensor; a tensor without dimensions has one row."""
     if not shape:

@@ -18,6 +18,7 @@ from ..files import ADAPTER_CONFIG, read_json
 from ..specs import check_names
 from .adapter_config import adapter_config, expert_specs
 from .architecture import Architecture, LinearModule, read_architecture
+from .build_inputs import shards_to_fetch
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
 from .options import DEFAULT_CAPTURE, BuildOptions, Loading
@@ -43,7 +44,8 @@ class BuildPlan:
         passes: how often weights in scope are read: 2 with one pruning threshold for all of them, else 1; 0 where all
             policies are LoRA adapters.
         read_bytes: all that is read, all passes and models together.
-        fetch_bytes: what is not on this disk yet, at most.
+        fetch_bytes: what is not on this disk yet, at most, in all passes.
+        disk_bytes: the adapter and what is fetched, at the peak.
         memory_bytes: at the peak, of each process; about.
         device_bytes: of a GPU, likewise; 0 on the CPU.
         seconds: of one thread, about; divided by `num_processes`.
@@ -57,6 +59,7 @@ class BuildPlan:
     passes: int
     read_bytes: int
     fetch_bytes: int
+    disk_bytes: int
     memory_bytes: int
     device_bytes: int
     seconds: float
@@ -78,7 +81,7 @@ class BuildPlan:
                 f"adapter    {_size(self.adapter_bytes)}",
                 f"read       {_size(self.read_bytes)}; weights in scope {times}",
                 f"fetch      {_size(self.fetch_bytes)}",
-                f"disk       {_size(self.adapter_bytes + self.fetch_bytes)}",
+                f"disk       {_size(self.disk_bytes)}",
                 f"memory     about {_size(self.memory_bytes)} for each process"
                 + (f", and {_size(self.device_bytes)} of the GPU" if self.device_bytes else ""),
                 f"time       about {_duration(self.seconds)}" + (f" ({parts})" if parts else ""),
@@ -142,14 +145,20 @@ def plan_build(
     specs = expert_specs(experts, check_names(list(policies), "objective"))
     sources = {**policies, **{str(spec.name): spec.policy for spec in specs if spec.policy is not None}}
     places = {name: fetch(source, weights=False, **hub) for name, source in sources.items()}
+    base_place = fetch(base, weights=False, revision=loading.revision, **hub)
     architecture = read_architecture(
-        fetch(base, weights=False, revision=loading.revision, **hub),
+        base_place,
         target_modules=target_modules, exclude_modules=exclude_modules, task_type=loading.task_type,
         capture=options.capture,
     )  # fmt: skip
     declared = _Declared(architecture, list(policies), {name: _declared(place) for name, place in places.items()})
     config = adapter_config(declared, options, specs, routers)
-    return _plan(declared, options, config, [base, *(sources[name] for name in declared.policies)])
+    full = [name for name, lora in declared.policies.items() if lora is None]
+    passes = 0 if not full else 2 if options.pruning.share > 0 and options.pruning.scope == "global" else 1
+    models = [(base, base_place), *((sources[name], places[name]) for name in full)] if full else []
+    size = sum(architecture.sizes.values()) * (architecture.dtype or torch.float32).itemsize
+    fetched = [_fetched(source, place, loading, size, passes) for source, place in models]
+    return _plan(declared, options, config, passes, fetched)
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -162,28 +171,37 @@ def _declared(place: Path) -> Any:
     return _DeclaredLora(read_json(place / ADAPTER_CONFIG)) if is_adapter(place) else None
 
 
-def _plan(declared: _Declared, options: BuildOptions, config: HoEConfig, given: Sequence[PathOrHubId]) -> BuildPlan:
+def _fetched(source: PathOrHubId, place: Path, loading: Loading, size: int, passes: int) -> tuple[int, int]:
+    """Bytes of one model's weights that are fetched, and how many of them are on this disk at once."""
+    if Path(source).is_dir():
+        return 0, 0
+    shards = shards_to_fetch(source, place, loading)
+    return (passes * size, size // len(shards)) if shards else (size, size)
+
+
+def _plan(
+    declared: _Declared, options: BuildOptions, config: HoEConfig, passes: int, fetched: Sequence[tuple[int, int]]
+) -> BuildPlan:
     targets, full = declared.architecture.targets, [name for name, lora in declared.policies.items() if lora is None]
     dtype = declared.architecture.dtype or torch.float32
     weights = sum(target.d_in * target.d_out for target in targets)
     everything = sum(declared.architecture.sizes.values()) * dtype.itemsize
-    passes = 0 if not full else 2 if options.pruning.share > 0 and options.pruning.scope == "global" else 1
     models = len(full) + 1 if full else 0
     parts = estimated_seconds(targets, options, config, list(declared.policies), full)
     seconds = sum(parts.values())
     gpu, working = options.device.type != "cpu", _working_bytes(targets, config, len(full))
-    lora = [False, *(policy is not None for policy in declared.policies.values())]
-    whole = [source for source, is_lora in zip(given, lora, strict=True) if full and not is_lora]
+    adapter_bytes = _adapter_bytes(declared.architecture, options, config, options.dtype or dtype)
     return BuildPlan(
         modules=len(targets),
         weights=weights,
         experts=[
             {"name": spec.name, "preference": list(spec.preference), "r": spec.r} for spec in config.experts or []
         ],
-        adapter_bytes=_adapter_bytes(declared.architecture, options, config, options.dtype or dtype),
+        adapter_bytes=adapter_bytes,
         passes=passes,
         read_bytes=models * (everything + (passes - 1) * weights * dtype.itemsize),
-        fetch_bytes=sum(everything for source in whole if not Path(source).is_dir()),
+        fetch_bytes=sum(fetch for fetch, _ in fetched),
+        disk_bytes=adapter_bytes + sum(disk for _, disk in fetched),
         memory_bytes=_PROCESS + (0 if gpu else working),
         device_bytes=working if gpu else 0,
         seconds=seconds / options.num_processes,

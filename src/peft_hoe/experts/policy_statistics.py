@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .agreement import Agreement
-from .architecture import CAPTURED, FUSED, HEAD
+from .architecture import CAPTURED, FUSED, HEAD, LinearModule
 from .build_inputs import BuildInputs
-from .lora_policy import LoraPolicy
 from .model_weights import ModelWeights
 from .module_work import Searches
 from .options import Pruning
-from .out_of_scope import change_out_of_scope
+from .out_of_scope import ComparisonOutOfScope
 from .parentage import parentage_notes, sampled_rows
-from .pruning import ThresholdSearch
+from .pruning import GUESSED, ThresholdSearch
 from .report import PolicyReport
 from .task_heads import heads_agree
+
+_GUESSED_OF_FEW = 64  # buckets of the histogram: right to a quarter of the threshold
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,23 @@ class PolicyMeasurement:
         self.again: list[str] = []
         self._comparisons: list[dict[str, Any]] = []
         self._searches: Searches = {}
+        base = inputs.base
+        self._outside = (
+            {}
+            if base is None
+            else {name: ComparisonOutOfScope(base, policy, inputs.architecture) for name, policy in pruned.items()}
+        )
         if state is not None and self.goes_first:
             self.counted, self.inside, self._comparisons = state["counted"], state["inside"], state["comparisons"]
             self.again = state["again"]
             self._searches = {name: ThresholdSearch.from_state(found) for name, found in state["searches"].items()}
             return
         if self.goes_first:
-            samples = {name: _sample(inputs, policy) for name, policy in pruned.items()}
-            self._searches = {name: ThresholdSearch(pruning.share, sample) for name, sample in samples.items()}
+            targets, buckets = inputs.architecture.linear, GUESSED
+            if inputs.shards:  # the first files alone, which will stay for the pass: a worse guess, so with more room
+                targets, buckets = targets[: len(inputs.runs(range(len(targets)))[0])], _GUESSED_OF_FEW
+            samples = {name: _sample(inputs, policy, targets) for name, policy in pruned.items()}
+            self._searches = {name: ThresholdSearch(pruning.share, sample, buckets) for name, sample in samples.items()}
 
     def state(self) -> dict[str, Any]:
         """All that was measured, to go on from in another process."""
@@ -77,6 +88,11 @@ class PolicyMeasurement:
             "counted": self.counted, "inside": self.inside, "comparisons": self._comparisons, "again": self.again,
             "searches": {name: search.state() for name, search in self._searches.items()},
         }  # fmt: skip
+
+    def compare_what_is_here(self) -> None:
+        """Compare what experts cannot hold, as far as it can be read without fetching a file."""
+        for comparison in self._outside.values():
+            comparison.compare_what_is_here()
 
     def empty_searches(self) -> Searches:
         """Searches that have counted nothing in the present pass, for some modules; then `add_counted`."""
@@ -114,7 +130,10 @@ class PolicyMeasurement:
         for comparison in self._comparisons:
             agreement.add(comparison)
         squared = agreement.squared
-        reports = {name: _policy_report(name, self.inputs, squared[name], captured) for name in self.inputs.policies}
+        reports = {
+            name: _policy_report(name, self.inputs, squared[name], captured, self._outside.get(name))
+            for name in self.inputs.policies
+        }
         for name, share in dropped.items():
             reports[name].dropped = share
         for name, search in self._searches.items():
@@ -127,14 +146,14 @@ class PolicyMeasurement:
         return PolicyStatistics(reports, agreement.pairs(), notes)
 
 
-def _sample(inputs: BuildInputs, policy: ModelWeights) -> torch.Tensor:
-    """Entries `(n,)` of a task vector, some rows of every module."""
+def _sample(inputs: BuildInputs, policy: ModelWeights, targets: Sequence[LinearModule]) -> torch.Tensor:
+    """Entries `(n,)` of a task vector, some rows of each of the modules."""
     if inputs.base is None:
         return torch.empty(0)
     return torch.cat(
         [
             (after.float() - before.float()).reshape(-1)
-            for target in inputs.architecture.linear
+            for target in targets
             for before, after in sampled_rows(inputs.base, policy, target)
         ]
     )
@@ -169,12 +188,13 @@ def _notes_on_fused_experts(inputs: BuildInputs, reports: dict[str, PolicyReport
     ]
 
 
-def _policy_report(name: str, inputs: BuildInputs, in_scope: float, heads_captured: bool) -> PolicyReport:
+def _policy_report(
+    name: str, inputs: BuildInputs, in_scope: float, heads_captured: bool, outside: ComparisonOutOfScope | None
+) -> PolicyReport:
     """Of the policy `name`, whose squared norm in scope is known."""
-    policy = inputs.policies[name]
-    if isinstance(policy, LoraPolicy) or inputs.base is None:
+    if outside is None:
         return PolicyReport(source=inputs.given[name], kind="lora", in_scope_norm=in_scope**0.5)
-    change = change_out_of_scope(inputs.base, policy, inputs.architecture)
+    change = outside.finish()
     in_heads = change.squared.pop(HEAD, 0.0) if heads_captured else 0.0
     total = in_scope + in_heads + sum(change.squared.values())
     shares = {kind: squared / total if total else 0.0 for kind, squared in sorted(change.squared.items())}

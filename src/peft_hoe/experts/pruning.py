@@ -20,7 +20,7 @@ from .pieces import kth_smallest_magnitude, pieces
 
 _BUCKETS = 1 << 16
 _ROUNDING = 2.0**-50  # more than a share and its product are rounded by, less than an entry of any tensor
-_GUESSED = 8  # buckets around the guess whose low halves are counted too; each is 0.8 % wide and takes 512 KiB
+GUESSED = 8  # buckets around the guess whose low halves are counted too; each is 0.8 % wide and takes 512 KiB
 _PENDING = 1 << 22  # entries inside them that are gathered before they are counted
 
 
@@ -38,13 +38,14 @@ class ThresholdSearch:
     Args:
         share: the share to drop, in [0, 1).
         sample: some of the entries `(n,)`; the better it stands for all of them, the likelier one pass is enough.
+        guessed: how many buckets around the sample's own threshold count as its guess.
     """
 
-    def __init__(self, share: float, sample: Tensor | None = None) -> None:
+    def __init__(self, share: float, sample: Tensor | None = None, guessed: int = GUESSED) -> None:
         self.share = share
         self.total = 0
         self._high = torch.zeros(_BUCKETS, dtype=torch.int64)
-        self._first, width = _guess(share, sample)  # of the buckets whose low halves are counted
+        self._first, width = _guess(share, sample, guessed)  # of the buckets whose low halves are counted
         self._low = torch.zeros(width * _BUCKETS, dtype=torch.int64)
         self._pending: list[Tensor] = []
         self._bucket = 0
@@ -139,12 +140,12 @@ class ThresholdSearch:
         return int(torch.searchsorted(self._low.cumsum(0), rank))
 
 
-def _guess(share: float, sample: Tensor | None) -> tuple[int, int]:
+def _guess(share: float, sample: Tensor | None, guessed: int) -> tuple[int, int]:
     """The first of the buckets around the sample's own threshold, and how many of them."""
     if sample is None or not sample.numel() or share <= 0:
         return 0, 0
     middle = int(_magnitude_bits(sample).sort().values[int(share * len(sample))])
-    return max(0, (middle >> 16) - _GUESSED // 2), _GUESSED
+    return max(0, (middle >> 16) - guessed // 2), guessed
 
 
 def _magnitude_bits(values: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from ..base_sample import make_sample
 from ..config import HoEConfig
 from .build_inputs import BuildInputs
 from .checkpoints import Checkpoint
-
-_ROWS = 16  # that are hashed of each tensor
+from .pieces import sampled
 
 
 @dataclass
@@ -76,8 +75,7 @@ def _hash(checkpoint: Checkpoint) -> str:
     for name in checkpoint.names:
         shape = checkpoint.shape(name)
         digest.update(f"{name} {checkpoint.dtype(name)} {shape}\n".encode())
-        rows = shape[0] if shape else 1
-        for i in range(0, rows, max(1, -(-rows // _ROWS))):
+        for i in sampled(shape[0] if shape else 1):
             row = checkpoint.rows(name, i, i + 1).contiguous()
             digest.update(row.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -17,6 +17,7 @@ from ..errors import CheckpointError
 from ..output_directory import disk_errors
 from ..unfinished import Unfinished
 from .adapter_files import AdapterWriter
+from .architecture import LinearModule
 from .build_inputs import BuildInputs
 from .devices import device_name
 from .journal import Journal
@@ -116,13 +117,20 @@ class Build:
     def _pass(self, measurement: PolicyMeasurement, processes: Processes, method: str) -> None:
         """Show all modules that were not yet seen to the measurement."""
         self._bar.update(measurement.counted)
-        left = range(measurement.counted, self._linear)
-        chunks = [left[i : i + _CHUNK] for i in range(0, len(left), _CHUNK)]
-        tasks = ((list(chunk), measurement.empty_searches()) for chunk in chunks)
-        for chunk, found in zip(chunks, processes.map(method, tasks), strict=True):
-            measurement.add_counted(len(chunk), *found)
-            self._save(measurement)
-            self._bar.update(len(chunk))
+        for run in self._inputs.runs(range(measurement.counted, self._linear)):
+            self._inputs.bring(run[0])
+            chunks = [run[i : i + _CHUNK] for i in range(0, len(run), _CHUNK)]
+            tasks = ((chunk, measurement.empty_searches()) for chunk in chunks)
+            for chunk, found in zip(chunks, processes.map(method, tasks), strict=True):
+                measurement.add_counted(len(chunk), *found)
+                self._save(measurement)
+                self._bar.update(len(chunk))
+            self._compare_what_is_here(measurement)
+
+    def _compare_what_is_here(self, measurement: PolicyMeasurement) -> None:
+        """Before a fetched file is deleted, take from it what no module needs."""
+        if self._inputs.shards:
+            measurement.compare_what_is_here()
 
     def _save(self, measurement: PolicyMeasurement) -> None:
         with disk_errors(self._output):
@@ -135,14 +143,12 @@ class Build:
             self._take_again(writer, made)
             done = len(made.records)
             self._bar.update(done)
-            tasks = ((index, measurement.thresholds) for index in range(done, len(self._targets)))
-            targets = self._targets[done:]
-            for target, result in zip(targets, processes.map("make", tasks), strict=True):
-                record = made.add(target.name, result)
-                written = writer.add_module(target, result) if result.tensors else None
-                with disk_errors(self._output):
-                    self._journal.add({**record, "written": written})
-                self._bar.update()
+            for run in self._inputs.runs(range(done, len(self._targets))):
+                self._inputs.bring(run[0])
+                tasks = ((index, measurement.thresholds) for index in run)
+                for index, result in zip(run, processes.map("make", tasks), strict=True):
+                    self._add(made, writer, self._targets[index], result)
+                self._compare_what_is_here(measurement)
             apart = {target.name for target in self._targets if target.apart}
             linear = [name for name in made.adapted if name not in apart]
             if not linear:
@@ -155,6 +161,13 @@ class Build:
         self._config.target_embeddings = [name for name in made.adapted if name in apart] or None
         statistics = measurement.finish(made.dropped())
         return Built(statistics, made.modules, [*statistics.notes, *made.notes])
+
+    def _add(self, made: _Made, writer: AdapterWriter, target: LinearModule, result: ModuleResult) -> None:
+        record = made.add(target.name, result)
+        written = writer.add_module(target, result) if result.tensors else None
+        with disk_errors(self._output):
+            self._journal.add({**record, "written": written})
+        self._bar.update()
 
     def _take_again(self, writer: AdapterWriter, made: _Made) -> None:
         """Take the modules that an earlier process made, as far as the file holds them."""

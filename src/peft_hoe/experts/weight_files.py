@@ -12,6 +12,7 @@ import os
 import pickle
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SAFETENSORS = ".safetensors"
+SAFETENSORS_FILE = "model.safetensors"
+SAFETENSORS_INDEX = f"{SAFETENSORS_FILE}.index.json"  # where it is split
 DTYPES = {  # safetensors' names
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -62,9 +65,18 @@ class WeightFile(ABC):
     def expect(self, name: str) -> None:  # noqa: B027  most need not
         """Hear that a tensor will be read soon, so that the system may begin to."""
 
+    remote = False  # whether it is fetched to be read
+
+    def here(self, name: str) -> bool:
+        """Whether a tensor can be read whole without fetching."""
+        return True
+
+    def bring(self) -> None:  # noqa: B027
+        """Have the file on this disk."""
+
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tensor of a safetensors file lies, in bytes from the start of the file."""
 
     dtype: str
@@ -85,7 +97,7 @@ class SafetensorsFile(WeightFile):
         header: dict[str, Any] = json.loads(self._file.read(length))
         header.pop("__metadata__", None)
         self._places = {
-            name: _Place(found["dtype"], tuple(found["shape"]), *(8 + length + end for end in found["data_offsets"]))
+            name: Place(found["dtype"], tuple(found["shape"]), *(8 + length + end for end in found["data_offsets"]))
             for name, found in header.items()
         }
 
@@ -131,18 +143,27 @@ class SafetensorsFile(WeightFile):
         if "_file" not in vars(self):
             self._file = self._path.open("rb", buffering=0)
         self._file.seek(offset)
-        left = memoryview(target.numpy())  # type: ignore[arg-type]
-        while len(left):
-            read = self._file.readinto(left)  # at most two gigabytes at once
-            if not read:
-                raise OSError(f"the file ends {len(left)} bytes early; it was cut off while it was read")
-            left = left[read:]
+        fill(target, self._file)
 
     def expect(self, name: str) -> None:
         """Ask the system to read ahead."""
         if hasattr(os, "posix_fadvise") and "_file" in vars(self):
             place = self._places[name]
             os.posix_fadvise(self._file.fileno(), place.begin, place.end - place.begin, os.POSIX_FADV_WILLNEED)
+
+
+def fill(target: Tensor, file: FileIO) -> None:
+    """Fill `target` `(bytes,)` from an open file.
+
+    Raises:
+        OSError: the file ends before.
+    """
+    left = memoryview(target.numpy())  # type: ignore[arg-type]
+    while len(left):
+        read = file.readinto(left)  # at most two gigabytes at once
+        if not read:
+            raise OSError(f"the file ends {len(left)} bytes early; it was cut off while it was read")
+        left = left[read:]
 
 
 class PickledFile(WeightFile):
