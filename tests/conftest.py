@@ -111,6 +111,12 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(scope="session")
+def start_server() -> Callable[..., Any]:
+    """`server_process.started`: a server as another process, while a block lasts."""
+    return _load("server_process").started  # type: ignore[no-any-return]
+
+
 @pytest.fixture(autouse=True)
 def _own_precision() -> Iterator[None]:
     """transformers 4 leaves `bf16=True` in the environment, where later trainers and spawned processes find it."""

@@ -49,7 +49,7 @@ def test_options_reach_the_builder(models, capsys):
         "pruning": {"share": 0.0, "scope": "module"}, "merging": {"method": "ties", "options": {"density": 0.5}},
         "svd": {"solver": "exact", "tolerance": 0.001}, "rescale": 1.5, "interpolation": "linear", "capture": ["norms"],
         "seed": 7,
-        "dtype": "bfloat16",
+        "dtype": "bfloat16", "device": "cpu",
     }  # fmt: skip
     assert [expert["preference"] for expert in report["experts"]] == [[1, 0], [0, 1], [0.5, 0.5], [0.2, 0.8]]
     assert [router["preference"] for router in report["routers"]] == [[0.25, 0.75]]

@@ -22,7 +22,7 @@ def models(shared_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vllm_engines() -> ModuleType:
+def vllm_engines(start_server: Any) -> ModuleType:  # which is loaded first: it imports that
     """`vllm_engines.py`: vLLM in this process, and as a server."""
     for needed in ("vllm", "openai"):
         pytest.importorskip(needed)

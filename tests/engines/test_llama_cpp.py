@@ -5,12 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -165,48 +161,29 @@ def test_one_file_for_a_preference_is_exact_with_norm_too(engine, models, adapte
     check(gaps)
 
 
-@contextmanager
-def serving(built, base, experts, log):
-    """llama-server, with the flags that the export prints, while the block lasts."""
-    program = built / "build" / "bin" / "llama-server"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@pytest.fixture
+def server(built, base, experts, start_server, tmp_path):
+    """The address of llama-server with the flags that the export prints."""
     command = [
-        str(program), "--model", str(base), "--host", "127.0.0.1", "--port", str(port), "--ctx-size", "256", "--threads", "1",
-        "--parallel", "1", "--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off", "--cache-ram", "0",
-        "--lora-init-without-apply", *(part for file in experts for part in ("--lora", str(file))),
+        str(built / "build" / "bin" / "llama-server"), "--model", str(base), "--host", "127.0.0.1", "--ctx-size", "256",
+        "--threads", "1", "--parallel", "1", "--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off",
+        "--cache-ram", "0", "--lora-init-without-apply", *(part for file in experts for part in ("--lora", str(file))),
     ]  # fmt: skip
-    with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(60)
+    with start_server(command, tmp_path / "log", seconds=120) as address:
+        yield address
 
 
 def test_the_server_mixes_what_the_client_and_peft_hoe_weights_say(
-    built, base, averaging, averaging_model, experts, tokenized, differs, tmp_path, capsys
+    server, averaging, averaging_model, tokenized, differs, capsys
 ):
-    with serving(built, base, experts, tmp_path / "log") as url:
-        gaps = []
-        for point in [*POINTS, *POINTS[::-1]]:  # the same prompt at other scales in turn: no stale states
-            assert main(["weights", str(averaging), ",".join(map(str, point))]) == 0
-            lora = json.loads(capsys.readouterr().out)
-            scales = expert_scales(averaging, point)
-            assert lora == scales.lora
-            answer = complete(
-                url, scales, prompt=tokenized[0], n_predict=LENGTH, temperature=0, return_tokens=True, timeout=120
-            )
-            gaps.append(differs(averaging_model, tokenized[0], answer["tokens"], point))
-        check(gaps)
+    gaps = []
+    for point in [*POINTS, *POINTS[::-1]]:  # the same prompt at other scales in turn: no stale states
+        assert main(["weights", str(averaging), ",".join(map(str, point))]) == 0
+        lora = json.loads(capsys.readouterr().out)
+        scales = expert_scales(averaging, point)
+        assert lora == scales.lora
+        answer = complete(
+            server, scales, prompt=tokenized[0], n_predict=LENGTH, temperature=0, return_tokens=True, timeout=120
+        )
+        gaps.append(differs(averaging_model, tokenized[0], answer["tokens"], point))
+    check(gaps)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +10,8 @@ from typing import Any
 
 import openai
 import pytest
+
+from server_process import started
 
 CLOSE = 1e-4  # two likeliest tokens this near may change places by rounding
 LENGTH = 24
@@ -38,34 +34,14 @@ def start_engine(monkeypatch: pytest.MonkeyPatch, base: Path, **options: Any) ->
 @contextmanager
 def serving(base: Path, adapter: Path, cache: Path, log: Path, *options: str, **environment: str) -> Iterator[Any]:
     """vLLM's API server as another process, whose engine is a third, while the block lasts; gives a client."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # `vllm serve` asks for the metadata of a package called vllm, which builds for the CPU do not have.
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base), "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--enable-lora", *options,
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--enable-lora", *options,
     ]  # fmt: skip
     told = {"PEFT_HOE_VLLM_ADAPTERS": f"mine={adapter}", "PEFT_HOE_VLLM_CACHE": str(cache), **environment}
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            command, env={**os.environ, **ENVIRONMENT, **told}, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 400
-        while True:
-            assert server.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=300)
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)  # the session that was started above
-        server.wait(60)
+    with started(command, log, seconds=400, environment={**ENVIRONMENT, **told}) as address:
+        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=300)
 
 
 def complete(client: Any, name: str, prompt: str) -> tuple[list[int], list[int]]:

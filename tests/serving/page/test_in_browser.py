@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,34 +37,11 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(saved) -> Iterator[str]:
+def page(saved, start_server) -> Iterator[str]:
     """The address of a page that `peft-hoe serve` serves."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "peft_hoe.cli", "serve", str(saved / "adapter"), "--base", str(saved / "base")]
-    log = saved / "log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [*command, "--page", "--port", str(port), "--cpu", "--grace", "2"],
-            stdout=output,
-            stderr=output,
-            env=os.environ,
-        )
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            assert server.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/page/"
-    finally:
-        server.terminate()
-        server.wait(60)
+    with start_server([*command, "--page", "--cpu", "--grace", "2"], saved / "log") as address:
+        yield f"{address}/page/"
 
 
 def until(browser, expression, seconds=120):
