@@ -21,7 +21,7 @@ from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.evaluation import Sweep, sweep
 from peft_hoe.inputs import load_adapter
 from peft_hoe.reproduce import Plan, describe, reproduce
-from peft_hoe.reproduce.training import _arguments, check_trainer
+from peft_hoe.reproduce.training import arguments, check_trainer
 
 # With four prompts some replicates lie below the reference point.
 pytestmark = [
@@ -103,7 +103,7 @@ def test_the_decoding_on_the_command_line(saved, tmp_path, capsys):
     plan = Plan.of(**settings(saved, tmp_path, decoding={"max_new_tokens": 5, "do_sample": True, **wanted}))
     for trainer in ("ppo", "grpo", "distill"):
         if trainer != "grpo" or importlib.util.find_spec("trl") is not None:
-            args = _arguments(dataclasses.replace(plan, trainer=trainer), progress=False)
+            args = arguments(dataclasses.replace(plan, trainer=trainer), False, tmp_path)
             assert {name: getattr(args, name) for name in wanted} == wanted
     for changes, told in (
         ({"trainer": "grpo", "batch_size": 11}, "the batch of 11 cannot be divided into groups"),

@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--router", action="append", metavar="PREFERENCE",
         help="a router, or none; default one between the centroid and each objective",
     )  # fmt: skip
+    add(
+        "--auto", action="store_true",
+        help="place experts and routers where the front of the validation prompts is weak, beside those that are given, until "
+        "the budget is used; default as many parameters as the adapter is built with",
+    )  # fmt: skip
+    add("--budget-parameters", type=int, metavar="N", help="of --auto")
+    add("--budget-minutes", type=float, metavar="M", help="of --auto")
     add("--trainer", default="ppo", help="of routers: ppo, grpo or distill (default ppo)")
     add_updates(parser, "; 0 trains none")
     add("--batch-size", type=int, default=RESPONSES, help=f"responses in an update (default {RESPONSES})")
@@ -106,6 +113,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         output_dir=arguments.output,
         experts=_preferences(arguments.expert),
         routers=_preferences(arguments.router),
+        auto=_budget(arguments),
         trainer=arguments.trainer,
         updates=read_updates(arguments),
         max_updates=arguments.max_updates,
@@ -123,6 +131,22 @@ def _plan(arguments: argparse.Namespace) -> Any:
         report_to=read_reports(arguments),
         cpu=arguments.cpu,
     )
+
+
+def _budget(arguments: argparse.Namespace) -> Any:
+    """Of --auto; None without it.
+
+    Raises:
+        HoEError: a budget without it, or one that is not above 0.
+    """
+    from ..placing import Budget
+
+    parameters, minutes = arguments.budget_parameters, arguments.budget_minutes
+    if parameters is None and minutes is None:
+        return arguments.auto or None
+    if not arguments.auto:
+        raise HoEError("--budget-parameters and --budget-minutes are of --auto; give that too, or leave them out")
+    return Budget(parameters=parameters, seconds=None if minutes is None else 60 * minutes)
 
 
 def _prompts(items: list[str] | None) -> str | dict[str, str] | None:

@@ -128,10 +128,10 @@ def place(
             ended = "everything was tried"
         if following is not None:
             kind, weak = following
-            say(f"weakest at {weak}")
             left = None if budget.parameters is None else budget.parameters - spent
             trial, current = attempts.attempt(kind, weak, current, left)
-            say(f"  {trial}")
+            for line in trial.told_after(done[-1] if done else None):
+                say(line)
             done.append(trial)
             if after is not None:
                 after(trial, current)

@@ -59,6 +59,11 @@ class Trial:
         end = f"more in {self.share:.0%} of the replicates: {'kept' if self.kept else 'taken away again'}"
         return f"{head}: hypervolume {self.before:.3f} -> {self.after:.3f}, {gain}, {end}"
 
+    def told_after(self, before: Trial | None) -> list[str]:
+        """The lines of the story, after those of another trial: where the front is weak is said once."""
+        here = [] if before is not None and before.weakness == self.weakness else [f"weakest at {self.weakness}"]
+        return [*here, f"  {self}"]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return asdict(self)
@@ -99,8 +104,8 @@ class Placement:
 
     def story(self) -> str:
         """The log: where the front was weak, what was tried there, and what came of it."""
-        lines = []
-        for trial in self.trials:
-            lines += [f"weakest at {trial.weakness}", f"  {trial}"]
+        lines: list[str] = []
+        for before, trial in zip([None, *self.trials], self.trials, strict=False):
+            lines += trial.told_after(before)
         names = ", ".join(trial.name for trial in self.kept) or "nothing"
         return "\n".join([*lines, f"{self.ended}; kept {names}, {self.parameters:,} parameters"])

@@ -50,7 +50,7 @@ def load_prompts(plan: Plan) -> Prompts:
     recipe = plan.recipe
     if recipe is not None:
         found = _published(plan, recipe, found) | found
-    missing = [split for split, needed in (("train", plan.trains), ("test", True)) if needed and not found.get(split)]
+    missing = [split for split, needed in (("train", plan.learns), ("test", True)) if needed and not found.get(split)]
     if missing:
         raise HoEError(
             f"there are no prompts for {missing}; give them, as --prompts {missing[0]}=FILE"
@@ -64,7 +64,7 @@ def load_prompts(plan: Plan) -> Prompts:
         held_out = set(drawn_rows(len(train), min(HELD_OUT, plan.limit or HELD_OUT, len(train) // 5), plan.seed))
         validation = [row for number, row in enumerate(train) if number in held_out]
         train = [row for number, row in enumerate(train) if number not in held_out]
-    return Prompts(train if plan.trains else [], validation, test)
+    return Prompts(train if plan.learns else [], validation, test)
 
 
 def _drawn(rows: Rows, plan: Plan) -> Rows:
@@ -105,9 +105,9 @@ def _published(plan: Plan, recipe: Recipe, given: Mapping[str, Sequence[Any]]) -
         split = next((name for name in ("test", "validation") if name in recipe.splits), recipe.splits[0])
         seed = None if plan.limit is None else plan.seed
         found["test"] = recipe.load_prompts(split, plan.data, limit=plan.limit, seed=seed).to_list()
-    needed = plan.trains or "validation" not in given
+    needed = plan.learns or plan.auto is not None or "validation" not in given
     if "train" not in given and needed and "train" in recipe.splits:
-        used = plan.most_updates * plan.batch_size * plan.trains + 5 * HELD_OUT
+        used = plan.most_updates * plan.batch_size * plan.learns + 5 * HELD_OUT
         found["train"] = recipe.load_prompts("train", plan.data, limit=used, seed=plan.seed).to_list()
     return found
 

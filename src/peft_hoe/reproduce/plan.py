@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .. import recipes
 from ..errors import HoEError, RewardError, check_choice
 from ..evaluation.baselines import BASELINES
 from ..generation.decoding import Decoding
+from ..placing import Budget
 from ..preference import parse_preference, preference_grid
 from ..router_recipe import MOST_UPDATES, RESPONSES, UPDATES, default_experts, default_routers
 from ..training.run.reports import check_reports
@@ -41,6 +42,8 @@ class Plan:
         data: local copy of the recipe's dataset, in the published schema.
         experts: preferences of merged experts.
         routers: preferences of routers.
+        auto: what may be spent on experts and routers that are placed where the front of the validation prompts is weak, see
+            `place`; True for as many parameters as the adapter is built with. None places none.
         trainer: "ppo", "grpo" or "distill".
         updates: of each router; 0 trains none, and "auto" ends when the worst gap has stopped falling beyond its error.
         max_updates: bound of "auto"; None for 240.
@@ -78,6 +81,7 @@ class Plan:
     data: str | None = None
     experts: Sequence[Sequence[float]] = ()
     routers: Sequence[Sequence[float]] = ()
+    auto: Budget | bool | None = None
     trainer: str = "ppo"
     updates: int | str = UPDATES
     max_updates: int | None = None
@@ -106,6 +110,7 @@ class Plan:
         rewards: Mapping[str, Any] | None = None,
         experts: Sequence[Any] | None = None,
         routers: Sequence[Any] | None = None,
+        auto: Budget | bool | None = None,
         preferences: Any = "grid",
         decoding: Any = None,
         **others: Any,
@@ -120,8 +125,9 @@ class Plan:
             base: default the recipe's fine-tune, or its base where it has one only.
             policies: beside the recipe's published ones, or instead of them.
             rewards: instead of the recipe's.
-            experts: default `router_recipe.default_experts`; rows may be `{objective: weight}`.
-            routers: default `router_recipe.default_routers`.
+            experts: default `router_recipe.default_experts`, with `auto` none; rows may be `{objective: weight}`.
+            routers: default `router_recipe.default_routers`, with `auto` none.
+            auto: see the attribute.
             preferences: rows or "grid".
             decoding: what `Decoding.of` takes; default greedy, and what a mapping does not say of the length is the recipe's,
                 else 64 new tokens.
@@ -150,8 +156,9 @@ class Plan:
             policies={name: os.fspath(chosen[name]) for name in objectives},
             output_dir=os.fspath(output_dir),
             rewards=dict(rewards or {}),
-            experts=_points(default_experts(n) if experts is None else experts, objectives),
-            routers=_points(default_routers(n) if routers is None else routers, objectives),
+            experts=_points((default_experts(n) if experts is None and not auto else experts) or [], objectives),
+            routers=_points((default_routers(n) if routers is None and not auto else routers) or [], objectives),
+            auto=auto or None,
             preferences=_points(rows, objectives),
             decoding=_decoding(decoding, recipe),
             **others,
@@ -176,8 +183,13 @@ class Plan:
 
     @property
     def trains(self) -> bool:
-        """Whether there are routers to train."""
+        """Whether there are routers to train at places that are given."""
         return bool(self.routers) and self.updates != 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether routers train, at these places or at such that are found."""
+        return self.trains or (self.auto is not None and self.updates != 0)
 
     @property
     def most_updates(self) -> int:
@@ -188,6 +200,7 @@ class Plan:
         """What results depend on, as plain JSON."""
         found = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _EXECUTION}
         found["policies"] = dict(self.policies)
+        found["auto"] = asdict(self.auto) if isinstance(self.auto, Budget) else self.auto
         found["decoding"] = self.decoding.record
         found["rewards"] = {name: _written(source) for name, source in self.rewards.items()}
         if isinstance(self.prompts, Mapping):

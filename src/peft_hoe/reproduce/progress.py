@@ -17,6 +17,7 @@ _FORMAT = "peft-hoe reproduce"
 _WRITTEN = (
     "adapter",
     "trained",
+    "placed",
     "baselines",
     "sweeps",
     "report.html",

@@ -4,6 +4,7 @@
 |---|---|
 | build | `adapter` |
 | train | `trained` |
+| place | `placed` |
 | sweep hoe, sweep hoe_dropped | `sweeps/hoe`, `sweeps/hoe_dropped`: trained routers kept, and dropped |
 | sweep <baseline> | `sweeps/<baseline>` |
 | report | `report.html`, `front.png`, `metrics.json`, `summary.txt` |
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..errors import HoEError
 from ..evaluation.baselines import BASELINES
 from ..evaluation.reporting.as_json import as_json
 from ..evaluation.reporting.page import write_report
@@ -30,6 +32,7 @@ from ..experts import build_adapter
 from ..inputs import load_adapter
 from .baselines import make_baseline
 from .inputs import Prompts, load_prompts, load_rewards
+from .placing import FOLDER, STORY, placed, placed_adapter
 from .plan import Plan
 from .training import check_trainer, train
 
@@ -80,6 +83,11 @@ class Experiment:
 
         check_trainer(self.plan)
         _ = self.prompts, self.rewards
+        if self.plan.auto is not None and not self.prompts.validation:
+            raise HoEError(
+                "there are no validation prompts to place experts and routers by; give them (--prompts validation=FILE), or "
+                "training prompts, some of which are then held out"
+            )
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -93,7 +101,12 @@ class Experiment:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the adapter that is swept: with trained routers where routers train, else as it was built."""
+        """The folder of the adapter that is swept: as it was built, trained or placed, whatever came last."""
+        return self.before_placing if self.plan.auto is None else placed_adapter(self.plan.folder)
+
+    @property
+    def before_placing(self) -> Path:
+        """With trained routers where routers train, else as it was built."""
         return self.plan.folder / ("trained" if self.plan.trains else "adapter")
 
     def sweep(self, where: str, model: Any = None, tokenizer: Any = None, **options: Any) -> None:
@@ -112,6 +125,9 @@ def stages(plan: Plan) -> list[Stage]:
     found = [Stage("build", f"experts from {len(plan.policies)} policies", "adapter", _build, remakes=True)]
     if plan.trains:
         found.append(Stage("train", routers, "trained", _train, remakes=True))
+    if plan.auto is not None:
+        where = "experts and routers where the front of the validation prompts is weak"
+        found.append(Stage("place", where, "placed", _place, remakes=True))
     names = sweeps(plan)
     for name in names:
         what = {HOE: "HoE", DROPPED: "HoE, its trained routers dropped"}.get(name) or BASELINES[name].summary
@@ -122,7 +138,7 @@ def stages(plan: Plan) -> list[Stage]:
 
 def sweeps(plan: Plan) -> list[str]:
     """The folders of all methods' sweeps, HoE's first."""
-    return [HOE, *([DROPPED] if plan.trains else []), *plan.baselines]
+    return [HOE, *([DROPPED] if plan.learns else []), *plan.baselines]
 
 
 def _build(experiment: Experiment) -> None:
@@ -136,6 +152,13 @@ def _build(experiment: Experiment) -> None:
 def _train(experiment: Experiment) -> None:
     model, tokenizer = load_adapter(str(experiment.plan.folder / "adapter"), experiment.plan.base)
     train(experiment.plan, model, tokenizer, experiment.prompts, experiment.rewards, progress=experiment.progress)
+
+
+def _place(experiment: Experiment) -> None:
+    placed(
+        experiment.plan, experiment.before_placing, experiment.prompts, experiment.rewards, experiment.device,
+        progress=experiment.progress,
+    )  # fmt: skip
 
 
 def _sweep_hoe(name: str) -> Callable[[Experiment], None]:
@@ -173,7 +196,8 @@ def _report(experiment: Experiment) -> None:
     compared = [first.compare(other) for other in others] if first.has_scale else []
     numbers = as_json(measured, compared) | {"settings": settings}
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    summary = [first.table()] + ([] if measured is None else [measured.table()])
+    placing = [] if experiment.plan.auto is None else [(folder / FOLDER / STORY).read_text(encoding="utf-8").rstrip()]
+    summary = [*placing, first.table()] + ([] if measured is None else [measured.table()])
     if compared:
         summary.append("\n".join("  ".join(row).rstrip() for row in aligned(overview(first.name, compared))))
     (folder / SUMMARY).write_text("\n\n".join(summary) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError
@@ -20,7 +21,7 @@ def check_trainer(plan: Plan) -> None:
     Raises:
         HoEError: what to install, or to leave out.
     """
-    if not plan.trains:
+    if not plan.learns:
         return
     reason = missing(TRAINERS[plan.trainer][0])
     if reason:
@@ -51,7 +52,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         settings = {}
     train_routers(
         model,
-        _arguments(plan, progress),
+        arguments(plan, progress, output),
         trainer=plan.trainer,
         train_dataset=prompts.train,
         processing_class=tokenizer,
@@ -65,16 +66,22 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         raise KeyboardInterrupt(f"the training of the routers {left} was interrupted")
 
 
-def _arguments(plan: Plan, progress: bool) -> Any:
-    own: dict[str, Any] = {
-        "output_dir": str(plan.folder / "trained"),
-        "learning_rate": plan.learning_rate,
-    }
+def arguments(plan: Plan, progress: bool, output: Path, *, resumes: bool = True) -> Any:
+    """The trainer's configuration.
+
+    Args:
+        plan: the settings.
+        progress: whether bars and metrics are shown.
+        output: where it writes.
+        resumes: whether checkpoints are written.
+    """
+    saving = _saving(plan) if resumes else {"save_strategy": "no"}
+    own: dict[str, Any] = {"output_dir": str(output), "learning_rate": plan.learning_rate, **saving}
     if plan.trainer == "ppo":
         from ..training.ppo.config import HoERouterConfig
 
-        return HoERouterConfig(**ppo_settings(plan, progress), **own, **_saving(plan))
-    shared = _shared_settings(plan, progress) | own | _saving(plan)
+        return HoERouterConfig(**ppo_settings(plan, progress), **own)
+    shared = _shared_settings(plan, progress) | own
     if plan.trainer == "grpo":
         from ..training.grpo.config import HoEGRPOConfig
 
