@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from peft_hoe import cli
 from peft_hoe.errors import RewardError
@@ -18,10 +19,10 @@ pytest.importorskip("trl.experimental.ppo")
 
 @pytest.fixture
 def saved(toys: ModuleType, tmp_path: Path) -> Path:
-    """A base with tokenizer, an adapter and prompts on disk."""
-    model = toys.make_policy()
+    """A base with tokenizer, an adapter and prompts on disk, in float64."""
+    model = toys.make_policy().double()
     model.save_pretrained(tmp_path / "adapter")
-    toys.make_base().save_pretrained(tmp_path / "base")
+    toys.make_base().double().save_pretrained(tmp_path / "base")
     toys.make_tokenizer().save_pretrained(tmp_path / "base")
     (tmp_path / "prompts.json").write_text(json.dumps(toys.PROMPTS))
     return tmp_path
@@ -124,6 +125,11 @@ def run_flaky(
     saved: Path, toys: ModuleType, monkeypatch: pytest.MonkeyPatch, output: str, *more: str, fails_at: int = 0
 ) -> tuple[int, int]:
     """Exit status, and how often the reward was called: twice for the payoff table, and once for each update."""
+    load = AutoModelForCausalLM.from_pretrained
+    # transformers 4 loads in float32 whatever was saved.
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: load(*a, **{"dtype": torch.float64, **k})
+    )
     monkeypatch.setitem(toys.CALLS, "made", 0)
     monkeypatch.setitem(toys.CALLS, "fails at", fails_at)
     arguments = command(saved, *FLAKY, "--updates", "3", "--save-steps", "1", "--max-new-tokens", "12", *more)
@@ -150,7 +156,8 @@ def test_resumed_routers_are_those_of_an_uninterrupted_run(
     whole, resumed = adapter(saved / "whole"), adapter(saved / "out")
     assert whole.keys() == resumed.keys()
     for name in whole:
-        torch.testing.assert_close(whole[name], resumed[name], rtol=0, atol=1e-4)
+        assert whole[name].dtype == torch.float64
+        torch.testing.assert_close(whole[name], resumed[name], rtol=0, atol=1e-7)
     config = PeftModel.from_pretrained(toys.make_base(), saved / "out").peft_config["default"]
     assert [router.trained for router in config.routers] == [True, True]
     # All is finished now: nothing is trained again, and nothing is lost.
