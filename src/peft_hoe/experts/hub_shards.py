@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from ..unfinished import InterruptedWork
 from .pieces import sampled
 from .weight_files import FILE_ERRORS, Place, SafetensorsFile, WeightFile, fill, open_file
 
-_FILES, _ROWS = "files", "rows"
+_FILES, _ROWS = "files", "rows"  # folders: a cache of the Hub client's, of one file; what is kept of all files
 _GONE = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -83,8 +84,11 @@ class HubShards:
 
     def path(self, shard: str) -> Path | None:
         """Where a shard is; None where it is not on this disk."""
-        path = None if self._folder is None else self._folder / _FILES / shard
-        return path if path is not None and path.is_file() else None
+        if self._folder is None:
+            return None
+        repository = self._folder / _FILES / repo_folder_name(repo_id=self._name, repo_type="model")
+        path = repository / "snapshots" / self._commit / shard
+        return path if path.is_file() else None
 
     def bring(self, shard: str) -> None:
         """Have a shard on this disk, after the one before was deleted.
@@ -104,7 +108,7 @@ class HubShards:
     def _fetch(self, shard: str) -> None:
         folder = Path(str(self._folder)) / _FILES
         try:
-            hf_hub_download(self._name, shard, revision=self._commit, token=self._token, local_dir=folder)
+            hf_hub_download(self._name, shard, revision=self._commit, token=self._token, cache_dir=folder)
         except LocalEntryNotFoundError as error:  # the Hub could not be asked
             self._interrupt(shard, error)
         except _GONE as error:
