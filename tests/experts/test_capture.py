@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEConfig
 from peft_hoe.commands.arguments import read_expert
 from peft_hoe.experts import build_adapter, plan_build
+from peft_hoe.experts.capture import MUCH
 from peft_hoe.tuner.embedding import HoEHead, TiedHead
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -107,6 +108,44 @@ def test_what_cannot_be_captured_is_refused(llama, policies, tmp_path):
     with pytest.raises(CheckpointError, match=r"shared shares its weight with .*embed_tokens"):
         build_adapter(tmp_path / "t5", {"a": tmp_path / "t5"}, tmp_path / "out", capture=["embeddings"], progress=False)
     assert not (tmp_path / "out").exists()
+
+
+# -- "auto" ---
+
+
+@pytest.mark.parametrize(("scale", "chosen"), [(1.0, []), (2.0, ["embeddings"])])
+def test_embeddings_get_experts_where_a_policy_changed_them_much(llama, tmp_path, tiny, scale, chosen):
+    """Changes are constant, so that shares follow from the numbers of entries."""
+
+    def change(name, tensor):
+        return tensor + (0.1 * scale if "embed" in name or name == "lm_head.weight" else 0.1 * (tensor.ndim == 2))
+
+    policy = tiny.rewrite(llama, tmp_path / "a", change)
+    weights = tiny.tensors_of(llama)
+    embeddings = weights["model.embed_tokens.weight"].numel() * scale**2
+    linear = sum(tensor.numel() for name, tensor in weights.items() if "proj" in name)
+    assert (embeddings / (embeddings + linear) >= MUCH) == bool(chosen)
+    report = build_adapter(llama, {"a": policy}, tmp_path / "out", **EXACT)
+    assert report.options["capture"] == tuple(chosen)
+    assert HoEConfig.from_pretrained(tmp_path / "out").target_embeddings == (["model.embed_tokens"] if chosen else None)
+    share = f"{embeddings / (embeddings + linear):.0%}"
+    assert any(f"they hold {share} of what 'a' changed" in note for note in report.notes) == bool(chosen)
+
+
+def test_embeddings_that_cannot_have_experts_are_left_out(llama, tmp_path, tiny):
+    """A policy with a longer vocabulary is an error only where they are asked for."""
+    longer = {"model.embed_tokens.weight": lambda tensor: torch.cat([tensor + 1, tensor[:2]])}
+    policy = tiny.rewrite(llama, tmp_path / "a", lambda name, tensor: longer.get(name, lambda t: t + 0.1)(tensor))
+    assert build_adapter(llama, {"a": policy}, tmp_path / "out", **EXACT).options["capture"] == ()
+    with pytest.raises(CheckpointError, match="embed_tokens"):
+        build_adapter(llama, {"a": policy}, tmp_path / "asked", capture="embeddings", **EXACT)
+
+
+def test_auto_stands_alone(llama, policies, tmp_path):
+    with pytest.raises(ExpertError, match="'auto' stands alone"):
+        build_adapter(llama, policies, tmp_path / "out", capture=["auto", "norms"], progress=False)
+    plans = [plan_build(llama, policies, r=4, capture=capture) for capture in ((), "auto")]
+    assert plans[0].adapter_bytes == plans[1].adapter_bytes  # no weight is read
 
 
 # -- policies of single experts ---

@@ -83,7 +83,7 @@ def test_a_head_of_its_own_that_was_trained_is_told(tmp_path, tiny):
     policy = tiny.rewrite(
         tmp_path / "base", tmp_path / "kind", lambda n, t: noise(n, t) if n != "lm_head.weight" else t + 1
     )
-    report = build_adapter(tmp_path / "base", {"kind": policy}, tmp_path / "out", progress=False)
+    report = build_adapter(tmp_path / "base", {"kind": policy}, tmp_path / "out", capture=(), progress=False)
     assert any(
         "policy 'kind' changed the output embedding (lm_head), which its expert does not hold: " in n
         for n in report.notes

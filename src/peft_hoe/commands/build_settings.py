@@ -81,9 +81,9 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     add("--interpolation", default=DEFAULT_INTERPOLATION, help=f"norm or linear (default {DEFAULT_INTERPOLATION})")
     add(
         "--capture",
-        default=",".join(DEFAULT_CAPTURE) or "none",
-        help=f"what gets experts besides linear layers: {','.join(CAPTURES)}, one of them, or none "
-        f"(default {','.join(DEFAULT_CAPTURE) or 'none'})",
+        default=DEFAULT_CAPTURE,
+        help=f"what gets experts besides linear layers: {','.join(CAPTURES)}, one of them, none, or auto, which is embeddings "
+        f"where a policy changed them much (default {DEFAULT_CAPTURE})",
     )
     add("--svd", default="randomized", help=f"one of {', '.join(SOLVERS)} (default randomized)")
     add(

@@ -24,6 +24,7 @@ from ..specs import check_names
 from .adapter_config import adapter_config, expert_specs
 from .adapter_files import WRITTEN
 from .build_inputs import BuildInputs, open_inputs
+from .capture import captured
 from .checkpoints import PathOrHubId
 from .devices import CPU
 from .options import (
@@ -57,7 +58,7 @@ def build_adapter(
     svd: TaskSVD | str = TaskSVD(),  # noqa: B008
     rescale: Search | str | float | None = DEFAULT_RESCALE,
     interpolation: str = DEFAULT_INTERPOLATION,
-    capture: Sequence[str] = DEFAULT_CAPTURE,
+    capture: Sequence[str] | str = DEFAULT_CAPTURE,
     seed: int = 0,
     target_modules: str | Sequence[str] = "all-linear",
     exclude_modules: str | Sequence[str] | None = None,
@@ -92,7 +93,8 @@ def build_adapter(
         rescale: "norm", "policy_norm", a number or None; see `rescale.rescale_factor`. Or `search`, which chooses this and
             other settings by a score on validation data.
         interpolation: "norm" keeps the length of experts between them too, "linear" is the paper's; see `HoEConfig`.
-        capture: what gets experts besides linear layers: "embeddings" (low rank, with the output head), "norms" (deltas).
+        capture: what gets experts besides linear layers: "embeddings" (low rank, with the output head), "norms" (deltas),
+            both or (). "auto": embeddings where they hold a quarter or more of what a policy changed.
         seed: of the randomised solver; a build is deterministic.
         target_modules: "all-linear", names or a regular expression, as in PEFT.
         exclude_modules: names or a regular expression.
@@ -154,10 +156,14 @@ def _build(
     check_output(output, overwrite, names=WRITTEN)
     specs = expert_specs(experts, check_names(list(policies), "objective")) if policies else []
     own = {str(spec.name): spec.policy for spec in specs if spec.policy is not None}
-    inputs = open_inputs(
-        base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading, own=own,
-        capture=options.capture,
-    )  # fmt: skip
+
+    def opened(capture: Sequence[str]) -> BuildInputs:
+        return open_inputs(
+            base, policies, target_modules=target_modules, exclude_modules=exclude_modules, loading=loading, own=own,
+            capture=capture,
+        )  # fmt: skip
+
+    options, inputs, notes = captured(options, opened)
     check_output(output, overwrite, inputs.directories)
     config = adapter_config(
         inputs, options, specs, routers, base_model_name_or_path=str(base), revision=loading.revision,
@@ -169,6 +175,7 @@ def _build(
             built = Build(inputs, options, config, place, output, bar).run()
         config.base_sample = base_sample(inputs, config)
         report = _report(output, inputs, options, config, built, curve)
+        report.notes += notes
         with disk_errors(output):
             config.save_pretrained(str(place.files))  # after the weights: it writes a model card beside them
             model_card.add_sources(place.files, report.sources)

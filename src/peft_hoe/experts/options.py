@@ -23,7 +23,8 @@ from .svd import SOLVERS, TOLERANCE
 DEFAULT_RANK = 16
 DEFAULT_RESCALE = "norm"
 DEFAULT_INTERPOLATION = "norm"
-DEFAULT_CAPTURE: tuple[str, ...] = ()
+DEFAULT_CAPTURE = "auto"
+AUTO_CAPTURE = ("auto",)  # as it is kept
 CAPTURES = ("embeddings", "norms")
 PRUNE_SCOPES = ("global", "module")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -220,7 +221,7 @@ class BuildOptions:
         svd: how task vectors are truncated.
         rescale: "norm", "policy_norm", a number or None.
         interpolation: "norm" or "linear".
-        capture: what gets experts besides linear layers, of `CAPTURES`.
+        capture: what gets experts besides linear layers, of `CAPTURES`; `AUTO_CAPTURE` leaves it to the policies.
         seed: of everything random.
         dtype: what is written, or None for the base's.
         num_processes: how many share the work, which decides no number.
@@ -298,8 +299,15 @@ def _check_whole(name: str, value: Any) -> None:
 
 def _check_capture(capture: Any) -> tuple[str, ...]:
     names = (capture,) if isinstance(capture, str) else tuple(capture or ())
+    if names == AUTO_CAPTURE:
+        return names
     for name in names:
-        check_choice("capture", name, CAPTURES, ExpertError)
+        check_choice("capture", name, (*CAPTURES, *AUTO_CAPTURE), ExpertError)
+        if name in AUTO_CAPTURE:
+            raise ExpertError(
+                f"capture is {capture!r}; 'auto' stands alone, or name what gets experts: {list(CAPTURES)}",
+                argument="capture", value=capture, allowed=CAPTURES,
+            )  # fmt: skip
     return tuple(name for name in CAPTURES if name in names)
 
 

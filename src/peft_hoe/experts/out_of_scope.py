@@ -74,10 +74,19 @@ class ComparisonOutOfScope:
 
     def _compare(self, name: str) -> None:
         notes: list[str] = []
-        self._compared[name] = (_squared_change(self._base, self._policy, name, notes), notes)
+        self._compared[name] = (squared_change(self._base, self._policy, name, notes), notes)
 
 
-def _squared_change(base: ModelWeights, policy: ModelWeights, name: str, notes: list[str]) -> float:
+def squared_change(base: ModelWeights, policy: ModelWeights, name: str, notes: list[str] | None = None) -> float:
+    """The squared norm of a parameter's change, read in pieces; what cannot be compared is 0, and noted.
+
+    Args:
+        base: the base's weights.
+        policy: the policy's.
+        name: of the parameter.
+        notes: are added to.
+    """
+    notes = [] if notes is None else notes
     before, after = base.shape(name), policy.shape(name)
     if before[1:] != after[1:] or len(before) != len(after):
         notes.append(f"{name} has shape {before} in the base but {after} in {policy.label}; ignored")

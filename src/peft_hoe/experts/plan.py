@@ -21,7 +21,7 @@ from .architecture import Architecture, LinearModule, read_architecture
 from .build_inputs import shards_to_fetch
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
-from .options import DEFAULT_CAPTURE, BuildOptions, Loading
+from .options import AUTO_CAPTURE, DEFAULT_CAPTURE, BuildOptions, Loading
 from .plan_times import DIRECTIONS, estimated_seconds
 
 _PROCESS = 450 << 20  # bytes of a process that has imported everything
@@ -127,7 +127,8 @@ def plan_build(
         target_modules: see there.
         exclude_modules: see there.
         loading: see there.
-        settings: r, pruning, merging, svd, rescale, interpolation, capture, seed, dtype, num_processes, device.
+        settings: r, pruning, merging, svd, rescale, interpolation, capture, seed, dtype, num_processes, device. With
+            `capture="auto"` embeddings are not counted, since no weight is read.
 
     Raises:
         CheckpointError, ExpertError, PreferenceError: as `build_adapter`, as far as it can be known.
@@ -149,7 +150,7 @@ def plan_build(
     architecture = read_architecture(
         base_place,
         target_modules=target_modules, exclude_modules=exclude_modules, task_type=loading.task_type,
-        capture=options.capture,
+        capture=() if options.capture == AUTO_CAPTURE else options.capture,
     )  # fmt: skip
     declared = _Declared(architecture, list(policies), {name: _declared(place) for name, place in places.items()})
     config = adapter_config(declared, options, specs, routers)
