@@ -196,8 +196,9 @@ def gain(sweep: Sweep, other: Sweep) -> Interval:
 def cell(interval: Interval, signed: bool = False) -> str:
     """A number with its interval."""
     sign = "+" if signed else ""
-    low, high = float(interval.low), float(interval.high)
-    return f"{float(interval.estimate):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    low, high, undefined = float(interval.low), float(interval.high), int(interval.undefined)
+    end = f" (undefined in {undefined})" if undefined else ""
+    return f"{float(interval.estimate):{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]{end}"
 
 
 def plain(interval: Interval) -> list[float]:

@@ -160,11 +160,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _interval(values: FloatArray) -> list[float]:
-    """Estimate, low and high from values `(1 + R,)`; replicates without a value are left out."""
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return [float(values[0]), float(low), float(high)]
+    """Estimate, low and high from values `(1 + R,)`, and how many replicates have no value and are left out, if any."""
+    estimate, (low, high) = float(values[0]), np.nanpercentile(values[1:], [2.5, 97.5])
+    undefined = int(np.isnan(values[1:]).sum())
+    return [estimate, min(float(low), estimate), max(float(high), estimate), *([undefined] if undefined else [])]
 
 
 def _shown(numbers: Sequence[float]) -> str:
-    estimate, low, high = numbers
-    return f"{estimate:.3f} [{low:.3f}, {high:.3f}]"
+    estimate, low, high, *undefined = numbers
+    return f"{estimate:.3f} [{low:.3f}, {high:.3f}]" + "".join(f" (undefined in {count})" for count in undefined)

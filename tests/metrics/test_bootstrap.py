@@ -153,3 +153,21 @@ def test_an_interval_holds_its_estimate_where_replicates_are_biased():
     interval = metrics.bootstrap({"a": rewards}, replicates=200).interval(lambda points: points.max(), level=0.4)
     assert float(interval.estimate) == 0
     assert float(interval.low) <= 0 <= float(interval.high)
+
+
+def test_replicates_without_points_are_told_in_shares():
+    """They counted as false without a word; a scale that collapses in a replicate leaves NaN."""
+    found = metrics.bootstrap({"a": rewards((1, 1, 9, 1))}, replicates=10)
+    found.points["a"][:3] = np.nan
+    with pytest.warns(HoEWarning, match="3 of 10 replicates have no scale; the statement counts as false there"):
+        assert found.share(lambda a: True) == 0.7
+
+
+@pytest.mark.parametrize("level", [0.4, 0.95])
+def test_the_basic_interval_holds_the_estimate_where_percentiles_do(level):
+    """2 e - high <= e <= 2 e - low says low <= e <= high: it would be no remedy where replicates are biased."""
+    found = metrics.bootstrap({"a": rewards((1, 4, 9, 1), 2)}, replicates=200)
+    values = found.points["a"].max(axis=(1, 2))
+    low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
+    estimate = found.estimates["a"].max()
+    assert (2 * estimate - high <= estimate <= 2 * estimate - low) == (low <= estimate <= high)

@@ -11,7 +11,7 @@ Shapes: S seeds, K preferences, P prompts, N objectives, R replicates. S and K m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,10 +110,15 @@ class Replicates:
             MetricError: an unknown method, or an answer that is not one bool.
 
         Warns:
-            HoEWarning: the statement warned; once, with how often.
+            HoEWarning: the statement warned, or some replicates have no points to ask about, where it counts as false; once,
+                with how often.
         """
         notes: list[str] = []
-        answers = self._evaluate(statement, self._methods(methods), notes, False)
+        names = self._methods(methods)
+        answers = self._evaluate(statement, names, notes, False)
+        without = sum(any(np.isnan(front).any() for front in fronts) for fronts in self._fronts(names))
+        if without:
+            notes.append(f"{without} of {len(answers)} replicates have no scale; the statement counts as false there")
         for answer in answers:
             if not isinstance(answer, (bool, np.bool_)):
                 raise MetricError(f"the statement returned {answer!r}; it must return True or False")
@@ -127,6 +132,10 @@ class Replicates:
             raise MetricError(f"there is no method {unknown[0]!r}; the methods are {list(self.points)}")
         return methods or tuple(self.points)
 
+    def _fronts(self, names: tuple[str, ...]) -> Iterator[tuple[FloatArray, ...]]:
+        """The points of the methods, replicate by replicate."""
+        return zip(*(self.points[name] for name in names), strict=True)
+
     def _evaluate(
         self, function: Callable[..., Any], names: tuple[str, ...], notes: list[str], undefined: Any
     ) -> list[Any]:
@@ -135,7 +144,7 @@ class Replicates:
             warnings.simplefilter("always", HoEWarning)
             answers = [
                 undefined if any(np.isnan(front).any() for front in fronts) else function(*fronts)
-                for fronts in zip(*(self.points[name] for name in names), strict=True)
+                for fronts in self._fronts(names)
             ]
         ours = [str(item.message) for item in caught if issubclass(item.category, HoEWarning)]
         if ours:

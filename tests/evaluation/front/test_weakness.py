@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from peft_hoe import HoEError, RewardNormalizer
+from peft_hoe import HoEError, HoEWarning, RewardNormalizer
 from peft_hoe.evaluation import weaknesses
 from peft_hoe.evaluation.front.weakness import hull_gap
 
@@ -74,3 +74,12 @@ def test_what_has_no_scale_or_no_front_is_refused():
         weaknesses(sweep_of([[0, 1], [1, 0]], [[0, 1], [1, 0]]))
     with pytest.raises(HoEError, match="has one preference"):
         weaknesses(scaled([[0, 1]], [[0, 1]]))
+
+
+def test_replicates_without_a_scale_are_told():
+    """The table's corners are two prompts; where one of them is drawn twice, objective a has no spread."""
+    sweep = scaled([[0.6, 1.0], [1.0, 0.1]], [[0, 1], [1, 0]])
+    table = np.asarray([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])
+    sweep.normalizer = RewardNormalizer(table.mean(axis=1), ("a", "b"), samples=table)
+    with pytest.warns(HoEWarning, match=r"has no spread in \d+ of 100 replicates, which are left out"):
+        weaknesses(sweep, replicates=100)

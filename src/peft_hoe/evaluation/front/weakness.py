@@ -15,12 +15,13 @@ Shapes: K preferences, N objectives, R replicates.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linprog
 
-from ...errors import HoEError
+from ...errors import HoEError, HoEWarning
 from ...preference import FloatArray, written
 from ..sweeps.result import SweepResult
 
@@ -75,6 +76,9 @@ def weaknesses(sweep: SweepResult, *, replicates: int = 1000, seed: int = 0) -> 
         HoEError: rewards without a scale, or fewer than two preferences.
         MetricError: a preference without any reward.
 
+    Warns:
+        HoEWarning: replicates in which the payoff table has no spread are left out of the errors.
+
     >>> from peft_hoe import RewardNormalizer, Sweep
     >>> from peft_hoe.evaluation import weaknesses
     >>> rows = [([1, 0], 0, "red red"), ([0, 1], 0, "glad glad"), ([0.5, 0.5], 0, "red glad sad"), ([0.75, 0.25], 0, "sad")]
@@ -99,7 +103,7 @@ def weaknesses(sweep: SweepResult, *, replicates: int = 1000, seed: int = 0) -> 
     drawn = sweep.replicates(replicates, seed)
     points, others = drawn.estimates[sweep.name], drawn.points[sweep.name]
     regrets = _regrets(points[None], sweep.preferences)[0]
-    errors = np.nanstd(_regrets(others, sweep.preferences), axis=0)
+    errors = _regrets(_with_scale(others, sweep.name), sweep.preferences).std(axis=0)
     volume = hypervolume(points, reference_point=sweep.reference_point)
     found = [
         Weakness(
@@ -112,6 +116,19 @@ def weaknesses(sweep: SweepResult, *, replicates: int = 1000, seed: int = 0) -> 
         for k, preference in enumerate(sweep.preferences)
     ]
     return sorted(found, key=lambda weak: (-weak.beyond_error, -weak.contribution))
+
+
+def _with_scale(points: FloatArray, name: str) -> FloatArray:
+    """The replicates `(R', K, N)` that have numbers, and how many have none is told."""
+    known = ~np.isnan(points).any(axis=(1, 2))
+    if not known.all():
+        warnings.warn(
+            f"the payoff table of {name!r} has no spread in {int((~known).sum())} of {len(points)} replicates, which are left "
+            "out of the errors; measure it on more prompts",
+            HoEWarning,
+            stacklevel=3,
+        )
+    return np.asarray(points[known])
 
 
 def _regrets(points: FloatArray, preferences: FloatArray) -> FloatArray:
