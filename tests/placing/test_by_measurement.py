@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from peft_hoe import Decoding, HoEDistillationConfig, HoEError, HoEWarning, RewardError, Sweep, demo, place, sweep
+from peft_hoe import (
+    Decoding,
+    ExpertError,
+    HoEDistillationConfig,
+    HoEError,
+    HoERouterConfig,
+    HoEWarning,
+    RewardError,
+    Sweep,
+    demo,
+    place,
+    sweep,
+    use_preference,
+)
 from peft_hoe.evaluation import calibrate
 from peft_hoe.placing import Budget, Trial
 from peft_hoe.placing.additions import parameters_of
@@ -274,6 +288,32 @@ def test_bad_input_changes_nothing(front, source, change, options, message):
         change(front)
     with pytest.raises(HoEError, match=message):
         place(front.model, front.sweep, **{"budget": PLENTY, "source": source, **front.shared, **options})
+    assert_unchanged(front)
+
+
+def test_a_model_that_cannot_be_changed_now_is_as_before(front, source):
+    """Inside a block, or merged: the adapter's own error, and nothing has happened."""
+    with use_preference(front.model, [0.5, 0.5]):
+        with pytest.raises(ExpertError, match="a use_preference block is open"):
+            place(front.model, front.sweep, budget=PLENTY, source=source, **front.shared)
+        assert front.model.preference == {"cheerful": 0.5, "vivid": 0.5}
+    assert_unchanged(front)
+
+
+def test_where_training_ended_is_told(front, tmp_path, monkeypatch):
+    """With `auto_stop`; here the bound is the end."""
+    verdicts(monkeypatch, 0.0)
+    args = HoERouterConfig(
+        output_dir=str(tmp_path), auto_stop=True, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=1,
+        response_length=6, save_strategy="no", logging_strategy="no", disable_tqdm=True, report_to="none", use_cpu=True,
+        num_sample_generations=0,
+    )  # fmt: skip
+    told: list[str] = []
+    table = {"args": args, "train_dataset": [{"prompt": text} for text in demo.load_prompts()[20:28]]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HoEWarning)  # eight prompts make no scale
+        place(front.model, front.sweep, budget=PLENTY, say=told.append, **table, **front.shared)
+    assert told[0] == "  router 'r0': the worst gap was not looked at, which takes 30 updates; there were 1"
     assert_unchanged(front)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Additions:
         trainer: "ppo", "grpo" or "distill".
         train_dataset: what routers train on.
         router_kind: "token" or "module".
+        say: gets a line on a training that found its own end.
         normalizer: the scale of the rewards in training, measured once.
 
     Raises:
@@ -49,6 +51,7 @@ class Additions:
     trainer: str
     train_dataset: Any
     router_kind: str
+    say: Callable[[str], Any]
     normalizer: Any = None
 
     def __post_init__(self) -> None:
@@ -93,7 +96,8 @@ class Additions:
         rewards = {_REWARDS[self.trainer]: self.rewards} if self.trainer in _REWARDS else {}
         self.normalizer = train_routers(
             self.model, args, trainer=self.trainer, train_dataset=self.train_dataset, routers=[router],
-            normalizer=self.normalizer, processing_class=self.tokenizer, progress=False, **rewards,
+            normalizer=self.normalizer, processing_class=self.tokenizer, progress=False,
+            say=lambda line: self.say(f"  {line}"), **rewards,
         )  # fmt: skip
         if router not in finished_routers(args.output_dir):
             raise KeyboardInterrupt(f"the training of router {router!r} was interrupted")

@@ -79,7 +79,7 @@ def place(
         trials: of an earlier call that was interrupted, whose kept ones the model has; they are not tried again, and count in
             the budget of parameters.
         after: is given each trial with the sweep as it is then, such as to save both.
-        say: gets the story, line by line, such as `print`.
+        say: gets the story, line by line, such as `print`; and with `auto_stop` where the training of a router ended.
 
     Returns:
         the trials and the last sweep. What was not kept has left nothing in the model, whatever fails.
@@ -113,7 +113,7 @@ def place(
     rows = _check(model, sweep, budget, prompts, sure)
     additions = Additions(
         model, tokenizer, rewards, None if source is None else open_adapter(source), base, args, trainer, train_dataset,
-        router_kind,
+        router_kind, say,
     )  # fmt: skip
     attempts = Attempts(additions, rows, sure, batch_size)
     adapter = adapter_of(model)
