@@ -152,10 +152,12 @@ class HubServer:
         address: of the server.
         sent: `(id, file)` of every file that was sent whole.
         before: called with id and file before a file is sent.
+        parts: whether parts of files are sent to who asks for them.
     """
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.sent: list[tuple[str, str]] = []
+        self.parts = True
         self.before: Callable[[str, str], None] = lambda *_: None
         outer = self
 
@@ -164,7 +166,11 @@ class HubServer:
                 pass
 
             def answer(self, content: bytes, headers: dict[str, str] | None = None):
-                part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if headers else None
+                part = (
+                    re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+                    if headers and outer.parts
+                    else None
+                )
                 self.send_response(206 if part else 200)
                 if part:
                     content = content[int(part[1]) : int(part[2] or len(content)) + 1]

@@ -271,7 +271,7 @@ def test_weights_are_read_once_and_twice_only_for_a_threshold_over_all_of_them(
 
 def test_a_threshold_that_was_guessed_wrong_takes_one_more_look_and_is_the_same(llama, policies, tmp_path, monkeypatch):
     expected = build_adapter(llama, policies, tmp_path / "right", r=2, **QUIET)
-    monkeypatch.setattr(policy_statistics, "_sample", lambda *_: torch.tensor([1e9]))
+    monkeypatch.setattr(policy_statistics, "_sample", lambda inputs, policy: torch.tensor([1e9]))
     found = build_adapter(llama, policies, tmp_path / "wrong", r=2, **QUIET)
     assert found.policies == expected.policies
     first, second = (tmp_path / name / "adapter_model.safetensors" for name in ("right", "wrong"))

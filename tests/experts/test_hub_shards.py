@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants, file_download, hf_hub_download
 from safetensors.torch import load_file, save_file
 
-from peft_hoe import CheckpointError, Loading
-from peft_hoe.experts import build_adapter, plan_build, policy_statistics, stages
+from peft_hoe import CheckpointError, Loading, Pruning
+from peft_hoe.experts import build_adapter, build_inputs, plan_build, policy_statistics, stages
 from peft_hoe.experts.hub_shards import HubShards
 from peft_hoe.experts.module_work import ModuleWork
 from peft_hoe.unfinished import InterruptedWork
@@ -134,6 +134,35 @@ def test_one_shard_at_a_time_gives_the_bytes_of_folders(hub, tmp_path, monkeypat
         assert min(hub.fetched(repository).values()) >= 1
     assert list(hub.cache.rglob("model-*.safetensors")) == []
     assert sorted(path.name for path in hub.out.parent.iterdir()) == ["out"]
+
+
+def test_a_guess_is_made_of_rows_alone(hub, monkeypatch):
+    """Before the first file is fetched; where the server sends no rows, of the first files."""
+    found = []
+    real = policy_statistics.ThresholdSearch
+    monkeypatch.setattr(policy_statistics, "ThresholdSearch", lambda *given: found.append(given[1]) or real(*given))
+    inputs = build_inputs.open_inputs(
+        hub.base, hub.policies, target_modules="all-linear", exclude_modules=None, loading=Loading()
+    )
+    inputs.put_shards_in(hub.out.parent)
+    policy_statistics.PolicyMeasurement(inputs, Pruning())
+    assert all(not any(hub.fetched(name).values()) for name in hub.folders)
+    changes = [
+        load_file(next(path for path in hub.folders[name].glob("model-*") if tensor in load_file(path)))[tensor][8:24]
+        for tensor in ["model.layers.0.self_attn.q_proj.weight"]
+        for name in ("base", "kind")
+    ]
+    assert torch.equal(found[0][: 8 * 16].reshape(8, 16), changes[1] - changes[0])
+    hub.server.parts = False
+    policy_statistics.PolicyMeasurement(inputs, Pruning())
+    assert [len(sample) < len(whole) for sample, whole in zip(found[2:], found[:2], strict=True)] == [True, True]
+
+
+def test_a_server_that_sends_whole_files_only_will_do(hub, tmp_path):
+    hub.server.parts = False
+    build_adapter(hub.base, hub.policies, hub.out, **SETTINGS)
+    local(hub, tmp_path / "local")
+    assert weights(hub.out) == weights(tmp_path / "local")
 
 
 def test_a_shard_that_vanished_is_our_error_and_leaves_nothing(hub):

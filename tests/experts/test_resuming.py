@@ -134,7 +134,7 @@ def test_a_second_look_at_a_threshold_is_gone_on_with(llama, policies, tmp_path,
     import torch
 
     monkeypatch.setattr(stages, "_CHUNK", 2)
-    monkeypatch.setattr(policy_statistics, "_sample", lambda *_: torch.tensor([1e9]))
+    monkeypatch.setattr(policy_statistics, "_sample", lambda inputs, policy: torch.tensor([1e9]))
     with monkeypatch.context() as patch:
         stop_after(patch, Journal, "save_measurement", 7)  # 4 and the end of the first look, 2 of the second
         with pytest.raises(KeyboardInterrupt):

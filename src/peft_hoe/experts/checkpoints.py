@@ -174,6 +174,10 @@ class Checkpoint:
         path = self._where[name]
         return path.name if self._files[path].remote else None
 
+    def peek(self, name: str, start: int, stop: int) -> Tensor | None:
+        """As `rows`, without fetching more than that; None where it cannot be done."""
+        return self._files[self._where[name]].peek(name, start, stop)
+
     def here(self, name: str) -> bool:
         """Whether a tensor can be read without fetching."""
         return self._files[self._where[name]].here(name)

@@ -7,13 +7,15 @@ small: some rows of every tensor, and norms. That is kept when its file goes, an
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, constants, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -21,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -81,6 +84,16 @@ class HubShards:
             name: Place(str(info.dtype), tuple(info.shape), *info.data_offsets) for name, info in header.tensors.items()
         }
         return HubShard(self, path.name, places)
+
+    def part(self, shard: str, start: int, count: int) -> bytes | None:
+        """Some bytes of a shard from the Hub; None where it sends no parts of files, or nothing."""
+        url = hf_hub_url(self._name, shard, revision=self._commit)
+        headers = {**build_hf_headers(token=self._token), "range": f"bytes={start}-{start + count - 1}"}
+        try:
+            response = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except Exception:  # of the HTTP library, which is another in older clients
+            return None
+        return response.content if response.status_code == HTTPStatus.PARTIAL_CONTENT else None
 
     def path(self, shard: str) -> Path | None:
         """Where a shard is; None where it is not on this disk."""
@@ -188,6 +201,19 @@ class HubShard(SafetensorsFile):
 
     def expect(self, name: str) -> None:
         """Nothing is read ahead."""
+
+    def peek(self, name: str, start: int, stop: int) -> Tensor | None:
+        """Some rows from the Hub, by themselves."""
+        length = self._shards.part(self._name, 0, 8)
+        if length is None:
+            return None
+        shape, dtype = self.shape(name), self.dtype(name)
+        rows, width = max(0, min(stop, shape[0]) - start), math.prod(shape[1:]) * dtype.itemsize
+        begin = 8 + int.from_bytes(length, "little") + self._places[name].begin + start * width
+        content = self._shards.part(self._name, begin, rows * width)
+        if content is None or len(content) != rows * width:
+            return None
+        return torch.frombuffer(bytearray(content), dtype=dtype).reshape(rows, *shape[1:])
 
     def _length(self, name: str) -> int:
         shape = self.shape(name)

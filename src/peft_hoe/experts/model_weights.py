@@ -98,6 +98,10 @@ class ModelWeights:
         """The file of one parameter, where it is fetched to be read."""
         return self.checkpoint.shard(self.located[parameter])
 
+    def peek(self, parameter: str, start: int, stop: int) -> Tensor | None:
+        """As `rows`, without fetching more than that; None where it cannot be done."""
+        return self.checkpoint.peek(self.located[parameter], start, stop)
+
     def here(self, parameter: str) -> bool:
         """Whether one parameter can be read without fetching."""
         return self.checkpoint.here(self.located[parameter])

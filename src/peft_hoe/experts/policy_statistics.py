@@ -21,6 +21,7 @@ from .report import PolicyReport
 from .task_heads import heads_agree
 
 _GUESSED_OF_FEW = 64  # buckets of the histogram: right to a quarter of the threshold
+_PEEKED, _PEEKED_ROWS = 32, 16  # modules, and rows of each
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,8 @@ class PolicyMeasurement:
             self._searches = {name: ThresholdSearch.from_state(found) for name, found in state["searches"].items()}
             return
         if self.goes_first:
-            targets, buckets = inputs.architecture.linear, GUESSED
-            if inputs.shards:  # the first files alone, which will stay for the pass: a worse guess, so with more room
-                targets, buckets = targets[: len(inputs.runs(range(len(targets)))[0])], _GUESSED_OF_FEW
-            samples = {name: _sample(inputs, policy, targets) for name, policy in pruned.items()}
+            buckets = _GUESSED_OF_FEW if inputs.shards else GUESSED
+            samples = {name: _sample(inputs, policy) for name, policy in pruned.items()}
             self._searches = {name: ThresholdSearch(pruning.share, sample, buckets) for name, sample in samples.items()}
 
     def state(self) -> dict[str, Any]:
@@ -146,10 +145,18 @@ class PolicyMeasurement:
         return PolicyStatistics(reports, agreement.pairs(), notes)
 
 
-def _sample(inputs: BuildInputs, policy: ModelWeights, targets: Sequence[LinearModule]) -> torch.Tensor:
-    """Entries `(n,)` of a task vector, some rows of each of the modules."""
+def _sample(inputs: BuildInputs, policy: ModelWeights) -> torch.Tensor:
+    """Entries `(n,)` of a task vector, some rows of every module; of fewer modules where files are to be fetched."""
     if inputs.base is None:
         return torch.empty(0)
+    targets = inputs.architecture.linear
+    if inputs.shards:
+        seen = _peeked(inputs.base, policy, targets)
+        if seen is not None:
+            return seen
+        targets = targets[
+            : len(inputs.runs(range(len(targets)))[0])
+        ]  # those of the first files, which stay for the pass
     return torch.cat(
         [
             (after.float() - before.float()).reshape(-1)
@@ -157,6 +164,18 @@ def _sample(inputs: BuildInputs, policy: ModelWeights, targets: Sequence[LinearM
             for before, after in sampled_rows(inputs.base, policy, target)
         ]
     )
+
+
+def _peeked(base: ModelWeights, policy: ModelWeights, targets: Sequence[LinearModule]) -> torch.Tensor | None:
+    """Entries of some modules, of which nothing but these rows is fetched; None where that cannot be done."""
+    entries = []
+    for target in targets[:: -(-len(targets) // _PEEKED)]:
+        start = target.shape[0] // 2
+        rows = [weights.peek(target.weight, start, start + _PEEKED_ROWS) for weights in (base, policy)]
+        if rows[0] is None or rows[1] is None:
+            return None
+        entries.append((rows[1].float() - rows[0].float()).reshape(-1))
+    return torch.cat(entries)
 
 
 def _notes_on_changes(agreement: Agreement) -> list[str]:

@@ -67,6 +67,10 @@ class WeightFile(ABC):
 
     remote = False  # whether it is fetched to be read
 
+    def peek(self, name: str, start: int, stop: int) -> Tensor | None:
+        """As `rows`, without fetching more than that; None where it cannot be done."""
+        return self.rows(name, start, stop)
+
     def here(self, name: str) -> bool:
         """Whether a tensor can be read whole without fetching."""
         return True
