@@ -39,14 +39,18 @@ def test_options_reach_the_builder(models, capsys):
     options = (
         "--expert 0.5,0.5 --expert kind=0.2,brief=0.8 --router 0.25,0.75 --rank 3 --prune none --prune-scope module "
         "--merge ties --merge-option density=0.5 --rescale 1.5 --interpolation linear --capture norms --svd exact "
-        "--svd-tolerance 1e-3 --seed 7 --dtype bfloat16 "
+        "--expert-merge e3=dare,density=0.3 --svd-tolerance 1e-3 --seed 7 --dtype bfloat16 "
         "--target-modules q_proj,v_proj --default-preference 0.9,0.1"
     )
     assert main(arguments(models, *options.split())) == 0
     report = json.loads((models / "out" / "build_report.json").read_text())
     assert report["options"] == {
         "r": {"rank": 3, "energy": None, "maximum": 128, "modules": {}},
-        "pruning": {"share": 0.0, "scope": "module"}, "merging": {"method": "ties", "options": {"density": 0.5}},
+        "pruning": {"share": 0.0, "scope": "module"},
+        "merging": {
+            "method": "ties", "options": {"density": 0.5},
+            "experts": {"e3": {"method": "dare", "options": {"density": 0.3}, "experts": {}}},
+        },
         "svd": {"solver": "exact", "tolerance": 0.001}, "rescale": 1.5, "interpolation": "linear", "capture": ["norms"],
         "seed": 7,
         "dtype": "bfloat16", "device": "cpu",

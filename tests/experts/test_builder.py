@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from peft_hoe import CheckpointError, ExpertSpec, HoEWarning, Merging, Pruning
+from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEWarning, Merging, Pruning
 from peft_hoe.experts import build_adapter, module_builder, policy_statistics, weight_writer
 from peft_hoe.experts.merging.ties import ties
 from peft_hoe.experts.pruning import drop_below
@@ -61,6 +61,30 @@ def test_the_middle_expert_is_the_merge_of_raw_task_vectors(llama, policies, tmp
     deltas = [raw(llama, policy, f"{UP}.weight") for policy in policies.values()]
     expected = ties(deltas, [0.3, 0.7], density=0.5)
     torch.testing.assert_close(tiny.delta(tmp_path / "out", UP, 2), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_experts_may_be_merged_each_in_its_way(llama, policies, tmp_path, tiny):
+    merging = Merging("ties", {"density": 0.5}, experts={"middle": "linear", "far": Merging("ties", {"density": 0.2})})
+    points = {"near": [0.7, 0.3], "middle": [0.5, 0.5], "far": [0.2, 0.8]}
+    experts = [ExpertSpec(point, name=name) for name, point in points.items()]
+    report = build_adapter(llama, policies, tmp_path / "out", experts=experts, merging=merging, **EXACT)
+    deltas = [raw(llama, policy, f"{UP}.weight") for policy in policies.values()]
+    expected = [
+        ties(deltas, points["near"], density=0.5), (deltas[0] + deltas[1]) / 2, ties(deltas, points["far"], density=0.2),
+    ]  # fmt: skip
+    for index, delta in enumerate(expected, 2):
+        torch.testing.assert_close(tiny.delta(tmp_path / "out", UP, index), delta, atol=1e-5, rtol=1e-4)
+    assert Merging.of(report.options["merging"]) == merging
+
+
+def test_a_merge_of_an_expert_that_is_none_is_refused(llama, policies, tmp_path):
+    with pytest.raises(
+        ExpertError, match=r"merging names the experts \['kind'\], but merges are \['centroid'\]"
+    ) as caught:
+        build_adapter(llama, policies, tmp_path / "out", merging=Merging(experts={"kind": "linear"}), **EXACT)
+    assert caught.value.allowed == ["centroid"]
+    with pytest.raises(ExpertError, match="names experts itself"):
+        Merging(experts={"centroid": Merging(experts={"near": "linear"})})
 
 
 @pytest.mark.parametrize("scope", ["global", "module"])

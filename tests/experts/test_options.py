@@ -20,7 +20,7 @@ def options(**changes):
 def test_defaults_are_those_that_were_measured():
     assert options().to_dict() == {
         "r": {"rank": "auto", "energy": None, "maximum": 128, "modules": {}},
-        "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}},
+        "pruning": {"share": 0.4, "scope": "global"}, "merging": {"method": "ties", "options": {"density": 0.6}, "experts": {}},
         "svd": {"solver": "randomized", "tolerance": 1e-4}, "rescale": "norm", "interpolation": "norm", "capture": (),
         "seed": 0, "dtype": None, "device": "cpu",
     }  # fmt: skip

@@ -54,7 +54,11 @@ def test_factor_pruning_and_options_of_the_merge_together(llama, policies, tmp_p
     tried = [tuple(row["point"].values()) for row in report.search]
     assert tried == list(itertools.product([0.0, 0.5], [0.9, 0.5], [0.1]))
     assert report.options["pruning"] == {"share": 0.5, "scope": "global"}
-    assert report.options["merging"] == {"method": "breadcrumbs", "options": {"density": 0.5, "gamma": 0.1}}
+    assert report.options["merging"] == {
+        "method": "breadcrumbs",
+        "options": {"density": 0.5, "gamma": 0.1},
+        "experts": {},
+    }
     assert report.options["rescale"] == "norm"
 
 

@@ -74,6 +74,12 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
     add("--merge", default="ties", help=f"one of {', '.join(METHODS)} (default ties)")
     add("--merge-option", action="append", metavar="NAME=NUMBER", help="an option of the merge, such as density=0.6")
     add(
+        "--expert-merge",
+        action="append",
+        metavar="EXPERT=METHOD[,NAME=NUMBER...]",
+        help="another merge for one expert, by the name that peft-hoe plan prints, such as centroid=dare,density=0.3",
+    )
+    add(
         "--rescale",
         default=str(DEFAULT_RESCALE),
         help=f"norm, policy_norm, a number or none (default {DEFAULT_RESCALE})",
@@ -125,7 +131,9 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "routers": _routers(arguments),
         "r": _ranks(arguments),
         "pruning": _pruning(arguments),
-        "merging": Merging(arguments.merge, _merge_options(arguments.merge_option)),
+        "merging": Merging(
+            arguments.merge, _merge_options(arguments.merge_option, "--merge-option"), _merges(arguments.expert_merge)
+        ),
         "svd": TaskSVD(arguments.svd, arguments.svd_tolerance),
         "rescale": read_number(arguments.rescale, float),
         "interpolation": arguments.interpolation,
@@ -160,9 +168,18 @@ def _pruning(arguments: argparse.Namespace) -> Pruning:
     return Pruning(0.0 if share == "none" else share, arguments.prune_scope)
 
 
-def _merge_options(items: list[str] | None) -> dict[str, Any]:
-    pairs = read_pairs(items, "--merge-option", "NAME=NUMBER")
+def _merge_options(items: list[str] | None, option: str) -> dict[str, Any]:
+    pairs = read_pairs(items, option, "NAME=NUMBER")
     return {name: read_number(value, float) for name, value in pairs.items()}
+
+
+def _merges(items: list[str] | None) -> dict[str, Merging]:
+    """How single experts are merged."""
+    found = {}
+    for name, text in read_pairs(items, "--expert-merge", "EXPERT=METHOD[,NAME=NUMBER...]").items():
+        method, *options = text.split(",")
+        found[name] = Merging(method, _merge_options(options, "--expert-merge"))
+    return found
 
 
 def _preferences(items: list[str] | None) -> list[Any] | None:

@@ -52,6 +52,7 @@ def adapter_config(
         ExpertError: experts or routers that contradict each other.
         PreferenceError: a preference is not a point of the simplex.
     """
+    options.merging.check_experts([str(spec.name) for spec in experts if _is_merge(spec, inputs.objectives)])
     return HoEConfig(
         objectives=inputs.objectives,
         experts=_ranked(experts, inputs, options.r.rank),
@@ -106,6 +107,10 @@ def expert_specs(experts: Sequence[Any] | None, objectives: Sequence[str]) -> li
                 value=spec.name,
             )
     return specs
+
+
+def _is_merge(spec: ExpertSpec, objectives: Sequence[str]) -> bool:
+    return spec.policy is None and corner(parse_preference(spec.preference, objectives)) is None
 
 
 def _ranked(specs: Sequence[ExpertSpec], inputs: Declared, r: int | str) -> list[ExpertSpec]:

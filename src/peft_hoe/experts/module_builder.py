@@ -90,7 +90,7 @@ class ModuleBuilder:
     def _by_factors(self, expert: _Expert) -> bool:
         """Whether an expert is a weighted sum of LoRA policies, exact in their factors, without a weight of full size."""
         lora = all(isinstance(self.inputs.policies[name], LoraPolicy) for name in expert.shares)
-        return lora and (expert.policy is not None or METHODS[self.options.merging.method].sums)
+        return lora and (expert.policy is not None or METHODS[self.options.merging.of_expert(expert.name).method].sums)
 
     def _of_factors(self, expert: _Expert, target: LinearModule) -> tuple[LowRank, ModuleReport]:
         """A weighted sum of LoRA policies, reduced only where a smaller rank was asked for; one alone is taken as it is."""
@@ -134,7 +134,8 @@ class ModuleBuilder:
         """A multi-objective expert: merge the raw task vectors, then task-SVD without pruning again."""
         raw, weights = [vectors.deltas[name] for name in expert.shares], list(expert.shares.values())
         seeds = [_seed(self.options.seed, target.name, name) for name in expert.shares]
-        delta = merge(raw, weights, self.options.merging.method, self.options.merging.options, seeds)
+        merging = self.options.merging.of_expert(expert.name)
+        delta = merge(raw, weights, merging.method, merging.options, seeds)
         factor, norm = self._truncated(delta, self._rank(expert, target)), frobenius_norm(delta)
         return _with_report(factor, self._scale(expert, factor, norm, vectors.norms), 1.0, norm)
 

@@ -73,7 +73,8 @@ def _settings(report: dict[str, Any]) -> dict[str, Any]:
     options = report.get("options")
     if options is None:
         return {}
+    merging = replace(Merging.of(options["merging"]), experts={})  # those of other experts
     return {
-        "r": Ranks(**options["r"]), "pruning": Pruning(**options["pruning"]), "merging": Merging(**options["merging"]),
+        "r": Ranks(**options["r"]), "pruning": Pruning(**options["pruning"]), "merging": merging,
         "svd": TaskSVD(**options["svd"]), "rescale": options["rescale"], "seed": options["seed"],
     }  # fmt: skip

@@ -6,7 +6,7 @@ docs/build.md has the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,6 +78,7 @@ class Merging:
     Args:
         method: a key of `merging.METHODS`, such as "linear" or "ties"; `peft-hoe merges` lists them.
         options: of the method, by name; what is left out has the method's default.
+        experts: `{expert: Merging, or its method alone}` of those that are merged in another way.
 
     Raises:
         ExpertError: an unknown method or option, or a value that is not allowed.
@@ -85,14 +86,47 @@ class Merging:
 
     method: str = "ties"
     options: Mapping[str, float] = field(default_factory=dict)
+    experts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", check_merge(self.method, self.options))
+        own = {name: Merging.of(given) for name, given in self.experts.items()}
+        for name, merging in own.items():
+            if merging.experts:
+                raise ExpertError(
+                    f"the merge of expert {name!r} names experts itself, {sorted(merging.experts)}; name each once, beside it",
+                    argument="merging", value=sorted(merging.experts),
+                )  # fmt: skip
+        object.__setattr__(self, "experts", own)
 
     @classmethod
     def of(cls, given: Any) -> Merging:
-        """From its short form, the name of the method."""
+        """From its short form, the name of the method; or from its fields, as a report has them."""
+        if isinstance(given, Mapping):
+            return cls(**given)
         return given if isinstance(given, cls) else cls(given)
+
+    def of_expert(self, name: str) -> Merging:
+        """How one expert is merged."""
+        own: Merging = self.experts.get(name, self)
+        return own
+
+    def check_experts(self, merged: Sequence[str]) -> None:
+        """See that what `experts` names are merges.
+
+        Args:
+            merged: names of the experts that are.
+
+        Raises:
+            ExpertError: names the experts that could be named.
+        """
+        unknown = sorted(set(self.experts) - set(merged))
+        if unknown:
+            raise ExpertError(
+                f"merging names the experts {unknown}, but merges are {list(merged)}; give an expert a name with "
+                "ExpertSpec(preference, name=...)",
+                argument="merging", value=unknown, allowed=list(merged),
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

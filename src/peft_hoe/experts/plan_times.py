@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,10 +60,13 @@ def estimated_seconds(
         parts["pruning"] = len(full) * entries * _timed(lambda: drop_below(first, 0.5), device)
     own = set(policies) - set(config.objectives or [])
     merged = [spec for spec in config.experts or [] if sum(w > 0 for w in spec.preference) > 1 and spec.name not in own]
-    if merged and len(full) > 1 and not METHODS[options.merging.method].sums:
+    if len(full) > 1:
         raw, weights = list(deltas.values()), [1 / len(deltas)] * len(deltas)
-        once = _timed(lambda: merge(raw, weights, options.merging.method, options.merging.options), device)
-        parts["merging"] = len(merged) * entries * once
+        for spec in merged:
+            merging = options.merging.of_expert(str(spec.name))
+            if not METHODS[merging.method].sums:
+                once = _timed(functools.partial(merge, raw, weights, merging.method, merging.options), device)
+                parts["merging"] = parts.get("merging", 0.0) + entries * once
     parts["SVD"] = _svd_seconds(targets, options, config)
     return parts
 

@@ -197,7 +197,7 @@ def applied(point: Mapping[str, float], settings: Mapping[str, Any]) -> dict[str
     """The settings of a build with the values of a point in them."""
     found, merging = dict(settings), Merging.of(settings["merging"])
     options = {name: value for name, value in point.items() if name in merging.options}
-    found["merging"] = Merging(merging.method, {**merging.options, **options})
+    found["merging"] = replace(merging, options={**merging.options, **options})
     if "prune" in point:
         found["pruning"] = replace(Pruning.of(settings["pruning"]), share=point["prune"])
     if "rescale" in point:
