@@ -5,22 +5,27 @@
 On 127.0.0.1 in this process. Greedy answers are compared with `generate` on the same prompt alone; where one differs, the gap
 between the two likeliest tokens at the first difference is told. Without --adapter, the embedded demonstration with two routers
 of random weights, which vote by the input. Needs `pip install "peft-hoe[serve]" openai`.
+
+`memory_mb` is what the process holds (server and clients) while no request is under way: after as many requests as there are
+clients, which warm it up; after half of the requests; and at the end. Every request has another preference.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
+import psutil
 import torch
 import uvicorn
 
@@ -76,90 +81,135 @@ def loaded(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+@dataclass(frozen=True)
+class Written:
+    """What is kept of a text that the server wrote."""
+
+    prompt: list[int]
+    preference: list[float]
+    max_new_tokens: int
+    stop_tokens: list[int]
+    ids: list[int]
+
+
+class Served:
+    """The server in a thread of this process, and what it was asked to write.
+
+    Args:
+        engine: what writes.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.texts, self.written = engine, [], []
+        submit = engine.submit
+        engine.submit = lambda some: (self.texts.extend(some), submit(some))  # type: ignore[assignment, method-assign]
+        config = uvicorn.Config(create_app(engine, "served"), host="127.0.0.1", port=0, log_level="error")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+
+    def __enter__(self) -> openai.OpenAI:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
+
+    def __exit__(self, *error: Any) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    def rest(self) -> float:
+        """Wait until nothing is under way, keep of finished texts what `check` reads, and give the memory held in MB."""
+        while any(not (text.over or text.cancelled) for text in self.texts):
+            time.sleep(0.01)
+        self.written += [
+            Written(list(t.prompt), t.preference.tolist(), t.max_new_tokens, list(t.stop_tokens), list(t.stream.ids))
+            for t in self.texts
+            if t.over
+        ]
+        self.texts.clear()
+        gc.collect()
+        return round(psutil.Process().memory_info().rss / 2**20, 1)
+
+
 def run(model: Any, tokenizer: Any, arguments: argparse.Namespace, *, mixed: bool) -> dict[str, Any]:
     """All requests once, over HTTP."""
     engine = Engine(model, tokenizer, max_batch=arguments.max_batch, max_waiting=arguments.requests)
     engine.mixed = engine.mixed and mixed
-    texts: list[Any] = []
-    submit = engine.submit
-    engine.submit = lambda some: (texts.extend(some), submit(some))  # type: ignore[assignment, method-assign]
-    app = create_app(engine, "served")
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
-    points = np.random.default_rng(0).dirichlet([1.0] * len(engine.objectives), arguments.requests)
-    prompts = demo.load_prompts()
-    memory: list[float] = []
+    total, clients = arguments.requests + arguments.clients, arguments.clients
+    points = np.random.default_rng(0).dirichlet([1.0] * len(engine.objectives), total)
+    served = Served(engine)
+    with served as client, ThreadPoolExecutor(clients) as pool:
 
-    def one(number: int) -> tuple[str, float, bool]:
-        if number % 100 == 0:
-            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        point = points[number].tolist()
-        how = {
-            "model": "served", "prompt": prompts[number % len(prompts)], "temperature": 0,
-            "max_tokens": LENGTHS[number % len(LENGTHS)],
-        }  # fmt: skip
-        start = time.perf_counter()
-        if number % 20 == 7:
-            try:
-                client.completions.create(**how, extra_body={"preference": [weight + 0.1 for weight in point]})
-            except openai.UnprocessableEntityError:
-                return "refused", 0.0, True
-            return "not refused", 0.0, False
-        if number % 20 == 13:
-            stream = client.completions.create(**how, stream=True, extra_body={"preference": point})
-            next(iter(stream))
-            stream.close()
-            return "cut off", 0.0, True
-        answer = client.completions.create(**how, extra_body={"preference": point})
-        told = list(answer.choices[0].preference.values())  # type: ignore[attr-defined]
-        return "answer", time.perf_counter() - start, bool(np.allclose(told, point, rtol=0, atol=1e-12))
+        def ask(numbers: range) -> list[tuple[str, float, bool]]:
+            return list(pool.map(lambda number: one(client, number, points[number].tolist()), numbers))
 
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(arguments.clients) as pool:
-        heard = list(pool.map(one, range(arguments.requests)))
-    seconds = time.perf_counter() - begin
-    server.should_exit = True
-    thread.join()
+        ask(range(arguments.requests, total))
+        memory = {"start": served.rest()}
+        served.written.clear()
+        half, seconds, heard = arguments.requests // 2, 0.0, []
+        for name, numbers in (("middle", range(half)), ("end", range(half, arguments.requests))):
+            begin = time.perf_counter()
+            heard += ask(numbers)
+            seconds += time.perf_counter() - begin
+            memory[name] = served.rest()
     latency = sorted(duration for kind, duration, _ in heard if kind == "answer")
     centiles = statistics.quantiles(latency, n=100)
     return {
-        "texts": [text for text in texts if not text.cancelled or text.over],
+        "texts": served.written,
         "answers": len(latency),
         "refused": sum(kind == "refused" for kind, _, _ in heard),
         "cut_off": sum(kind == "cut off" for kind, _, _ in heard),
         "preferences_exact": sum(exact for kind, _, exact in heard if kind == "answer"),
         "latency": {f"p{p}": round(centiles[p - 1], 3) for p in (50, 90, 99)},
-        "memory_mb": [round(number, 1) for number in memory],
-        "speed": round(sum(len(text.stream.ids) for text in texts) / seconds, 1),
+        "memory_mb": memory,
+        "speed": round(sum(len(text.ids) for text in served.written) / seconds, 1),
     }
 
 
+def one(client: openai.OpenAI, number: int, point: list[float]) -> tuple[str, float, bool]:
+    """A request: what became of it, seconds, and whether the answer told its preference exactly."""
+    prompts = demo.load_prompts()
+    how = {
+        "model": "served", "prompt": prompts[number % len(prompts)], "temperature": 0,
+        "max_tokens": LENGTHS[number % len(LENGTHS)],
+    }  # fmt: skip
+    start = time.perf_counter()
+    if number % 20 == 7:
+        try:
+            client.completions.create(**how, extra_body={"preference": [weight + 0.1 for weight in point]})
+        except openai.UnprocessableEntityError:
+            return "refused", 0.0, True
+        return "not refused", 0.0, False
+    if number % 20 == 13:
+        stream = client.completions.create(**how, stream=True, extra_body={"preference": point})
+        next(iter(stream))
+        stream.close()
+        return "cut off", 0.0, True
+    answer = client.completions.create(**how, extra_body={"preference": point})
+    told = list(answer.choices[0].preference.values())  # type: ignore[attr-defined]
+    return "answer", time.perf_counter() - start, bool(np.allclose(told, point, rtol=0, atol=1e-12))
+
+
 @torch.inference_mode()
-def check(model: Any, texts: list[Any]) -> dict[str, Any]:
+def check(model: Any, texts: list[Written]) -> dict[str, Any]:
     """Every finished text against the one that is written alone."""
     same, gaps = 0, []
-    finished = [text for text in texts if text.over]
-    for text in finished:
+    for text in texts:
         prompt = torch.tensor([text.prompt])
-        preference = text.preference.tolist()
         output = model.generate(
-            input_ids=prompt, max_new_tokens=text.max_new_tokens, do_sample=False, preference=preference,
-            eos_token_id=list(text.stop_tokens) or None, pad_token_id=0,
+            input_ids=prompt, max_new_tokens=text.max_new_tokens, do_sample=False, preference=text.preference,
+            eos_token_id=text.stop_tokens or None, pad_token_id=0,
         )[0, prompt.shape[1] :].tolist()  # fmt: skip
         wanted = [token for token in output if token not in text.stop_tokens]
-        if text.stream.ids == wanted:
+        if text.ids == wanted:
             same += 1
             continue
-        first = next((i for i, (a, b) in enumerate(zip(text.stream.ids, wanted, strict=False)) if a != b), len(wanted))
+        first = next((i for i, (a, b) in enumerate(zip(text.ids, wanted, strict=False)) if a != b), len(wanted))
         ids = torch.tensor([[*text.prompt, *wanted[:first]]])
-        likeliest = model(input_ids=ids, preference=preference).logits[0, -1].topk(2).values
+        likeliest = model(input_ids=ids, preference=text.preference).logits[0, -1].topk(2).values
         gaps.append(float(likeliest[0] - likeliest[1]))
-    return {"compared": len(finished), "same_tokens": same, "gaps_where_they_differ": gaps}
+    return {"compared": len(texts), "same_tokens": same, "gaps_where_they_differ": gaps}
 
 
 if __name__ == "__main__":
