@@ -27,8 +27,6 @@ from .scores import Scores
 try:
     from datasets import Dataset
     from trl import GRPOConfig  # type: ignore[attr-defined]
-
-    from ..training.grpo.stopping_trainer import StoppingTrainer
 except ImportError as error:
     raise ImportError("policies are trained by TRL's GRPOTrainer: pip install 'peft-hoe[train]'") from error
 
@@ -140,6 +138,8 @@ def train_policy(
     >>> log[0]["reward"] == log[0]["rewards/cheerful/mean"]
     True
     """
+    from ..training.grpo.stopping_trainer import StoppingTrainer  # late: settings alone need no trainer
+
     scores = Scores(rewards, preference, objectives, normalizer)
     _check_arguments(args)
     stops = Decoding(stop_strings=stop_strings).stop_strings  # type: ignore[arg-type]
