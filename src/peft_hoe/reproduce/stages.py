@@ -28,7 +28,7 @@ from ..evaluation.reporting.page import write_report
 from ..evaluation.reporting.tables import aligned, overview
 from ..evaluation.sweeps.run import sweep
 from ..evaluation.sweeps.sweep import Sweep
-from ..experts import build_adapter
+from ..experts import Loading, build_adapter
 from ..inputs import load_adapter
 from .baselines import make_baseline
 from .inputs import Prompts, load_prompts, load_rewards
@@ -146,6 +146,7 @@ def _build(experiment: Experiment) -> None:
     build_adapter(
         plan.base, plan.policies, plan.folder / "adapter", experts=plan.experts, routers=plan.routers, r=plan.rank,
         seed=plan.seed, overwrite=True, progress=experiment.progress,
+        loading=Loading(keep_shards=True),  # the base and the policies are loaded later
     )  # fmt: skip
 
 

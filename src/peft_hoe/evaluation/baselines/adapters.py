@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from ...errors import HoEError
-from ...experts import build_adapter
+from ...experts import Loading, build_adapter
 from ..methods.fingerprints import Source, source_digest
 
 
@@ -58,6 +58,7 @@ def built_adapter(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made_with.write_text(json.dumps(request) + "\n", encoding="utf-8")
+        options = {"loading": Loading(keep_shards=True), **options}  # there is a build for every preference
         build_adapter(os.fspath(base), policies, path, experts=list(experts), progress=False, **options)
     return path
 
