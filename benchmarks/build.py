@@ -1,13 +1,16 @@
 """What a build costs: the truncated SVD, a policy against mergekit-extract-lora, memory by layers, and TinyLlama as a whole.
 
-    OMP_NUM_THREADS=1 python benchmarks/build.py svd --shared DIR
+    OMP_NUM_THREADS=1 python benchmarks/build.py all --work DIR --shared DIR --mergekit ENVIRONMENT/bin/mergekit-extract-lora
+    OMP_NUM_THREADS=1 python benchmarks/build.py svd --work DIR --shared DIR
     OMP_NUM_THREADS=1 python benchmarks/build.py extract --work DIR --mergekit ENVIRONMENT/bin/mergekit-extract-lora
     OMP_NUM_THREADS=1 python benchmarks/build.py memory --work DIR
     OMP_NUM_THREADS=1 python benchmarks/build.py whole --work DIR
 
-mergekit needs an environment of its own: `python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install mergekit==0.1.5`.
-Checkpoints are generated in `--work` (`generated_llama.py`) and found there again. Seconds are those of the CPU, which a busy
-machine hardly changes; ratios are of one run. Each part prints a table.
+`all` is the four parts one after the other; each says first how long it will take. What was measured is kept in `--work` and
+not measured again by the same command, so that a run that was stopped goes on; `--again` measures anew. mergekit needs an own
+environment: `python -m venv ENVIRONMENT && ENVIRONMENT/bin/pip install mergekit==0.1.5`. Checkpoints are generated in `--work`
+(`generated_llama.py`) and found there again. Seconds are those of the CPU, which a busy machine hardly changes; ratios are of
+one run. Each part prints a table; `extract` and `whole` also print what follows for a 7B and a 70B.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,39 @@ peft_hoe.build_adapter(job["base"], job["policies"], job["output"], progress=Fal
 """
 LIKE = {"r": RANK, "experts": [], "pruning": None, "rescale": None, "interpolation": "linear"}
 GIB = 2**30
+LAYER = 44.04e6  # weights in scope of one generated layer
+MODELS = {"7B (32 layers, width 4096)": 6.476e9, "70B (80 layers, width 8192)": 68.45e9}  # Llama's weights in scope
+# Seconds on one core of the machine of docs/measurements/build_cost.md, to know when to come back
+EXPECTED = {"svd": 240, "extract": 300, "memory": 150, "whole": 210}
+
+
+class Records:
+    """What was measured so far, by name, in a folder.
+
+    Args:
+        folder: where they lie.
+        again: whether those that are there are dropped.
+    """
+
+    def __init__(self, folder: Path, again: bool) -> None:
+        self._folder = folder
+        if again:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` returns, in JSON types; from the record where there is one."""
+        path = self._folder / f"{name}.json"
+        if not path.is_file():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(measure()))
+            fresh.rename(path)
+        return json.loads(path.read_text())
+
+    def usage(self, name: str, measure: Callable[[], Usage]) -> Usage:
+        """The same of a process."""
+        return Usage(**self.get(name, lambda: asdict(measure())))
 
 
 # -- the truncated SVD -------------------------------------------------------------------------------------------------
@@ -68,7 +105,7 @@ def against_full(matrix: Tensor, rank: int) -> tuple[float, float, float, str]:
     return full, ours, factors.energy / best, factors.solver
 
 
-def svd(arguments: argparse.Namespace) -> None:
+def svd(arguments: argparse.Namespace, records: Records) -> None:
     """Every shape and spectrum against the full decomposition, and every module of the real policies."""
     rows = []
     for shape in SHAPES[: arguments.shapes]:
@@ -76,22 +113,18 @@ def svd(arguments: argparse.Namespace) -> None:
             ("k^-0.7", lambda shape=shape: spectrum(*shape, 0.7)),
             ("flat", lambda shape=shape: torch.randn(shape, generator=torch.Generator().manual_seed(0))),
         ):
-            full, ours, share, how = against_full(make_matrix(), RANK)
-            rows.append(
-                [
-                    f"{shape[0]} x {shape[1]}",
-                    name,
-                    f"{full:.2f}",
-                    f"{ours:.3f}",
-                    f"{full / ours:.1f}",
-                    f"{share:.3%}",
-                    how,
-                ]
+            found = records.get(
+                f"svd {shape[0]} x {shape[1]} {name}", lambda make_matrix=make_matrix: against_full(make_matrix(), RANK)
             )
-            print(rows[-1], file=sys.stderr, flush=True)
+            full, ours, share, how = found
+            rows.append([
+                f"{shape[0]} x {shape[1]}", name, f"{full:.2f}", f"{ours:.3f}", f"{full / ours:.1f}", f"{share:.3%}", how,
+            ])  # fmt: skip
     if arguments.shared:
-        shares = [against_full(delta, 16)[2] for delta in real_task_vectors(arguments.shared)]
-        rows.append([f"{len(shares)} modules", "real, r = 16", "", "", "", f"at least {min(shares):.3%}", ""])
+        shares = records.get(
+            "svd real policies", lambda: [against_full(delta, 16)[2] for delta in real_task_vectors(arguments.shared)]
+        )
+        rows.append([f"{len(shares)} modules", "real, r = 16", "", "", "", f"at least {min(shares):.4%}", ""])
     print(markdown(["matrix", "spectrum", "full SVD, s", "ours, s", "ratio", "share of the optimum", "solver"], rows))
 
 
@@ -122,6 +155,10 @@ def build(work: Path, layers: int, policies: int, **options: Any) -> Usage:
     return run([sys.executable, "-c", BUILD, json.dumps(job)])
 
 
+def our_imports(records: Records) -> Usage:
+    return records.usage("imports of peft_hoe", lambda: run([sys.executable, "-c", "import peft_hoe"]))
+
+
 def row(name: str, usage: Usage, imports: Usage) -> list[str]:
     return [
         name, f"{usage.cpu:.1f}", f"{usage.cpu - imports.cpu:.1f}", f"{usage.resident / GIB:.2f}",
@@ -129,24 +166,30 @@ def row(name: str, usage: Usage, imports: Usage) -> list[str]:
     ]  # fmt: skip
 
 
-def extract(arguments: argparse.Namespace) -> None:
+def extract(arguments: argparse.Namespace, records: Records) -> None:
     """One policy as it is, against mergekit; then our defaults with two policies and a merged expert."""
     work, layers = arguments.work, arguments.layers or 8
     program = str(arguments.mergekit)
     interpreter = str(Path(program).with_name("python"))
     offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     base, policy = make(work / f"base-{layers}", layers), make(work / f"p1-{layers}", layers, 1)
-    shutil.rmtree(work / "lora", ignore_errors=True)
     command = [
         program, "--model", str(policy), "--base-model", str(base), "--out-path", str(work / "lora"), "--max-rank", str(RANK),
         "-e", "embed_tokens", "-e", "lm_head", "-e", "norm", "--no-write-model-card",
     ]  # fmt: skip
-    theirs = run(command, offline)
-    their_imports = run([interpreter, "-c", "import mergekit.scripts.extract_lora"], offline)
-    ours = build(work, layers, 1, **LIKE)
-    norms = residuals(base, policy, work / "lora", work / "adapter")
-    imports = run([sys.executable, "-c", "import peft_hoe"])
-    defaults = build(work, layers, 2, r=RANK)
+    their_imports = records.usage(
+        "extract mergekit's imports", lambda: run([interpreter, "-c", "import mergekit.scripts.extract_lora"], offline)
+    )
+    imports = our_imports(records)
+
+    def both() -> list[Any]:  # of one sitting: their ratio is what counts
+        shutil.rmtree(work / "lora", ignore_errors=True)
+        theirs, ours = run(command, offline), build(work, layers, 1, **LIKE)
+        return [asdict(theirs), asdict(ours), residuals(base, policy, work / "lora", work / "adapter")]
+
+    *usages, norms = records.get(f"extract {layers} layers", both)
+    theirs, ours = (Usage(**usage) for usage in usages)
+    defaults = records.usage(f"extract {layers} layers defaults", lambda: build(work, layers, 2, r=RANK))
     rows = [
         row("mergekit-extract-lora", theirs, their_imports),
         row("build_adapter, like for like", ours, imports),
@@ -156,6 +199,17 @@ def extract(arguments: argparse.Namespace) -> None:
     extraction = (theirs.cpu - their_imports.cpu) / (ours.cpu - imports.cpu)
     print(f"\nlike for like: {extraction:.1f} x in extraction, {theirs.cpu / ours.cpu:.1f} x end to end")
     print(f"largest ratio of residual norms, ours to theirs: {max(norms):.5f}; mean {sum(norms) / len(norms):.5f}")
+    extrapolate("like for like", ours.cpu - imports.cpu, layers)
+    extrapolate("defaults, two policies and a merged expert", defaults.cpu - imports.cpu, layers)
+
+
+def extrapolate(name: str, seconds: float, layers: int) -> None:
+    """Time grows with the weights in scope at a fixed rank."""
+    each = seconds / (LAYER * layers)
+    larger = "; ".join(f"{model}: {each * weights / 60:.1f} min" for model, weights in MODELS.items())
+    print(
+        f"{name}: {seconds:.1f} s / {LAYER * layers / 1e6:.0f} million weights = {each * 1e9:.0f} ns each. On one core {larger}"
+    )
 
 
 def residuals(base: Path, policy: Path, lora: Path, adapter: Path) -> list[float]:
@@ -175,48 +229,66 @@ def residuals(base: Path, policy: Path, lora: Path, adapter: Path) -> list[float
     return ratios
 
 
-def memory(arguments: argparse.Namespace) -> None:
+def memory(arguments: argparse.Namespace, records: Records) -> None:
     """Peak memory of builds of more and more layers, of one policy."""
     rows = []
-    for layers in (32, 16, 8, 4):  # the largest first: the others share its files
-        usage = build(arguments.work, layers, 1, r=RANK, pruning=None, experts=[])
-        size = sum(file.stat().st_size for file in (arguments.work / "adapter").iterdir())
-        rows.append(
-            [
-                str(layers),
-                f"{usage.cpu:.0f}",
-                f"{usage.anonymous / GIB:.3f}",
-                f"{usage.resident / GIB:.3f}",
-                f"{size / GIB:.3f}",
-            ]
-        )
-        print(rows[-1], file=sys.stderr, flush=True)
-    print(markdown(["layers", "CPU s", "anonymous GiB", "resident GiB", "adapter GiB"], rows))
+    for layers in [
+        count * (arguments.layers or 4) for count in (8, 4, 2, 1)
+    ]:  # the largest first: the others share its files
+
+        def measure(layers: int = layers) -> list[Any]:
+            usage = build(arguments.work, layers, 1, r=RANK, pruning=None, experts=[])
+            return [asdict(usage), sum(file.stat().st_size for file in (arguments.work / "adapter").iterdir())]
+
+        found, size = records.get(f"memory {layers} layers", measure)
+        usage = Usage(**found)
+        rows.append([
+            str(layers), f"{usage.cpu:.0f}", f"{usage.anonymous / GIB:.3f}", f"{usage.resident / GIB:.3f}", f"{size / GIB:.3f}",
+        ])  # fmt: skip
+    print(markdown(["layers", "CPU s", "anonymous GiB", "resident GiB", "adapter GiB"], rows[::-1]))
 
 
-def whole(arguments: argparse.Namespace) -> None:
+def whole(arguments: argparse.Namespace, records: Records) -> None:
     """TinyLlama's 22 layers, two policies and one merged expert."""
     layers = arguments.layers or 22
-    usage = build(arguments.work, layers, 2, r=RANK)
+    usage = records.usage(f"whole {layers} layers", lambda: build(arguments.work, layers, 2, r=RANK))
     size = sum(file.stat().st_size for file in (arguments.work / f"base-{layers}").iterdir())
     print(markdown(
         ["layers", "CPU s", "wall s", "anonymous GiB", "resident GiB", "read by calls, in checkpoints of this size"],
         [[str(layers), f"{usage.cpu:.0f}", f"{usage.wall:.0f}", f"{usage.anonymous / GIB:.2f}", f"{usage.resident / GIB:.2f}",
           f"{usage.read / size:.2f}"]],
     ))  # fmt: skip
+    extrapolate("defaults, two policies and a merged expert", usage.cpu - our_imports(records).cpu, layers)
+
+
+PARTS = {"svd": svd, "extract": extract, "memory": memory, "whole": whole}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["svd", "extract", "memory", "whole"])
+    parser.add_argument("part", choices=["all", *PARTS])
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for checkpoints, adapters and what was measured"
+    )
     parser.add_argument("--shared", type=Path, help="svd: folder with models/, for the real policies")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="svd: how many of the shapes, smallest first")
-    parser.add_argument("--work", type=Path, help="folder for checkpoints and adapters")
     parser.add_argument("--mergekit", type=Path, help="extract: the program, in an environment of its own")
-    parser.add_argument("--layers", type=int, help="extract: default 8; whole: default 22")
+    parser.add_argument(
+        "--layers", type=int, help="extract: default 8; whole: default 22; memory: of the smallest, default 4"
+    )
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     arguments = parser.parse_args()
+    chosen = list(PARTS) if arguments.part == "all" else [arguments.part]
+    if "extract" in chosen and not (arguments.mergekit and arguments.mergekit.is_file()):
+        parser.error("extract needs --mergekit ENVIRONMENT/bin/mergekit-extract-lora")
     torch.set_num_threads(1)
-    {"svd": svd, "extract": extract, "memory": memory, "whole": whole}[arguments.part](arguments)
+    expected = ", ".join(f"{part} {EXPECTED[part] / 60:.0f} min" for part in chosen)
+    print(f"expected on one core, with generating checkpoints: {expected}", file=sys.stderr, flush=True)
+    for part in chosen:
+        started = time.monotonic()
+        print(f"\n## {part}\n", flush=True)
+        PARTS[part](arguments, Records(arguments.work / "records" / part, arguments.again))
+        print(f"{part}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
