@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,6 +215,37 @@ def test_a_build_that_was_stopped_goes_on_with_the_shards_it_needs(hub, tmp_path
     expected = local(hub, tmp_path / "local")
     assert weights(hub.out) == weights(tmp_path / "local")
     assert report.sources["policies"]["kind"]["hash"] == expected.sources["policies"]["kind"]["hash"]
+    assert all(count <= 1 for counts in hub.watched for count in counts)
+    assert sorted(path.name for path in hub.out.parent.iterdir()) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 says so where there are threads
+@pytest.mark.parametrize("asked", [3, 11], ids=["measuring", "making"])
+def test_a_build_that_was_killed_while_a_shard_came_goes_on(hub, tmp_path, monkeypatch, asked):
+    child = os.fork()
+    if child == 0:  # of which the half of a file that had come stays
+        calls = []
+
+        def half(name, shard, *, cache_dir, **options):
+            calls.append(shard)
+            if len(calls) > asked:
+                blobs = Path(cache_dir) / f"models--{name.replace('/', '--')}" / "blobs"
+                blobs.mkdir(parents=True)
+                (blobs / "half.incomplete").write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return hf_hub_download(name, shard, cache_dir=cache_dir, **options)
+
+        monkeypatch.setattr("peft_hoe.experts.hub_shards.hf_hub_download", half)
+        try:
+            build_adapter(hub.base, hub.policies, hub.out, **SETTINGS)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert len(list(hub.out.parent.rglob("half.incomplete"))) == 1
+    build_adapter(hub.base, hub.policies, hub.out, **SETTINGS)
+    local(hub, tmp_path / "local")
+    assert weights(hub.out) == weights(tmp_path / "local")
     assert all(count <= 1 for counts in hub.watched for count in counts)
     assert sorted(path.name for path in hub.out.parent.iterdir()) == ["out"]
 
