@@ -51,13 +51,22 @@ def library(built, source):
 
 
 @pytest.fixture(scope="module")
-def base(models, source, tmp_path_factory):
-    """The base, converted by llama.cpp's own script."""
-    file = tmp_path_factory.mktemp("gguf") / "base.gguf"
-    script = source / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
-    command = [sys.executable, str(script), str(models / "base"), "--outtype", "f32", "--outfile", str(file)]
-    subprocess.run(command, check=True, capture_output=True)
-    return file
+def converted(source, tmp_path_factory):
+    """Converts a base by llama.cpp's own script."""
+
+    def convert(base):
+        file = tmp_path_factory.mktemp("gguf") / "base.gguf"
+        script = source / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
+        command = [sys.executable, str(script), str(base), "--outtype", "f32", "--outfile", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+        return file
+
+    return convert
+
+
+@pytest.fixture(scope="module")
+def base(models, converted):
+    return converted(models / "base")
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +168,45 @@ def test_one_file_for_a_preference_is_exact_with_norm_too(engine, models, adapte
         found = engine.text(tokenized[0], [engine.load(tmp_path / str(point) / "lora.gguf")], [1.0])
         gaps.append(differs(model, tokenized[0], found, point))
     check(gaps)
+
+
+def test_experts_of_embeddings_and_of_a_head_with_its_own_weight(
+    library, models, converted, tokenized, differs, tmp_path
+):
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from peft_hoe import HoEConfig
+
+    own = AutoModelForCausalLM.from_pretrained(models / "base")
+    own.lm_head.weight = torch.nn.Parameter(own.lm_head.weight.detach().clone())
+    own.config.tie_word_embeddings = False
+    own.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(models / "base").save_pretrained(tmp_path / "base")
+    config = HoEConfig(
+        objectives=["a", "b"], r=4, target_modules=["q_proj"], target_embeddings=["embed_tokens", "lm_head"],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+    model.generation_config.max_length = None
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "hoe_A" in name or "hoe_B" in name:
+            parameter.data = 0.25 * torch.randn(parameter.shape, generator=generator)
+    engine = Engine(library, converted(tmp_path / "base"))
+    files = export_gguf_experts(model, tmp_path / "base", tmp_path / "experts")
+    adapters, gaps, texts = [engine.load(file) for file in files], [], set()
+    for point in POINTS:
+        export_gguf(model, point, tmp_path / "base", tmp_path / str(point))
+        one = [engine.load(tmp_path / str(point) / "lora.gguf")]
+        for some, scales in ((adapters, expert_scales(model, point).scales), (one, [1.0])):
+            found = engine.text(tokenized[0], some, scales)
+            texts.add(tuple(found))
+            gaps.append(differs(model, tokenized[0], found, point))
+    engine.close()
+    check(gaps)
+    assert len(texts) > 2  # preferences matter
 
 
 @pytest.fixture

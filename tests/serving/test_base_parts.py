@@ -272,7 +272,7 @@ def test_engines_refuse_what_they_cannot_take_by_name(everywhere, toys, tmp_path
     toys.make_base().save_pretrained(tmp_path / "base")
     model = everywhere()
     model.save_pretrained(tmp_path / "hoe")
-    named = r"experts of \['embed_tokens', 'lm_head', 'input_layernorm', 'norm'\].*--merged BASE"
+    named = r"experts of \['input_layernorm', 'norm'\] \(target_norms\), and a GGUF LoRA cannot.*--merged BASE"
     for refused in (
         lambda: export_gguf(model, [0.5, 0.5], tmp_path / "base", tmp_path / "out"),
         lambda: export_gguf_experts(model, tmp_path / "base", tmp_path / "out"),

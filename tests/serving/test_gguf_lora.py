@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from peft_hoe import CheckpointError, HoEError, HoELayer
-from peft_hoe.serving.gguf_lora import GGUFNaming, export_gguf, export_gguf_experts
+from peft_hoe.serving.gguf_lora import export_gguf, export_gguf_experts
+from peft_hoe.serving.gguf_naming import GGUFNaming
+from peft_hoe.serving.llama_cpp import expert_scales
 
 gguf = pytest.importorskip("gguf")
 
@@ -98,4 +100,34 @@ def test_what_llama_cpp_cannot_take_is_named(steerable, toys, base, tmp_path):
         export_gguf(model, [0.6, 0.4], base, tmp_path / "out", dtype="bfloat16")
     with pytest.raises(CheckpointError, match=r"no tensor for the module 'model.vision.q_proj'"):
         GGUFNaming.of(base).tensor("model.vision.q_proj")
+    assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_are_looked_up_and_heads_multiplied(steerable, base, tmp_path):
+    model = steerable(target_embeddings=["embed_tokens", "lm_head"]).float()
+    export_gguf(model, [1, 0], base, tmp_path / "one")
+    model.save_pretrained(tmp_path / "hoe")
+    layers = {m.module_name: m for m in model.modules() if isinstance(m, HoELayer)}
+    files = export_gguf_experts(tmp_path / "hoe", base, tmp_path / "experts")
+    for tensors in (read(tmp_path / "one" / "lora.gguf")[0], read(files[0])[0]):
+        a, b = layers["model.embed_tokens"].factors("default")
+        assert torch.equal(tensors["token_embd.weight.lora_a"], a[:4].T)  # (vocabulary, r)
+        assert torch.equal(tensors["token_embd.weight.lora_b"], b[:, :4])
+        a, b = layers["lm_head"].factors("default")
+        assert torch.equal(tensors["output.weight.lora_a"], a[:4])
+        assert torch.equal(tensors["output.weight.lora_b"], b[:, :4])
+    assert expert_scales(model, [1, 0]).scales == [1, 0, 0]
+
+
+def test_what_a_tied_base_has_no_place_for_is_refused(steerable, toys, tmp_path):
+    """llama.cpp, tried, would multiply the output by the embeddings' LoRA as it lies, and abort."""
+    toys.make_base(tied=True).save_pretrained(tmp_path / "base")
+    model = steerable(tied=True, target_embeddings=["embed_tokens"])
+    with pytest.raises(
+        HoEError, match=r"experts of \['embed_tokens'\].*llama.cpp cannot add .* \['lm_head'\].*--merged BASE"
+    ):
+        export_gguf(model, [1, 0], tmp_path / "base", tmp_path / "out")
+    alone = steerable(tied=True, target_embeddings=["lm_head"])
+    with pytest.raises(CheckpointError, match=r"no tensor for the module 'lm_head', since its head is the embeddings"):
+        export_gguf_experts(alone, tmp_path / "base", tmp_path / "out")
     assert not (tmp_path / "out").exists()

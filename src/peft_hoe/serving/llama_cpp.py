@@ -69,7 +69,7 @@ def expert_scales(
         StaticMergeError: trained routers vote.
     """
     adapter, _ = open_source(source, None, None, adapter_name)
-    refuse_apart(adapter, "GGUF LoRAs are written of linear modules alone")
+    refuse_apart(adapter, "a GGUF LoRA cannot change a norm", norms_alone=True)
     votes = freeze(adapter.config, preference, routers)
     voting = [*votes.trained, *votes.modular]
     if voting and routers == "keep":
