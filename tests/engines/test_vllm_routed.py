@@ -129,3 +129,34 @@ def test_a_method_with_other_arguments_is_told(vllm_engines, monkeypatch):
     monkeypatch.setattr(PunicaWrapperCPU, "add_expand", lambda self, x, y: None)
     (problem,) = problems()
     assert "PunicaWrapperCPU.add_expand takes ('self', 'x', 'y')" in problem
+
+
+def test_experts_of_embeddings_stand_beside_voting_routers(
+    vllm_engines, models, build, load, prompts, differs, tmp_path, monkeypatch
+):
+    """The embeddings and the head that is tied to them go by fixed votes, in LoRAs that carry routers elsewhere."""
+    from vllm import SamplingParams
+
+    folder = build(tmp_path / "adapter", routers=[[0.25, 0.75], [0.75, 0.25]], capture=["embeddings"])
+    model = load(folder)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "hoe_router" in name:
+            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+    model.mark_trained()
+    model.save_pretrained(folder)
+    monkeypatch.setenv("PEFT_HOE_VLLM_ADAPTERS", f"mine={folder}")
+    monkeypatch.setenv("PEFT_HOE_VLLM_CACHE", str(tmp_path / "cache"))
+    names = Names(Settings.from_environment())
+    register()
+    engine = vllm_engines.start_engine(
+        monkeypatch, models / "base", max_lora_rank=names.max_rank, max_loras=11, max_cpu_loras=11
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=vllm_engines.LENGTH)
+    outputs = engine.generate([prompts[0]] * 11, greedy, lora_request=requests(names))
+    gaps = [
+        differs(model, output.prompt_token_ids, list(output.outputs[0].token_ids), point.tolist())
+        for point, output in zip(names.adapters["mine"].grid.points, outputs, strict=True)
+    ]
+    print(f"{gaps.count(None)} of {len(gaps)} texts have our tokens; gaps where they differ: {gaps}")
+    assert all(gap is None or gap < vllm_engines.CLOSE for gap in gaps)

@@ -291,8 +291,25 @@ def test_engines_refuse_what_they_cannot_take_by_name(everywhere, toys, tmp_path
     assert "base_model.model.model.embed_tokens.lora_embedding_A" in written
     model.mark_trained("r0")
     model.save_pretrained(tmp_path / "hoe")
-    with pytest.raises(HoEError, match=r"adapts \['lm_head', 'model.embed_tokens'\], .* gate of trained routers"):
-        Names(serves)
+    routed = load_file(Names(serves).path("mine@0.3,0.7") / "adapter_model.safetensors")
+    plain = export_lora(model, [0.3, 0.7], tmp_path / "plain", routers="static")
+    fixed = load_file(tmp_path / "plain" / "adapter_model.safetensors")
+    for part in ("embed_tokens.lora_embedding_A", "embed_tokens.lora_embedding_B"):
+        assert torch.equal(routed[f"base_model.model.model.{part}"], fixed[f"base_model.model.model.{part}"])
+    assert plain.trained_routers == ["r0"]
+    inner = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+    assert routed[inner].shape[0] > fixed[inner].shape[0]  # it carries a router
+
+
+def test_a_head_with_routers_is_refused_inside_vllm(toys, tmp_path):
+    config = HoEConfig(
+        objectives=["low", "high"], routers=[[0.5, 0.5]], r=2, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM"
+    )  # fmt: skip
+    routed = get_peft_model(toys.make_base(), config)
+    routed.mark_trained()
+    routed.save_pretrained(tmp_path / "hoe", save_embedding_layers=False)
+    with pytest.raises(HoEError, match=r"adapts \['lm_head'\], where trained routers cannot vote .*target_embeddings"):
+        Names(Settings({"mine": str(tmp_path / "hoe")}, folder=tmp_path / "cache"))
 
 
 def test_a_merged_model_exports_what_it_did_before(everywhere, tmp_path):

@@ -129,10 +129,14 @@ class LoraExporter:
             module: lora_factors(self.source, module, votes.of(module), rank=self.rank, dtype=self.dtype)
             for module in self.source.modules
         }
-        tied = self.source.base.tied_heads
-        factors |= {head: factors[embedding].transposed() for head, embedding in tied.items()}
+        self.add_tied_heads(factors)
         widest = max(each.rank for each in factors.values())
         return {module: each.widened(widest) for module, each in factors.items()} if self.even else factors
+
+    def add_tied_heads(self, factors: dict[str, LoraFactors]) -> None:
+        """Give heads that are tied to embeddings with experts the factors of these, transposed."""
+        tied = self.source.base.tied_heads
+        factors |= {head: factors[embedding].transposed() for head, embedding in tied.items()}
 
     def norms(self, votes: Tensor) -> dict[str, Tensor]:
         """The weights and biases `(d,)` of all norms with experts at votes `(L,)`, base plus deltas, by parameter.
@@ -166,16 +170,20 @@ class LoraExporter:
 
         return asdict(self.front.measure(export))
 
-    def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> ExportReport:
-        """Write a LoRA into an existing directory; the report calls it `shown_as`."""
-        votes, factors, norms = self.weights(preference)
+    def tensors(self, factors: Mapping[str, LoraFactors], norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors of a LoRA by their names in PEFT's file."""
         tensors = {PREFIX + key: tensor.contiguous() for key, tensor in (*self.source.whole_tensors(), *norms.items())}
         for module, each in factors.items():
             looks_up = module in self.source.base.embeddings  # PEFT has another name for these
             for part, tensor in (("A", each.a), ("B", each.b)):
                 key = f"lora_embedding_{part}" if looks_up else f"lora_{part}.weight"
                 tensors[f"{PREFIX}{module}.{key}"] = tensor
-        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        return tensors
+
+    def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> ExportReport:
+        """Write a LoRA into an existing directory; the report calls it `shown_as`."""
+        votes, factors, norms = self.weights(preference)
+        save_file(self.tensors(factors, norms), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         ranks = {module: each.rank for module, each in factors.items()}
         lora_config(self.source, ranks).save_pretrained(str(directory))
         report = self.report(votes, factors, norms, directory if shown_as is None else shown_as)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from ..config import HoEConfig
 from ..errors import HoEError
 from ..files import ADAPTER_WEIGHTS
 from ..preference import FloatArray, parse_preference
+from .frozen_votes import freeze
 from .lora_config import lora_config
 from .lora_exporter import LoraExporter
-from .lora_factors import LoraFactors
+from .lora_factors import LoraFactors, lora_factors
 from .routed_lora import RoutedFormat, RoutedVotes, routed_factors, routed_votes
-from .source import PREFIX, AdapterSource
+from .source import AdapterSource
 
 _NO_LINEAR = ("lm_head", "embed_out", "embed_tokens", "score")  # vLLM adds their LoRAs on ways of their own
 
@@ -36,15 +37,12 @@ class RoutedExporter(LoraExporter):
     def __init__(self, source: AdapterSource, layout: RoutedFormat) -> None:
         super().__init__(source)
         self.layout = layout
-        beside = [
-            name
-            for name in source.modules
-            if name.rpartition(".")[2] in _NO_LINEAR or source.config.votes_statically(name)
-        ]
-        if beside:
+        self._voting = [module for module in source.modules if not source.config.votes_statically(module)]
+        if beside := [name for name in self._voting if name.rpartition(".")[2] in _NO_LINEAR]:
             raise HoEError(
-                f"{source.label} adapts {beside}, which vLLM computes past the gate of trained routers; leave them out, serve "
-                "it with peft-hoe serve, or without routers (peft-hoe vllm --routers drop)",
+                f"{source.label} adapts {beside}, where trained routers cannot vote inside vLLM; leave them out of "
+                "target_modules (target_embeddings takes them), serve it with peft-hoe serve, or without routers (peft-hoe "
+                "vllm --routers drop)",
                 argument="target_modules",
                 value=beside,
             )
@@ -64,31 +62,35 @@ class RoutedExporter(LoraExporter):
 
     @cached_property
     def _outputs(self) -> dict[str, int]:
-        return {module: self.source.factors(module)[1].shape[0] for module in self.source.modules}
+        return {module: self.source.factors(module)[1].shape[0] for module in self._voting}
 
     def _ranks(self, preference: Any) -> dict[str, int]:
         votes = self.routed(preference)
         if not votes.by_input:
             return super()._ranks(preference)
-        every = {module: self.source.ranks(module) for module in self.source.modules}
-        return {
+        every = {module: self.source.ranks(module) for module in self._voting}
+        routed = {
             module: self.layout.rank(self._outputs[module], sum(every[module][expert] for expert in votes.experts))
-            for module in self.source.modules
+            for module in self._voting
         }
+        return super()._ranks(preference) | routed
 
     def write(self, preference: Any, directory: Path, shown_as: Path | None = None) -> Any:
         """Write a LoRA into an existing directory."""
         votes = self.routed(preference)
         if not votes.by_input:
             return super().write(preference, directory, shown_as)
-        factors: Mapping[str, LoraFactors] = {
-            module: routed_factors(self.source, module, votes, self.layout) for module in self.source.modules
+        # Embeddings and heads go by fixed votes: theirs are ordinary factors.
+        shared = freeze(self.source.config, preference).shared
+        factors: dict[str, LoraFactors] = {
+            module: routed_factors(self.source, module, votes, self.layout)
+            if module in self._outputs
+            else lora_factors(self.source, module, shared)
+            for module in self.source.modules
         }
-        tensors = {PREFIX + key: tensor.contiguous() for key, tensor in self.source.whole_tensors()}
-        for module, each in factors.items():
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = each.a
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = each.b
-        save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt", "peft_hoe": "carries routers"})
+        self.add_tied_heads(factors)
+        metadata = {"format": "pt", "peft_hoe": "carries routers"}
+        save_file(self.tensors(factors, {}), directory / ADAPTER_WEIGHTS, metadata=metadata)
         lora_config(self.source, {module: each.rank for module, each in factors.items()}).save_pretrained(
             str(directory)
         )
