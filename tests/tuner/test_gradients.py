@@ -8,6 +8,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from peft_hoe import record_votes
+
 
 @pytest.fixture
 def hoe_llama(hoe_llama):
@@ -264,3 +266,22 @@ def test_other_trainable_adapters_of_peft_keep_their_rules(llama, config):
     model.set_adapter("second")
     assert all(".second." in name for name in trainable(model))
     assert trainable(model)
+
+
+def test_checkpointing_repeats_a_forward_whose_votes_were_recorded(toys):
+    """The repeated forward is outside of the recorder, and took another way through a module with a small router: an error."""
+    found = []
+    for repeat in (False, True):
+        model = toys.make_policy().double()
+        model.mark_trained("r0")
+        if repeat:
+            checkpointed(model, reentrant=False)
+        ids = torch.randint(4, 32, (3, 9), generator=torch.Generator().manual_seed(0))
+        with record_votes(model) as votes:
+            loss = loss_of(model, ids, preference=[0.25, 0.75])
+        loss.backward()
+        assert votes
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-12)
+    assert found[0]

@@ -70,7 +70,8 @@ class ExpertMixture(HoELayer):
 
     def _gated(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
         """c(w) w A x of each stretch, `(T, r_i)`, by operations of torch."""
-        if step.mixed is not None and THIS_THREAD.recorder is None:
+        # With gradients always the way that can record votes: checkpointing repeats a forward outside of its recorder.
+        if step.mixed is not None and THIS_THREAD.recorder is None and not torch.is_grad_enabled():
             return self._mixed(tokens, adapter, step)
         with without_autocast(x.device.type):
             votes = step.lengthened(self._votes(tokens, x, adapter, step.placed, step))
