@@ -231,7 +231,7 @@ def test_a_routed_module_in_operations_of_torch(hoe_llama, tokens, interpolation
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])
 @pytest.mark.parametrize("slots", [None, [["a", "b"], "all"]], ids=["even", "uneven"])
 def test_the_prepared_product_is_the_votes_and_what_follows(hoe_llama, tokens, interpolation, slots):
-    """While votes are recorded they are worked out one after the other."""
+    """Without it they are worked out one after the other; votes are recorded either way."""
     routers = [[0.25, 0.75], [0.75, 0.25]]
     if slots:
         routers = [{"preference": p, "votes_for": v} for p, v in zip(routers, slots, strict=True)]
@@ -242,9 +242,14 @@ def test_the_prepared_product_is_the_votes_and_what_follows(hoe_llama, tokens, i
         steps = [step for layer in layers(model) for step in layer._steps._kept.values()]
         assert steps
         assert all(step.mixed is not None for step in steps)
-        with record_votes(model):
+        with record_votes(model) as votes:
+            model(tokens, preference=preference)
+        for step in steps:
+            step.mixed = None
+        with record_votes(model) as written_out_votes:
             written_out = model(tokens, preference=preference).logits
     torch.testing.assert_close(prepared, written_out, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dict(votes), dict(written_out_votes), rtol=0, atol=1e-12)
 
 
 def is_laid_out(model):

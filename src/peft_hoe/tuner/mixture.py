@@ -70,9 +70,8 @@ class ExpertMixture(HoELayer):
 
     def _gated(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
         """c(w) w A x of each stretch, `(T, r_i)`, by operations of torch."""
-        # With gradients always the way that can record votes: checkpointing repeats a forward outside of its recorder.
-        if step.mixed is not None and THIS_THREAD.recorder is None and not torch.is_grad_enabled():
-            return self._mixed(tokens, adapter, step)
+        if step.mixed is not None:
+            return self._mixed(tokens, x, adapter, step)
         with without_autocast(x.device.type):
             votes = step.lengthened(self._votes(tokens, x, adapter, step.placed, step))
         inners = []
@@ -81,13 +80,16 @@ class ExpertMixture(HoELayer):
             inners.append(stretch.weighed(inner, votes if votes.dtype == inner.dtype else votes.to(inner.dtype)))
         return inners
 
-    def _mixed(self, tokens: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
+    def _mixed(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
         """As `_gated`, where all that follows the softmax is one product with what is prepared."""
         with without_autocast(tokens.device.type):
             logits, mix = self._logits(tokens, adapter, step.placed.rows, step), step.placed.votes.mix
             temperature = self.hoe_layouts[adapter].temperature
             logits = logits if temperature == 1 else logits / temperature
-            scale = step.scale(shares(step.placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype)))
+            found = shares(step.placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
+            if THIS_THREAD.recorder is not None:  # no graph: a forward that checkpointing runs again does not record
+                self._record(adapter, F.linear(found.detach(), mix), x, step, by_token=True)
+            scale = step.scale(found)
         inner = [F.linear(tokens, stretch.rows) for stretch in step.stretches]
         scale = scale if scale.dtype == inner[0].dtype else scale.to(inner[0].dtype)
         if len(inner) == 1:
@@ -111,7 +113,7 @@ class ExpertMixture(HoELayer):
             logits = self._logits(tokens, adapter, placed.rows, step)
         temperature = self.hoe_layouts[adapter].temperature
         if THIS_THREAD.recorder is not None:
-            self._record(adapter, token_votes(placed.votes, logits / temperature), x, step, by_token=True)
+            self._record(adapter, token_votes(placed.votes, logits.detach() / temperature), x, step, by_token=True)
         return fused_gate(inner, logits, placed.votes, gram, ranks, temperature)
 
     def _votes(
