@@ -426,3 +426,18 @@ def test_a_failed_load_leaves_the_loaded_adapter_working(saved, tokens, agree):
         model.load_adapter(adapter, adapter_name="broken")
     model.set_adapter("default")
     agree(logits(model, tokens), expected)
+
+
+def test_what_is_saved_lies_as_safetensors_wants_it(saved, tmp_path):
+    """B's columns lie together in memory, and PEFT before 0.21 writes tensors as they lie."""
+    base, adapter, _ = saved
+    model = by_peft(base, adapter)
+    written = get_peft_model_state_dict(model)
+    save_file(written, tmp_path / "adapter.safetensors")
+    own = dict(model.named_parameters())
+    parts = [name for name in written if "hoe_B" in name]
+    assert parts
+    for name in parts:
+        parameter = own[name.replace(".weight", ".default.weight")]
+        assert torch.equal(written[name], parameter)
+        assert model.state_dict(keep_vars=True)[name.replace(".weight", ".default.weight")] is parameter

@@ -27,6 +27,14 @@ MOST_TIMES = 64  # times the numbers that the module itself has
 _NEVER_ROUNDED = ("hoe_router", "hoe_length")
 
 
+def _rows_together(layer: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """A hook of `state_dict`: safetensors refuses the memory order of `lay_out`, and older PEFTs hand on what there is."""
+    for adapter in layer.hoe_B:
+        key = f"{prefix}hoe_B.{adapter}.weight"
+        if type(state.get(key)) is torch.Tensor:  # a Parameter is asked for itself (keep_vars)
+            state[key] = state[key].contiguous()
+
+
 class AdapterTensors(BaseTunerLayer):
     """The tensors of adapters in one module; a subclass says what is computed with them.
 
@@ -59,6 +67,8 @@ class AdapterTensors(BaseTunerLayer):
         self._disable_adapters = False
         self._trained_before: dict[tuple[str, str], bool] = {}
         self._steps = Steps()  # what is prepared of the tensors
+        whole: Any = self
+        whole.register_state_dict_post_hook(_rows_together)
 
     # -- adapters ---
 
