@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def llama(llama):
     """With one layer: what takes time here is compiling."""
 
-    def make():
-        model = llama()
+    def make(width=32):
+        model = llama(width)
         del model.model.layers[1:]
         model.config.num_hidden_layers = 1
         return model
