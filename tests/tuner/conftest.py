@@ -27,9 +27,8 @@ def _randomise(model: nn.Module, seed: int = 0) -> None:
     for name, parameter in model.named_parameters():
         if "hoe_" in name:
             scale = 0.5 if "hoe_router" in name else 0.2
-            parameter.data = (
-                torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter) * scale
-            )
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data.copy_(drawn.to(parameter) * scale)  # as loading does: what lies how in memory stays
     for module in model.modules():
         if isinstance(module, HoELayer):
             for adapter in module.hoe_length:
