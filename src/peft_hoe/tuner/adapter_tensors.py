@@ -262,7 +262,9 @@ class AdapterTensors(BaseTunerLayer):
         """
         part = self.hoe_B[adapter]
         weight = part.weight if is_plain(part) else None
-        if type(weight) is nn.Parameter and weight.is_contiguous() and not (weight.requires_grad or weight.is_meta):
+        if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_meta or weight.is_inference():
+            return
+        if weight.is_contiguous():
             with torch.inference_mode(False):  # a later training step may use it
                 weight.data = weight.data.t().contiguous().t()
 
