@@ -8,10 +8,10 @@ The base is a TinyStories Llama of 656,000 parameters (`DIR/models/tinystories-6
 its defaults: the build's, and `router_recipe.py`'s for routers of both kinds, which are left untrained where the verdict on
 the validation prompts says so.
 
-Fronts are measured on the test openings and as many further ones, which nothing has read before: the same sentences with
+Fronts are measured on the 120 test openings and 840 further ones, which nothing has read before: the same sentences with
 other names, animals and things. Greedy, and with several texts at temperature 1; 48 new tokens. Every hypervolume is in
-rewards normalised by the payoff table of the one-hot experts on the validation prompts, reference point −0.1; the table's
-prompts are drawn in every interval. The difference that the design can see is the half width of the interval between two
+rewards normalised by the payoff table of the one-hot experts on the 120 validation prompts and 840 further openings,
+reference point −0.1; the table's prompts are drawn in every interval. The verdicts see the same prompts as the table. The difference that the design can see is the half width of the interval between two
 untrained methods, printed below each table.
 
 Every finished stage is a small file in `<output>/records`: rewards, versions, and what a router was judged. A stage that has
@@ -55,17 +55,24 @@ UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties")
 TRAINED = {"hoe_token": "token", "hoe_module": "module"}
 AGAINST = ("hoe", "rs", "rs_dense", "ties")
 POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rewards": "batch", "learning_rate": 2e-4}
+FURTHER = 840  # openings besides the 120 of a split
 # Minutes of one quiet core, guesses for --plan.
-MINUTES = {"policy": 5.0, "router": 3.0, "greedy": 1.0, "sampled": 3.0}
+MINUTES = {"policy": 3.0, "router": 2.0, "greedy": 1.0, "sampled": 1.5}
 
 
-def further_openings() -> list[str]:
-    """As many openings as the test split has, of its own sentences with other names, animals, places and things."""
-    names = ("Ruby", "Oscar", "Ivy", "Hugo", "Nora", "Felix", "Clara", "Emil", "Rosa", "Arlo")
-    animals = ("fox", "goat", "owl", "pony", "mouse", "bear")
-    places = ("hill", "garden", "lake", "barn", "street", "castle")
-    things = ("lamp", "drum", "shell", "ladder", "basket", "spoon")
-    moods = ("quiet", "proud", "hungry", "gentle", "curious", "tired")
+def further_openings() -> tuple[list[str], list[str]]:
+    """Openings that nothing has read before, for the payoff table and for the fronts; none is in both.
+
+    They are the prompts' own sentences with other names, animals, places and things.
+    """
+    names = (
+        "Ruby", "Oscar", "Ivy", "Hugo", "Nora", "Felix", "Clara", "Emil", "Rosa", "Arlo", "Daisy", "Otto", "Greta", "Paul", "Lena",
+        "Theo", "Alma", "Carl", "Edith", "Noah",
+    )  # fmt: skip
+    animals = ("fox", "goat", "owl", "pony", "mouse", "bear", "hen", "wolf", "turtle", "squirrel", "lamb", "crow")
+    places = ("hill", "garden", "lake", "barn", "street", "castle", "river", "shop", "field", "pond", "tower", "library")
+    things = ("lamp", "drum", "shell", "ladder", "basket", "spoon", "bell", "rope", "crown", "blanket", "candle", "bucket")
+    moods = ("quiet", "proud", "hungry", "gentle", "curious", "tired", "lonely", "clever", "calm", "nervous", "merry", "lazy")
     sentences = (
         "Once upon a time, there was a {mood} {animal} named {name}. {name} went to the {place}",
         "There was a {mood} {animal} who lived near the {place}.",
@@ -87,9 +94,10 @@ def further_openings() -> list[str]:
     found: dict[str, None] = {}
     for sentence in itertools.cycle(sentences):
         found.setdefault(one(sentence) + ENDING)
-        if len(found) == 120:
-            return list(found)
-    raise AssertionError
+        if len(found) == 2 * FURTHER:
+            break
+    texts = list(found)
+    return texts[:FURTHER], texts[FURTHER:]
 
 
 class Problem(Setting):
@@ -101,7 +109,9 @@ class Problem(Setting):
             base=BASE, ending=ENDING, stop_strings=(END,),
         )  # fmt: skip
         self.key = key
-        self.openings = [*self.test, *further_openings()[: arguments.limit]]
+        scale, fronts = further_openings()
+        self.validation = [*self.validation, *scale[: arguments.limit]]
+        self.openings = [*self.test, *fronts[: arguments.limit]]
 
     def trained(self, name: str, seed: int) -> Path:
         """HoE with the recipe's experts and routers of one kind."""
@@ -249,7 +259,7 @@ def main() -> None:
     command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)")
     command.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
     command.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
-    command.add_argument("--texts", type=int, default=4, help="sampled texts for each opening (default 4)")
+    command.add_argument("--texts", type=int, default=2, help="sampled texts for each opening (default 2)")
     command.add_argument("--limit", type=int, help="use the first prompts only")
     command.add_argument("--only", nargs="*", default=[""], help="stages whose name begins so")
     command.add_argument("--plan", action="store_true", help="print what is left, with minutes, and do nothing")
