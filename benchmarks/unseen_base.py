@@ -11,8 +11,9 @@ the validation prompts says so.
 Fronts are measured on the 120 test openings and 840 further ones, which nothing has read before: the same sentences with
 other names, animals and things. Greedy, and with several texts at temperature 1; 48 new tokens. Every hypervolume is in
 rewards normalised by the payoff table of the one-hot experts on the 120 validation prompts and 840 further openings,
-reference point −0.1; the table's prompts are drawn in every interval. The verdicts see the same prompts as the table. The difference that the design can see is the half width of the interval between two
-untrained methods, printed below each table.
+reference point −0.1; the table's prompts are drawn in every interval. The verdicts see the same prompts as the table. The
+difference that the design can see is the half width of the interval between two untrained methods, printed below each
+table.
 
 Every finished stage is a small file in `<output>/records`: rewards, versions, and what a router was judged. A stage that has
 its record is not repeated. `--plan` prints the stages that are left, with minutes of one core.
@@ -65,14 +66,11 @@ def further_openings() -> tuple[list[str], list[str]]:
 
     They are the prompts' own sentences with other names, animals, places and things.
     """
-    names = (
-        "Ruby", "Oscar", "Ivy", "Hugo", "Nora", "Felix", "Clara", "Emil", "Rosa", "Arlo", "Daisy", "Otto", "Greta", "Paul", "Lena",
-        "Theo", "Alma", "Carl", "Edith", "Noah",
-    )  # fmt: skip
-    animals = ("fox", "goat", "owl", "pony", "mouse", "bear", "hen", "wolf", "turtle", "squirrel", "lamb", "crow")
-    places = ("hill", "garden", "lake", "barn", "street", "castle", "river", "shop", "field", "pond", "tower", "library")
-    things = ("lamp", "drum", "shell", "ladder", "basket", "spoon", "bell", "rope", "crown", "blanket", "candle", "bucket")
-    moods = ("quiet", "proud", "hungry", "gentle", "curious", "tired", "lonely", "clever", "calm", "nervous", "merry", "lazy")
+    names = "Ruby Oscar Ivy Hugo Nora Felix Clara Emil Rosa Arlo Daisy Otto Greta Paul Lena Theo Alma Carl Edith Noah".split()
+    animals = "fox goat owl pony mouse bear hen wolf turtle squirrel lamb crow".split()
+    places = "hill garden lake barn street castle river shop field pond tower library".split()
+    things = "lamp drum shell ladder basket spoon bell rope crown blanket candle bucket".split()
+    moods = "quiet proud hungry gentle curious tired lonely clever calm nervous merry lazy".split()
     sentences = (
         "Once upon a time, there was a {mood} {animal} named {name}. {name} went to the {place}",
         "There was a {mood} {animal} who lived near the {place}.",
