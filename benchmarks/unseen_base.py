@@ -9,7 +9,7 @@ its defaults: the build's, and `router_recipe.py`'s for routers of both kinds, w
 the validation prompts says so.
 
 Fronts are measured on the 120 test openings and 840 further ones, which nothing has read before: the same sentences with
-other names, animals and things. Greedy, and with several texts at temperature 1; 48 new tokens. Every hypervolume is in
+other names, animals and things. Greedy, and sampled at temperature 1; 48 new tokens. Every hypervolume is in
 rewards normalised by the payoff table of the one-hot experts on the 120 validation prompts and 840 further openings,
 reference point −0.1; the table's prompts are drawn in every interval. The verdicts see the same prompts as the table. The
 difference that the design can see is the half width of the interval between two untrained methods, printed below each
@@ -257,7 +257,7 @@ def main() -> None:
     command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)")
     command.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
     command.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
-    command.add_argument("--texts", type=int, default=2, help="sampled texts for each opening (default 2)")
+    command.add_argument("--texts", type=int, default=1, help="sampled texts for each opening (default 1)")
     command.add_argument("--limit", type=int, help="use the first prompts only")
     command.add_argument("--only", nargs="*", default=[""], help="stages whose name begins so")
     command.add_argument("--plan", action="store_true", help="print what is left, with minutes, and do nothing")
