@@ -109,6 +109,7 @@ def test_options_baselines_and_going_on(saved, tmp_path, capsys):
     assert pair["values"]["hypervolume A - B"]["estimate"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*replicates have no scale:peft_hoe.errors.HoEWarning")  # four prompts
 def test_judges_are_asked_about_baselines(saved, toys, policy, tokenizer, tmp_path, monkeypatch):
     from peft_hoe.evaluation import URLJudge
 
