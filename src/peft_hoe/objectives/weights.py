@@ -166,8 +166,9 @@ class ObjectiveWeights:
         if different:
             raise HoEError(
                 f"the saved objective weights do not continue these ({'; '.join(different)}); "
-                "use the saved settings, or start without the checkpoint"
-            )
+                "use the saved settings, or start without the checkpoint",
+                argument="settings", value=saved, allowed=mine,
+            )  # fmt: skip
         self._log_w = np.asarray(state["log_w"], dtype=np.float64)
         self._gap = np.asarray([math.nan if number is None else number for number in state["gap"]], dtype=np.float64)
         self.updates = int(state["updates"])

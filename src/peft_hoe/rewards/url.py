@@ -52,11 +52,18 @@ class URLReward:
             raise RewardError(
                 f"the reward URL {self.url!r} must begin with http:// or https://", argument="url", value=self.url
             )
-        if self.timeout <= 0 or self.batch_size < 1 or self.retries < 0 or self.backoff < 0:
+        wrong = {
+            "timeout": self.timeout <= 0, "batch_size": self.batch_size < 1, "retries": self.retries < 0,
+            "backoff": self.backoff < 0,
+        }  # fmt: skip
+        if any(wrong.values()):
+            name = next(name for name, is_wrong in wrong.items() if is_wrong)
             raise RewardError(
                 f"timeout is {self.timeout}, batch_size {self.batch_size}, retries {self.retries}, backoff {self.backoff}; "
-                "timeout and batch_size must be above 0, the others at least 0"
-            )
+                "timeout and batch_size must be above 0, the others at least 0",
+                argument=name, value=getattr(self, name),
+                allowed="above 0" if name in ("timeout", "batch_size") else "at least 0",
+            )  # fmt: skip
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]) -> list[Any]:
         """Rewards of B completions, a list of B.

@@ -116,4 +116,7 @@ def _check_room(directory: Path, plan: AtlasPlan) -> None:
     there = next(folder for folder in (directory, *directory.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
     if plan.bytes > free:
-        raise HoEError(f"the atlas is {plan}, but {there} has {size(free)} left; take a larger step, --rank or --dtype")
+        raise HoEError(
+            f"the atlas is {plan}, but {there} has {size(free)} left; take a larger step, --rank or --dtype",
+            argument="output", value=plan.bytes, allowed=f"at most {free} bytes",
+        )  # fmt: skip

@@ -52,17 +52,28 @@ class Calibration:
 
     def __init__(self, model: nn.Module, tokenizer: Any, prompts: Sequence[Any], adapter: str) -> None:
         if tokenizer is None:
-            raise HoEError("prompts were given without a tokenizer; pass the base model's as tokenizer=")
+            raise HoEError(
+                "prompts were given without a tokenizer; pass the base model's as tokenizer=", argument="tokenizer"
+            )
         if not prompts:
-            raise HoEError("prompts is empty; give at least one text to calibrate on, or leave prompts out")
+            raise HoEError(
+                "prompts is empty; give at least one text to calibrate on, or leave prompts out",
+                argument="prompts", value=prompts, allowed="at least one text",
+            )  # fmt: skip
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise HoEError(f"{type(model).__name__} has an encoder; calibration knows decoder-only models")
+            raise HoEError(
+                f"{type(model).__name__} has an encoder; calibration knows decoder-only models",
+                argument="model", value=type(model).__name__, allowed="a decoder-only model",
+            )  # fmt: skip
         self.model, self.adapter = model, adapter
         self._layers = [module for module in model.modules() if isinstance(module, HoELayer)]
         if any(layer.merged for layer in self._layers):
-            raise StaticMergeError("the model is merged; call unmerge_adapter() first")
+            raise StaticMergeError("the model is merged; call unmerge_adapter() first", argument="model")
         if active := [name for name in Steering.of(model).active if name != adapter]:
-            raise HoEError(f"other adapters are active: {active}; activate {adapter!r} alone with set_adapter")
+            raise HoEError(
+                f"other adapters are active: {active}; activate {adapter!r} alone with set_adapter",
+                argument="adapter_name", value=active, allowed=[adapter],
+            )  # fmt: skip
         device = next(model.parameters()).device
         self.prompts = [_tokens(tokenizer, prompt).to(device) for prompt in prompts]
 
@@ -109,7 +120,10 @@ class Calibration:
     def _log_probabilities(self, ids: Tensor) -> Tensor:
         logits = getattr(self.model(input_ids=ids), "logits", None)
         if logits is None:
-            raise HoEError(f"{type(self.model).__name__} returns no logits to compare; leave the prompts out")
+            raise HoEError(
+                f"{type(self.model).__name__} returns no logits to compare; leave the prompts out",
+                argument="model", value=type(self.model).__name__, allowed="a model that returns logits",
+            )  # fmt: skip
         return F.log_softmax(logits.double().flatten(0, -2), dim=-1)
 
 
@@ -121,5 +135,5 @@ def _tokens(tokenizer: Any, prompt: Any) -> Tensor:
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise HoEError(f"the prompt {prompt!r} has no token; leave it out")
+        raise HoEError(f"the prompt {prompt!r} has no token; leave it out", argument="prompts", value=prompt)
     return torch.tensor([ids])

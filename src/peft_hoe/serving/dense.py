@@ -83,12 +83,15 @@ def _load(base: str | os.PathLike[str], task: str | None) -> Any:
     try:
         model = auto.from_pretrained(base, dtype="auto")
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load the base {os.fspath(base)!r}: {error}") from None
+        raise HoEError(
+            f"cannot load the base {os.fspath(base)!r}: {error}", argument="base", value=os.fspath(base)
+        ) from None
     if getattr(model, "is_quantized", False):
         raise StaticMergeError(
             f"the base {os.fspath(base)!r} is quantised, and adding to its weights would lose or change the adapter; "
-            "give the base with plain weights"
-        )
+            "give the base with plain weights",
+            argument="base", value=os.fspath(base), allowed="a base with plain weights",
+        )  # fmt: skip
     return model
 
 

@@ -79,9 +79,11 @@ class FrontLost:
         try:
             from ..evaluation.reporting import measures  # noqa: F401  # before the work, not after
         except ImportError as error:
-            raise HoEError(str(error)) from None
+            raise HoEError(str(error), argument="sweep") from None
         if tokenizer is None:
-            raise HoEError("a sweep was given without a tokenizer; pass the base model's as tokenizer=")
+            raise HoEError(
+                "a sweep was given without a tokenizer; pass the base model's as tokenizer=", argument="tokenizer"
+            )
         self.sweep = Sweep.load(sweep) if isinstance(sweep, (str, os.PathLike)) else sweep
         if not isinstance(self.sweep, Sweep):
             raise HoEError(f"sweep is a {type(sweep).__name__}; give a Sweep, or its directory", argument="sweep")

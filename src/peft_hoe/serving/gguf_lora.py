@@ -127,8 +127,9 @@ def _check_parts(adapter: AdapterSource) -> None:
     if adapter.config.modules_to_save:
         raise CheckpointError(
             f"{adapter.label} saves {sorted(adapter.config.modules_to_save)} whole, which a GGUF LoRA cannot hold; merge it "
-            "into its base (--merged), and convert that"
-        )
+            "into its base (--merged), and convert that",
+            argument="modules_to_save", value=sorted(adapter.config.modules_to_save),
+        )  # fmt: skip
     refuse_apart(adapter, "a GGUF LoRA cannot change a norm", norms_alone=True)
     if tied := list(adapter.base.tied_heads):
         refuse_apart(adapter, f"llama.cpp cannot add the LoRA of the embeddings to {tied}, which are tied to them")

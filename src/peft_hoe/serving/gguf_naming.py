@@ -57,7 +57,11 @@ class GGUFNaming:
         try:
             config = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the config of the base {os.fspath(base)!r}: {error}") from None
+            raise CheckpointError(
+                f"cannot read the config of the base {os.fspath(base)!r}: {error}",
+                argument="base",
+                value=os.fspath(base),
+            ) from None
         if config.model_type not in ARCHITECTURES:
             raise CheckpointError(
                 f"the base {os.fspath(base)!r} is a {config.model_type!r}; GGUF files are written for {sorted(ARCHITECTURES)}. "
@@ -84,8 +88,9 @@ class GGUFNaming:
             why = ", since its head is the embeddings" if name else ""
             raise CheckpointError(
                 f"llama.cpp's {self.architecture} has no tensor for the module {module!r}{why}; exclude it, or convert a "
-                "merged checkpoint (--merged)"
-            )
+                "merged checkpoint (--merged)",
+                tensor=f"{module}.weight", argument="target_modules", value=module,
+            )  # fmt: skip
         heads = self.heads.get(module.rpartition(".")[2])
         return name, (lambda b: b) if heads is None else (lambda b: _pairs_side_by_side(b, heads))
 

@@ -140,7 +140,10 @@ def complete(
         HoEError: no answer, an HTTP error, or one that is not JSON.
     """
     if body.get("stream"):
-        raise HoEError("stream=True is not for this function; send request_body(...) with a client that streams")
+        raise HoEError(
+            "stream=True is not for this function; send request_body(...) with a client that streams",
+            argument="stream", value=body["stream"], allowed=[False],
+        )  # fmt: skip
     content = json.dumps(request_body(scales, **body)).encode()
     answer = post(
         url.rstrip("/") + path,
@@ -154,5 +157,5 @@ def complete(
     try:
         parsed: dict[str, Any] = json.loads(answer)
     except ValueError:
-        raise HoEError(f"{url} answered {shown(answer)}, which is not JSON") from None
+        raise HoEError(f"{url} answered {shown(answer)}, which is not JSON", argument="url", value=url) from None
     return parsed

@@ -115,8 +115,9 @@ def open_source(
     if prompts is not None or adapter_name is not None:
         raise StaticMergeError(
             f"prompts and adapter_name need a model, but {os.fspath(source)!r} is a directory or Hub id; load it with "
-            "PeftModel.from_pretrained and export the model"
-        )
+            "PeftModel.from_pretrained and export the model",
+            argument="source", value=os.fspath(source), allowed="a model",
+        )  # fmt: skip
     return adapter_from_files(source, base), None
 
 

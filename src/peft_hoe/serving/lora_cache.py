@@ -152,7 +152,10 @@ def _fingerprint(exporter: LoraExporter) -> str:
     """Changes with the adapter's files and with how they are exported."""
     directory = exporter.source.directory
     if directory is None:
-        raise HoEError("a cache of LoRAs needs an adapter in files, not in memory; save it first")
+        raise HoEError(
+            "a cache of LoRAs needs an adapter in files, not in memory; save it first",
+            argument="source", value=exporter.source.label, allowed="an adapter in files",
+        )  # fmt: skip
     digest = hashlib.sha256()
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         with (directory / name).open("rb") as file:

@@ -82,7 +82,10 @@ def lora_factors(
     written = dtype or exact
     short_a, short_b = short_a.to(written).contiguous(), short_b.to(written).contiguous()
     if not bool(torch.isfinite(short_a).all() and torch.isfinite(short_b).all()):
-        raise CheckpointError(f"{module} does not fit {written}; export with dtype=torch.float32 (--dtype float32)")
+        raise CheckpointError(
+            f"{module} does not fit {written}; export with dtype=torch.float32 (--dtype float32)",
+            argument="dtype", value=written, allowed=[torch.float32],
+        )  # fmt: skip
     unchanged = short_a.dtype.itemsize >= exact.itemsize and short_a.shape == a.shape
     return LoraFactors(short_a, short_b, whole.norm, 0.0 if unchanged else _distance(b, a, short_b, short_a))
 

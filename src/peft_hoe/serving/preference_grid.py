@@ -31,8 +31,9 @@ class PreferenceGrid:
         partitions = round(1 / step) if 0 < step <= 1 else 0
         if partitions < 1 or abs(partitions * step - 1) > _SAME:
             raise PreferenceError(
-                f"the step of the grid is {step!r}; it must be 1 divided by a whole number, such as 0.1"
-            )
+                f"the step of the grid is {step!r}; it must be 1 divided by a whole number, such as 0.1",
+                argument="step", value=step, allowed="1 divided by a whole number",
+            )  # fmt: skip
         self.objectives, self.partitions = list(objectives), partitions
 
     @property

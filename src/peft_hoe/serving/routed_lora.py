@@ -150,8 +150,9 @@ def routed_factors(source: AdapterSource, module: str, votes: RoutedVotes, layou
     if d_out < SLOT_NUMBERS:
         raise HoEError(
             f"{module} has {d_out} outputs, too few to carry routers to vLLM ({SLOT_NUMBERS}); leave it out of target_modules, "
-            "or serve with peft-hoe serve"
-        )
+            "or serve with peft-hoe serve",
+            argument="target_modules", value=module, allowed=f"modules of at least {SLOT_NUMBERS} outputs",
+        )  # fmt: skip
     every = source.ranks(module)
     starts = np.concatenate([[0], np.cumsum(every)])
     ranks = torch.tensor(

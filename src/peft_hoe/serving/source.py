@@ -86,8 +86,10 @@ class AdapterSource:
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != total or b.shape[1] != total:
             raise CheckpointError(
                 f"{self.label}: {module} has A of shape {tuple(a.shape)} and B of shape {tuple(b.shape)}, but the "
-                f"configuration asks for a rank of {total}; the weights and {ADAPTER_CONFIG} do not belong together"
-            )
+                f"configuration asks for a rank of {total}; the weights and {ADAPTER_CONFIG} do not belong together",
+                path=self.directory, tensor=f"{module}.hoe_A.weight", value=(tuple(a.shape), tuple(b.shape)),
+                allowed=f"a rank of {total}",
+            )  # fmt: skip
         return a, b
 
     def norm_deltas(self, module: str, parameter: str) -> Tensor:
@@ -100,8 +102,10 @@ class AdapterSource:
         if deltas.ndim != 2 or len(deltas) != n_experts:
             raise CheckpointError(
                 f"{self.label}: {module} has deltas of shape {tuple(deltas.shape)}, but the configuration has {n_experts} "
-                f"experts; the weights and {ADAPTER_CONFIG} do not belong together"
-            )
+                f"experts; the weights and {ADAPTER_CONFIG} do not belong together",
+                path=self.directory, tensor=f"{module}.hoe_norm.{parameter}", value=tuple(deltas.shape),
+                allowed=f"{n_experts} experts",
+            )  # fmt: skip
         return deltas
 
     def router_bias(self, module: str) -> Tensor:
@@ -132,15 +136,21 @@ class AdapterSource:
 
     def _tensor(self, key: str) -> Tensor:
         if key not in self._keys:
-            raise CheckpointError(f"{self.label}: the tensor {key!r} is missing; save or download the adapter again")
+            raise CheckpointError(
+                f"{self.label}: the tensor {key!r} is missing; save or download the adapter again",
+                path=self.directory, tensor=key,
+            )  # fmt: skip
         tensor = self._keys[key]().detach()
         if tensor.device.type == "meta" or hasattr(tensor, "ds_id"):
             raise CheckpointError(
                 f"{self.label}: the tensor {key!r} is not in memory (offloaded or sharded); save the adapter, and export it "
-                "from its directory"
-            )
+                "from its directory",
+                path=self.directory, tensor=key,
+            )  # fmt: skip
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{self.label}: the tensor {key!r} holds NaN or infinity")
+            raise CheckpointError(
+                f"{self.label}: the tensor {key!r} holds NaN or infinity", path=self.directory, tensor=key
+            )
         return tensor.cpu()
 
 
@@ -158,8 +168,9 @@ def adapter_from_files(source: str | os.PathLike[str], base: str | os.PathLike[s
     kind = read_json(directory / ADAPTER_CONFIG).get("peft_type")
     if kind != "HOE":
         raise CheckpointError(
-            f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export"
-        )
+            f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export",
+            path=directory / ADAPTER_CONFIG, argument="peft_type", value=kind, allowed=["HOE"],
+        )  # fmt: skip
     config = HoEConfig.from_pretrained(directory)
     weights = Checkpoint(directory, label)
     keys = {name.removeprefix(PREFIX): _reader(weights, name) for name in weights.names}
@@ -171,8 +182,9 @@ def adapter_from_files(source: str | os.PathLike[str], base: str | os.PathLike[s
         if not where:
             raise CheckpointError(
                 f"{label} has experts of {[*(config.target_embeddings or ()), *(config.target_norms or ())]}, for which its "
-                "base is looked at, but names no base model; give it as base= (--base)"
-            )
+                "base is looked at, but names no base model; give it as base= (--base)",
+                path=directory / ADAPTER_CONFIG, argument="base", value=base,
+            )  # fmt: skip
         return parts_of_files(where, config)
 
     return AdapterSource(label, "", directory, config, modules, None, keys, parts)
@@ -184,9 +196,13 @@ def base_of(source: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: it names none.
     """
-    base = read_json(fetch(source, weights=False) / ADAPTER_CONFIG).get("base_model_name_or_path")
+    path = fetch(source, weights=False) / ADAPTER_CONFIG
+    base = read_json(path).get("base_model_name_or_path")
     if not base:
-        raise CheckpointError(f"adapter {os.fspath(source)!r} does not name its base model; give --base")
+        raise CheckpointError(
+            f"adapter {os.fspath(source)!r} does not name its base model; give --base",
+            path=path, argument="base_model_name_or_path", value=base,
+        )  # fmt: skip
     return str(base)
 
 

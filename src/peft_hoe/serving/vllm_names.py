@@ -137,8 +137,9 @@ class Names:
         if needed > VLLM_RANKS[-1]:
             raise HoEError(
                 f"LoRAs have ranks up to {needed}, and vLLM takes {VLLM_RANKS[-1]}; set {PREFIX}RANK={VLLM_RANKS[-1]}, which "
-                "reduces them by SVD (peft-hoe export says what that loses)"
-            )
+                "reduces them by SVD (peft-hoe export says what that loses)",
+                argument="rank", value=needed, allowed=f"at most {VLLM_RANKS[-1]}",
+            )  # fmt: skip
         return next(rank for rank in VLLM_RANKS if rank >= needed)
 
     def path(self, name: str) -> Path | None:

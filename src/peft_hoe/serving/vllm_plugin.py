@@ -96,8 +96,9 @@ def check_command_line(needed: int, arguments: list[str]) -> None:
     if given is not None and given < needed:
         raise HoEError(
             f"LoRAs of the grid have ranks up to {needed}, but --max-lora-rank is {given}; start vLLM with "
-            f"--max-lora-rank {needed}, or set {PREFIX}RANK={given}"
-        )
+            f"--max-lora-rank {needed}, or set {PREFIX}RANK={given}",
+            argument="--max-lora-rank", value=given, allowed=f"at least {needed}",
+        )  # fmt: skip
 
 
 def check_devices(arguments: list[str]) -> None:

@@ -56,8 +56,9 @@ class Settings:
             name, equals, path = (part.strip() for part in item.partition("="))
             if not (name and equals and path) or "@" in name or name in adapters:
                 raise HoEError(
-                    f"{PREFIX}ADAPTERS is {given!r}; write name=directory, separated by commas, each name once"
-                )
+                    f"{PREFIX}ADAPTERS is {given!r}; write name=directory, separated by commas, each name once",
+                    argument=f"{PREFIX}ADAPTERS", value=given, allowed="name=directory, separated by commas, each name once",
+                )  # fmt: skip
             adapters[name] = path
         read = {
             "step": ("GRID", float),
@@ -95,7 +96,7 @@ def _read(name: str, text: str, kind: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise HoEError(f"{name} is {text!r}, which cannot be read") from None
+        raise HoEError(f"{name} is {text!r}, which cannot be read", argument=name, value=text) from None
 
 
 def _read_bytes(text: str) -> int:

@@ -87,7 +87,11 @@ class Engine:
         max_length: int | None = None,
     ) -> None:
         if max_batch < 1 or max_waiting < 1:
-            raise HoEError(f"max_batch is {max_batch} and max_waiting {max_waiting}; both must be at least 1")
+            name, value = ("max_batch", max_batch) if max_batch < 1 else ("max_waiting", max_waiting)
+            raise HoEError(
+                f"max_batch is {max_batch} and max_waiting {max_waiting}; both must be at least 1",
+                argument=name, value=value, allowed="at least 1",
+            )  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
         steering = Steering.of(model)
         self.objectives = list(steering.adapters[steering.active_adapter()].objectives)
@@ -254,9 +258,18 @@ def _max_length(model: Any, wanted: int | None) -> int:
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     allowed: Any = getattr(config, "max_position_embeddings", None)
     if wanted is not None and wanted < 2:
-        raise HoEError(f"max_length is {wanted}; a prompt and a text need at least 2 tokens")
+        raise HoEError(
+            f"max_length is {wanted}; a prompt and a text need at least 2 tokens",
+            argument="max_length", value=wanted, allowed="at least 2",
+        )  # fmt: skip
     if wanted is not None and allowed is not None and wanted > allowed:
-        raise HoEError(f"max_length is {wanted}, but the model has {allowed} positions")
+        raise HoEError(
+            f"max_length is {wanted}, but the model has {allowed} positions",
+            argument="max_length", value=wanted, allowed=f"at most {allowed}",
+        )  # fmt: skip
     if wanted is None and allowed is None:
-        raise HoEError("the model's config does not say how many positions it has; give max_length (--max-length)")
+        raise HoEError(
+            "the model's config does not say how many positions it has; give max_length (--max-length)",
+            argument="max_length", allowed="at least 2",
+        )  # fmt: skip
     return int(allowed if wanted is None else wanted)

@@ -107,8 +107,9 @@ class TextCollator:
         prompt = self._rendered(row["prompt"], add_generation_prompt=True)
         if not whole.startswith(prompt):
             raise HoEError(
-                "the chat template does not put a completion after the prompt as it is; give `messages` or `input_ids` rows"
-            )
+                "the chat template does not put a completion after the prompt as it is; give `messages` or `input_ids` rows",
+                argument="completion", value=row["completion"],
+            )  # fmt: skip
         return self._plain(whole[len(prompt) :])
 
     def _rendered(self, messages: Any, **others: Any) -> str:
