@@ -36,13 +36,14 @@ def read_rows(path: str, what: str, columns: Sequence[str]) -> list[dict[str, An
         else:
             items = [line for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the {what} {path!r}: {error}") from None
+        raise HoEError(f"cannot read the {what} {path!r}: {error}", value=path) from None
     rows = [{"prompt": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else []
     if not rows or not all(isinstance(row, dict) and any(name in row for name in columns) for row in rows):
         strings = "strings, or objects" if "prompt" in columns else "objects"
         raise HoEError(
-            f"{path} must hold a list of {what}: {strings} with {' or '.join(f'`{name}`' for name in columns)}"
-        )
+            f"{path} must hold a list of {what}: {strings} with {' or '.join(f'`{name}`' for name in columns)}",
+            value=path, allowed=list(columns),
+        )  # fmt: skip
     return rows
 
 
@@ -60,7 +61,10 @@ def read_preferences(text: str) -> Any:
         if text.endswith(".json"):
             return json.loads(content)
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the preferences {text!r}: {error}; write `grid` or a file's name") from None
+        raise HoEError(
+            f"cannot read the preferences {text!r}: {error}; write `grid` or a file's name",
+            argument="preferences", value=text, allowed="`grid` or a file's name",
+        ) from None  # fmt: skip
     return [read_preference(line) for line in content.splitlines() if line.strip()]
 
 
@@ -76,10 +80,12 @@ def load_adapter(adapter: str, base: str | None) -> tuple[Any, Any]:
     try:
         base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
         if not base:
-            raise HoEError(f"{adapter} does not name its base model; give --base")
+            raise HoEError(f"{adapter} does not name its base model; give --base", argument="base", value=base)
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load the adapter {adapter!r} on the base {base!r}: {error}") from None
+        raise HoEError(
+            f"cannot load the adapter {adapter!r} on the base {base!r}: {error}", argument="adapter", value=adapter
+        ) from None
     return model, load_tokenizer(base)
 
 
@@ -94,7 +100,7 @@ def load_tokenizer(base: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load the tokenizer of {base!r}: {error}") from None
+        raise HoEError(f"cannot load the tokenizer of {base!r}: {error}", argument="base", value=base) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -43,20 +43,27 @@ def check_output(
             _check_parent(output, real)
             return
         if not real.is_dir():
-            raise CheckpointError(f"output directory {str(output)!r} is a file; give another path")
+            raise CheckpointError(f"output directory {str(output)!r} is a file; give another path", path=output)
         if not os.access(real, os.W_OK | os.X_OK):
-            raise CheckpointError(f"output directory {str(output)!r} cannot be written to; give another path")
+            raise CheckpointError(
+                f"output directory {str(output)!r} cannot be written to; give another path", path=output
+            )
         undo_interrupted_moves(real)
         if all(entry.name.startswith(_IGNORED) for entry in real.iterdir()):
             return
         if any(real.samefile(source) for source in sources):
-            raise CheckpointError(f"output directory {str(output)!r} is a source of this build; give another path")
+            raise CheckpointError(
+                f"output directory {str(output)!r} is a source of this build; give another path", path=output
+            )
     except OSError as error:
-        raise CheckpointError(f"output directory {str(output)!r} cannot be used: {error}; give another path") from error
+        raise CheckpointError(
+            f"output directory {str(output)!r} cannot be used: {error}; give another path", path=output
+        ) from error
     if not overwrite:
         raise CheckpointError(
-            f"output directory {str(output)!r} is not empty; give another path, or pass overwrite=True (--overwrite)"
-        )
+            f"output directory {str(output)!r} is not empty; give another path, or pass overwrite=True (--overwrite)",
+            argument="overwrite", value=False, path=output,
+        )  # fmt: skip
     _check_replaceable(output, real, replaces, names)
 
 
@@ -69,17 +76,22 @@ def resolved(output: Path) -> Path:
     try:
         return output.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links before Python 3.13
-        raise CheckpointError(f"output directory {str(output)!r} leads nowhere ({error}); give another path") from error
+        raise CheckpointError(
+            f"output directory {str(output)!r} leads nowhere ({error}); give another path", path=output
+        ) from error
 
 
 def _check_parent(output: Path, real: Path) -> None:
     """Refuse a new directory whose nearest existing parent is a file, or cannot be written to."""
     parent = next(path for path in real.parents if path.exists())
     if not parent.is_dir():
-        raise CheckpointError(f"output directory {str(output)!r} lies in the file {str(parent)!r}; give another path")
+        raise CheckpointError(
+            f"output directory {str(output)!r} lies in the file {str(parent)!r}; give another path", path=output
+        )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise CheckpointError(
-            f"output directory {str(output)!r} cannot be made: {str(parent)!r} is not writable; give another path"
+            f"output directory {str(output)!r} cannot be made: {str(parent)!r} is not writable; give another path",
+            path=output,
         )
 
 
@@ -89,19 +101,22 @@ def _check_replaceable(output: Path, real: Path, replaces: str, names: Sequence[
     if kind != replaces:
         held = f"an adapter of type {kind!r}, not {replaces!r}" if kind else "no adapter"
         raise CheckpointError(
-            f"output directory {str(output)!r} holds {held}, so it will not be overwritten; give another path"
-        )
+            f"output directory {str(output)!r} holds {held}, so it will not be overwritten; give another path",
+            value=kind, allowed=[replaces], path=output,
+        )  # fmt: skip
     for name in names:
         if (real / name).is_dir():
             raise CheckpointError(
-                f"output directory {str(output)!r} has a directory {name!r} where a file will be written; give another path"
+                f"output directory {str(output)!r} has a directory {name!r} where a file will be written; give another path",
+                path=real / name,
             )
     if (real / CARD).is_file():
         try:
             ModelCard.load(real / CARD)
         except Exception as error:  # of the YAML library, of huggingface_hub, or of the text's encoding
             raise CheckpointError(
-                f"{real / CARD} has a header that is no YAML ({error}); mend or remove it: it will be completed, not replaced"
+                f"{real / CARD} has a header that is no YAML ({error}); mend or remove it: it will be completed, not replaced",
+                path=real / CARD,
             ) from error
 
 
@@ -173,4 +188,4 @@ def disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"nothing can be written to {str(output)!r}: {error}") from error
+        raise CheckpointError(f"nothing can be written to {str(output)!r}: {error}", path=output) from error

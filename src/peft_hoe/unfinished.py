@@ -62,7 +62,8 @@ class Unfinished:
         lock = _lock(self._path)
         if lock is None:
             raise CheckpointError(
-                f"another process is building the same adapter, in {str(self._path)!r}; wait for it, or give another path"
+                f"another process is building the same adapter, in {str(self._path)!r}; wait for it, or give another path",
+                path=self._path,
             )
         self._lock = lock
         self.files, self.state = self._path / _FILES, self._path / _STATE

@@ -139,8 +139,9 @@ def read_architecture(
         linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
         raise CheckpointError(
             f"target_modules={target_modules!r} with exclude_modules={exclude_modules!r} selects no linear layer of "
-            f"{type(model).__name__}; it has {linear[:8]}{' ...' if len(linear) > 8 else ''}"
-        )
+            f"{type(model).__name__}; it has {linear[:8]}{' ...' if len(linear) > 8 else ''}",
+            argument="target_modules", value=target_modules, allowed=linear,
+        )  # fmt: skip
     names = ParameterNames.of(model)
     apart = find_apart(model, {target.name for target in targets}, names.tied) if "embeddings" in capture else []
     norms = find_norms(model) if "norms" in capture else {}
@@ -172,11 +173,16 @@ def empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | None
         CheckpointError: the config is missing or of an unknown architecture.
     """
     if task_type is not None and task_type not in AUTO_CLASSES:
-        raise CheckpointError(f"task_type is {task_type!r}; allowed are {sorted(AUTO_CLASSES)}")
+        raise CheckpointError(
+            f"task_type is {task_type!r}; allowed are {sorted(AUTO_CLASSES)}",
+            argument="task_type", value=task_type, allowed=sorted(AUTO_CLASSES),
+        )  # fmt: skip
     try:
         config = transformers.AutoConfig.from_pretrained(directory)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and validation errors of its own
-        raise CheckpointError(f"{directory} has no config.json that transformers can read: {error}") from error
+        raise CheckpointError(
+            f"{directory} has no config.json that transformers can read: {error}", path=directory
+        ) from error
     name = (getattr(config, "architectures", None) or [""])[0]
     if task_type is None and hasattr(transformers, name):
         with init_empty_weights():
@@ -188,8 +194,9 @@ def empty_model(directory: Path, task_type: str | None) -> tuple[Any, str | None
     except ValueError as error:
         raise CheckpointError(
             f"{directory}: {auto} does not know the architecture {name or config.model_type!r}; pass task_type as one "
-            f"of {sorted(AUTO_CLASSES)}"
-        ) from error
+            f"of {sorted(AUTO_CLASSES)}",
+            argument="task_type", value=task_type, allowed=sorted(AUTO_CLASSES), path=directory,
+        ) from error  # fmt: skip
     return model, task_type or "CAUSAL_LM"
 
 
@@ -234,8 +241,9 @@ def _find_targets(
             targets.append(LinearModule(name, d_in, d_out, transposed))
         elif not everything and not isinstance(wanted, str):
             raise CheckpointError(
-                f"target module {name!r} is a {type(module).__name__}; experts live in nn.Linear and Conv1D only"
-            )
+                f"target module {name!r} is a {type(module).__name__}; experts live in nn.Linear and Conv1D only",
+                argument="target_modules", value=name, allowed=["nn.Linear", "Conv1D"],
+            )  # fmt: skip
     return targets
 
 
@@ -255,8 +263,9 @@ def find_apart(model: Any, known: Iterable[str], tied: Mapping[str, str]) -> lis
     if others:
         raise CheckpointError(
             f"capture names the embeddings, but {name} shares its weight with {others}, which would not follow its experts; "
-            "build without capturing embeddings"
-        )
+            "build without capturing embeddings",
+            argument="capture", value="embeddings", tensor=f"{name}.weight",
+        )  # fmt: skip
     found = [LinearModule(name, rows, width, transposed=True, apart=True)]
     if isinstance(head, nn.Linear) and f"{of_head}.weight" not in {*tied, *tied.values()} and of_head not in known:
         rows, width = head.weight.shape

@@ -102,7 +102,10 @@ def open_inputs(
         CheckpointError: something cannot be fetched or read, or does not fit the base.
     """
     if not policies:
-        raise ExpertError("policies is empty; give at least one, as {objective: directory or Hub id}")
+        raise ExpertError(
+            "policies is empty; give at least one, as {objective: directory or Hub id}",
+            argument="policies", value=policies, allowed="at least one",
+        )  # fmt: skip
     objectives, policies = list(policies), {**policies, **(own or {})}
     hub: dict[str, Any] = {"allow_pickle": loading.allow_pickle, "token": loading.token}
     settings = fetch(base, weights=False, revision=loading.revision, **hub)

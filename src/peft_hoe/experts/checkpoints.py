@@ -54,7 +54,10 @@ def fetch(
     if path.is_dir():
         return path
     if path.is_absolute() or path.exists() or str(source).startswith((".", "~")):
-        raise CheckpointError(f"{str(source)!r} is not a directory; give a checkpoint's directory or a Hub id")
+        raise CheckpointError(
+            f"{str(source)!r} is not a directory; give a checkpoint's directory or a Hub id",
+            value=str(source), path=source,
+        )  # fmt: skip
     patterns = _SETTINGS_PATTERNS + (_SAFETENSORS_PATTERNS if weights else [])
     patterns += _PICKLE_PATTERNS if weights and allow_pickle else []
     name, _, own_revision = str(source).partition("@")
@@ -63,7 +66,8 @@ def fetch(
     except Exception as error:  # the Hub client raises its own, the HTTP library's and the system's errors
         raise CheckpointError(
             f"{str(source)!r} is neither a directory nor a Hub repository that could be fetched "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})",
+            value=str(source),
         ) from error
 
 

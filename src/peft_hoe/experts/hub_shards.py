@@ -128,7 +128,9 @@ class HubShards:
             self._refuse(shard, error)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _DISK:
-                raise CheckpointError(f"{self._label}: {shard} cannot be put in {str(folder)!r}: {error}") from error
+                raise CheckpointError(
+                    f"{self._label}: {shard} cannot be put in {str(folder)!r}: {error}", path=folder / shard
+                ) from error
             self._interrupt(shard, error)
 
     def _refuse(self, shard: str, error: Exception) -> NoReturn:

@@ -71,15 +71,17 @@ class LoraPolicy:
             stem, _, part = name.removeprefix(PEFT_PREFIX).partition(".lora_")
             if part not in ("A.weight", "B.weight"):
                 raise CheckpointError(
-                    f"{self.label}: tensor {name!r} is not a factor of a linear layer, so it cannot be taken"
-                )
+                    f"{self.label}: tensor {name!r} is not a factor of a linear layer, so it cannot be taken",
+                    path=self.checkpoint.directory, tensor=name,
+                )  # fmt: skip
             module = next((form for form in architecture.names.forms(stem) if form in targets), None)
             if module is None:
                 raise CheckpointError(
                     f"{self.label}: tensor {name!r} of shape {self.checkpoint.shape(name)} belongs to no linear module "
                     f"in scope of the base ({architecture.model_type}); was it trained on another architecture, or do "
-                    "target_modules or exclude_modules leave it out?"
-                )
+                    "target_modules or exclude_modules leave it out?",
+                    path=self.checkpoint.directory, tensor=name,
+                )  # fmt: skip
             modules[module] = name.rpartition(".lora_")[0]
         for module, stem in modules.items():
             self._check_shapes(stem, targets[module])
@@ -89,16 +91,22 @@ class LoraPolicy:
         for part, axis, width in (("A", 1, target.d_in), ("B", 0, target.d_out)):
             name = f"{stem}.lora_{part}.weight"
             if name not in self.checkpoint.names:
-                raise CheckpointError(f"{self.label}: tensor {name!r} is missing")
+                raise CheckpointError(
+                    f"{self.label}: tensor {name!r} is missing", path=self.checkpoint.directory, tensor=name
+                )
             shape = self.checkpoint.shape(name)
             if len(shape) != 2 or shape[axis] != width:
                 raise CheckpointError(
                     f"{self.label}: tensor {name!r} has shape {shape}, but the base's {target.weight!r} has shape "
-                    f"{target.shape}: dimension {axis} must be {width}"
-                )
+                    f"{target.shape}: dimension {axis} must be {width}",
+                    path=self.checkpoint.directory, tensor=name, value=shape, allowed=f"dimension {axis} of {width}",
+                )  # fmt: skip
         ranks = [self.checkpoint.shape(f"{stem}.lora_A.weight")[0], self.checkpoint.shape(f"{stem}.lora_B.weight")[1]]
         if ranks[0] != ranks[1]:
-            raise CheckpointError(f"{self.label}: {stem!r} has lora_A of rank {ranks[0]} but lora_B of rank {ranks[1]}")
+            raise CheckpointError(
+                f"{self.label}: {stem!r} has lora_A of rank {ranks[0]} but lora_B of rank {ranks[1]}",
+                path=self.checkpoint.directory, tensor=f"{stem}.lora_B.weight", value=ranks[1], allowed=ranks[0],
+            )  # fmt: skip
 
     @property
     def rank(self) -> int:
@@ -122,7 +130,10 @@ class LoraPolicy:
         read = {part: self.checkpoint.tensor(f"{stem}.lora_{part}.weight").float() for part in "AB"}
         for part, tensor in read.items():
             if not bool(tensor.isfinite().all()):
-                raise CheckpointError(f"{self.label}: tensor '{stem}.lora_{part}.weight' holds NaN or infinity")
+                raise CheckpointError(
+                    f"{self.label}: tensor '{stem}.lora_{part}.weight' holds NaN or infinity",
+                    path=self.checkpoint.directory, tensor=f"{stem}.lora_{part}.weight",
+                )  # fmt: skip
         return read["B"] * self._scale(module, read["A"].shape[0]), read["A"]
 
     def _scale(self, module: str, rank: int) -> float:
@@ -134,15 +145,24 @@ class LoraPolicy:
 def _check_plain(config: dict[str, Any], label: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{label} is a PEFT adapter of type {kind!r}; only LORA can be turned into experts")
+        raise CheckpointError(
+            f"{label} is a PEFT adapter of type {kind!r}; only LORA can be turned into experts",
+            argument="peft_type", value=kind, allowed=["LORA"],
+        )  # fmt: skip
     for name, reason in _REFUSED.items():
         if config.get(name):
-            raise CheckpointError(f"{label} was trained with {name}={config[name]!r}: {reason}")
+            raise CheckpointError(
+                f"{label} was trained with {name}={config[name]!r}: {reason}", argument=name, value=config[name]
+            )
     if config.get("bias", "none") != "none":
-        raise CheckpointError(f"{label} was trained with bias={config['bias']!r}: experts have no bias")
+        raise CheckpointError(
+            f"{label} was trained with bias={config['bias']!r}: experts have no bias",
+            argument="bias", value=config["bias"], allowed=["none"],
+        )  # fmt: skip
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(_CHANGES_BASE):
         raise CheckpointError(
             f"{label} was trained with init_lora_weights={start!r}, which also changes the base's weights; save "
-            "it with PEFT's path_initial_model_for_weight_conversion first"
-        )
+            "it with PEFT's path_initial_model_for_weight_conversion first",
+            argument="init_lora_weights", value=start,
+        )  # fmt: skip

@@ -55,25 +55,29 @@ class ModelWeights:
             if target.weight not in self.located:
                 raise CheckpointError(
                     f"{self.label} has no tensor for {expected}{kinds}; its tensors are such as "
-                    f"{self._example()}. Pass a checkpoint of the base's architecture, or exclude the module"
-                )
+                    f"{self._example()}. Pass a checkpoint of the base's architecture, or exclude the module",
+                    path=self.checkpoint.directory, tensor=target.weight, allowed=target.shape,
+                )  # fmt: skip
             name = self.located[target.weight]
             shape, dtype = self.checkpoint.shape(name), self.checkpoint.dtype(name)
             if shape != target.shape:
                 raise CheckpointError(
                     f"{self.label}: tensor {name!r} has shape {shape}, but {expected} was expected{kinds}; policies "
-                    "must be fine-tunes of the base"
-                )
+                    "must be fine-tunes of the base",
+                    path=self.checkpoint.directory, tensor=name, value=shape, allowed=target.shape,
+                )  # fmt: skip
             if dtype not in FLOATING:
                 raise CheckpointError(
                     f"{self.label}: tensor {name!r} is stored as {dtype}, which means nothing without its quantiser; "
-                    "pass the weights in float32, bfloat16 or float16"
-                )
+                    "pass the weights in float32, bfloat16 or float16",
+                    path=self.checkpoint.directory, tensor=name, value=dtype, allowed=FLOATING,
+                )  # fmt: skip
         if kinds:
             raise CheckpointError(
                 f"{self.label} is a {own_type!r}, but the base is a {architecture.model_type!r}; policies must be "
-                "fine-tunes of the base"
-            )
+                "fine-tunes of the base",
+                path=self.checkpoint.directory, argument="model_type", value=own_type, allowed=[architecture.model_type],
+            )  # fmt: skip
 
     def _example(self) -> str:
         return ", ".join(f"{name!r} {self.checkpoint.shape(name)}" for name in self.checkpoint.names[:2]) or "none"

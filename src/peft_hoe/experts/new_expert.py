@@ -37,7 +37,10 @@ def build_expert(saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None
     """Build an expert alone, in a temporary directory, as the adapter's others were built."""
     base = base or saved.config.base_model_name_or_path
     if not base:
-        raise CheckpointError(f"adapter {os.fspath(saved.given)!r} does not name its base model; give base= (--base)")
+        raise CheckpointError(
+            f"adapter {os.fspath(saved.given)!r} does not name its base model; give base= (--base)",
+            argument="base", path=saved.directory,
+        )  # fmt: skip
     policies: dict[str, PathOrHubId] = {"policy": spec.policy}
     experts = [ExpertSpec([1.0], r=spec.r)]
     if spec.policy is None:
@@ -63,8 +66,9 @@ def _reported_policies(saved: SavedAdapter) -> dict[str, PathOrHubId]:
     if missing:
         raise CheckpointError(
             f"adapter {os.fspath(saved.given)!r} has no build report that names the policies of {missing}, so nothing can be "
-            "merged; give the expert a policy of its own: ExpertSpec(preference, policy=...), or --expert PREFERENCE=PATH"
-        )
+            "merged; give the expert a policy of its own: ExpertSpec(preference, policy=...), or --expert PREFERENCE=PATH",
+            argument="policy", path=saved.directory,
+        )  # fmt: skip
     return {name: reported[name]["source"] for name in objectives}
 
 

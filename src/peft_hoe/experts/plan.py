@@ -140,7 +140,10 @@ def plan_build(
     (21, 1, ['cheerful', 'vivid', 'centroid'])
     """
     if not policies:
-        raise ExpertError("policies is empty; give at least one, as {objective: directory or Hub id}")
+        raise ExpertError(
+            "policies is empty; give at least one, as {objective: directory or Hub id}",
+            argument="policies", value=policies, allowed="at least one",
+        )  # fmt: skip
     options = BuildOptions.checked(**{**_DEFAULTS, **settings})
     hub: dict[str, Any] = {"allow_pickle": loading.allow_pickle, "token": loading.token}
     specs = expert_specs(experts, check_names(list(policies), "objective"))

@@ -82,7 +82,10 @@ def open_adapter(adapter: PathOrHubId) -> SavedAdapter:
     directory = fetch(adapter, weights=True)
     kind = read_json(directory / ADAPTER_CONFIG).get("peft_type")
     if kind != "HOE":
-        raise CheckpointError(f"{os.fspath(adapter)!r} is a PEFT adapter of type {kind!r}, not a HoE adapter")
+        raise CheckpointError(
+            f"{os.fspath(adapter)!r} is a PEFT adapter of type {kind!r}, not a HoE adapter",
+            argument="peft_type", value=kind, allowed=["HOE"], path=directory / ADAPTER_CONFIG,
+        )  # fmt: skip
     report = read_json(directory / REPORT_FILE) if (directory / REPORT_FILE).is_file() else {}
     label = f"adapter {os.fspath(adapter)!r}"
     return SavedAdapter(adapter, directory, HoEConfig.from_pretrained(directory), Checkpoint(directory, label), report)

@@ -85,7 +85,9 @@ class Search:
         try:
             import cma  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
-            raise HoEError('method="cma" needs the package cma; pip install "peft-hoe[search]"') from error
+            raise HoEError(
+                'method="cma" needs the package cma; pip install "peft-hoe[search]"', argument="method", value="cma"
+            ) from error
         options = {
             "bounds": [0, 1],
             "seed": self.seed + 1,

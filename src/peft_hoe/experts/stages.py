@@ -153,8 +153,9 @@ class Build:
             linear = [name for name in made.adapted if name not in apart]
             if not linear:
                 raise CheckpointError(
-                    f"policies {list(self._inputs.policies)} equal the base in every weight in scope; nothing can be built"
-                )
+                    f"policies {list(self._inputs.policies)} equal the base in every weight in scope; nothing can be built",
+                    argument="policies", value=list(self._inputs.policies),
+                )  # fmt: skip
             writer.finish()
         self._config.modules_to_save = sorted(self._inputs.architecture.heads) or None
         self._config.target_modules = set(linear)

@@ -84,8 +84,11 @@ class TaskVectorReader:
         if not policies:
             return {}
         if self.base is None:
-            label = next(iter(policies.values())).label
-            raise CheckpointError(f"{label} is a full set of weights, which needs the base's weights")
+            policy = next(iter(policies.values()))
+            raise CheckpointError(
+                f"{policy.label} is a full set of weights, which needs the base's weights",
+                argument="base", path=policy.checkpoint.directory,
+            )  # fmt: skip
         deltas = {name: self._memory.take(name, target.d_out, target.d_in) for name in policies}
         stored = {name: delta.T if target.transposed else delta for name, delta in deltas.items()}
         for start, stop in row_ranges(target.shape):

@@ -30,8 +30,9 @@ def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device:
     if "train_dataset" in taken:
         if not prompts.train:
             raise HoEError(
-                f"the baseline {name!r} is trained, and there are no training prompts; leave it out of baselines"
-            )
+                f"the baseline {name!r} is trained, and there are no training prompts; leave it out of baselines",
+                argument="baselines", value=name,
+            )  # fmt: skip
         training = ppo_settings(replace(plan, report_to=()), progress)  # reports are of the routers
         training["learning_rate"] = plan.learning_rate
         options |= {"rewards": rewards, "train_dataset": prompts.train, "training": training}

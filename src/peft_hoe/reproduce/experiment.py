@@ -68,7 +68,7 @@ def reproduce(
         try:
             experiment.check()
         except ImportError as error:
-            raise HoEError(str(error)) from None
+            raise HoEError(str(error), value=error.name) from None
         so_far.forget([])  # from here on the folder is an experiment's
     for number, stage in enumerate(planned):
         if stage.is_finished(plan.folder, so_far.finished):

@@ -54,8 +54,9 @@ def load_prompts(plan: Plan) -> Prompts:
     if missing:
         raise HoEError(
             f"there are no prompts for {missing}; give them, as --prompts {missing[0]}=FILE"
-            + (", or train no routers (--updates 0)" if missing == ["train"] else "")
-        )
+            + (", or train no routers (--updates 0)" if missing == ["train"] else ""),
+            argument="prompts", value=list(found), allowed=f"also {' and '.join(missing)}",
+        )  # fmt: skip
     test = _drawn(found["test"], plan)
     measured = {json.dumps(row["prompt"]) for row in test}
     train = [row for row in found.get("train", []) if json.dumps(row["prompt"]) not in measured]
@@ -79,7 +80,10 @@ def _given(prompts: Any) -> dict[str, Rows]:
         prompts = _read_splits(prompts)
     unknown = [split for split in prompts if split not in SPLITS]
     if unknown:
-        raise HoEError(f"prompts are given for {unknown}; the splits are {list(SPLITS)}")
+        raise HoEError(
+            f"prompts are given for {unknown}; the splits are {list(SPLITS)}",
+            argument="prompts", value=unknown, allowed=list(SPLITS),
+        )  # fmt: skip
     return {split: _rows(source) for split, source in prompts.items()}
 
 
@@ -88,7 +92,7 @@ def _read_splits(path: str) -> Mapping[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8")) if path.endswith(".json") else None
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot read the prompts {path!r}: {error}") from None
+        raise HoEError(f"cannot read the prompts {path!r}: {error}", argument="prompts", value=path) from None
     return content if isinstance(content, dict) else {"test": path}
 
 

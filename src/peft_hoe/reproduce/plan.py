@@ -145,7 +145,10 @@ class Plan:
             known = (
                 f"the objectives of {task!r} are {list(recipe.objectives)}" if recipe else "name your own objectives"
             )
-            raise HoEError(f"there are policies for {objectives}, and a front needs two at least; {known} (--policy)")
+            raise HoEError(
+                f"there are policies for {objectives}, and a front needs two at least; {known} (--policy)",
+                argument="policies", value=objectives, allowed="two at least",
+            )  # fmt: skip
         if base is None:
             base = _default_base(recipe)
         n = len(objectives)
@@ -218,12 +221,15 @@ def _decoding(given: Any, recipe: recipes.Recipe | None) -> Decoding:
 
 def _default_base(recipe: recipes.Recipe | None) -> str:
     if recipe is None:
-        raise HoEError("the base model is missing; give the one that the policies were trained from (--base)")
+        raise HoEError(
+            "the base model is missing; give the one that the policies were trained from (--base)", argument="base"
+        )
     if recipe.sft is None and len(recipe.base) > 1:
         raise HoEError(
             f"the recipe {recipe.name!r} has several bases, {list(recipe.base)}; give the one that the policies were trained "
-            "from (--base)"
-        )
+            "from (--base)",
+            argument="base", allowed=list(recipe.base),
+        )  # fmt: skip
     return recipe.sft or recipe.base[0]
 
 
@@ -239,29 +245,37 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     for name in ("batch_size", "micro_batch_size", "save_steps", "limit", "sweep_batch_size"):
         value = getattr(plan, name)
         if value is not None and value < 1:
-            raise HoEError(f"{name} is {value}; it must be at least 1")
+            raise HoEError(
+                f"{name} is {value}; it must be at least 1", argument=name, value=value, allowed="at least 1"
+            )
     if plan.batch_size % (plan.micro_batch_size or plan.batch_size):
         raise HoEError(
             f"batch_size is {plan.batch_size} and micro_batch_size {plan.micro_batch_size}; the batch must be a multiple of "
-            "the micro-batch"
-        )
+            "the micro-batch",
+            argument="micro_batch_size", value=plan.micro_batch_size, allowed=f"a divisor of {plan.batch_size}",
+        )  # fmt: skip
     known = {*(recipe.objectives if recipe else ()), *plan.rewards}
     missing = [name for name in plan.objectives if name not in known]
     unknown = [name for name in plan.rewards if name not in plan.objectives]
     if missing or unknown:
         raise RewardError(
             f"rewards are missing for {missing} and given for {unknown}, which have no policy; the objectives are "
-            f"{list(plan.objectives)} (--reward NAME=SOURCE)"
-        )
+            f"{list(plan.objectives)} (--reward NAME=SOURCE)",
+            argument="rewards", value=list(plan.rewards), allowed=list(plan.objectives),
+        )  # fmt: skip
     if recipe is None and plan.prompts is None:
-        raise HoEError("a task of one's own has no prompts; give them (--prompts FILE)")
+        raise HoEError("a task of one's own has no prompts; give them (--prompts FILE)", argument="prompts")
     if recipe is None and plan.data is not None:
         raise HoEError(
-            "data is a local copy of a recipe's dataset, and there is no recipe; give prompts (--prompts FILE)"
-        )
+            "data is a local copy of a recipe's dataset, and there is no recipe; give prompts (--prompts FILE)",
+            argument="data", value=plan.data,
+        )  # fmt: skip
     known_baselines = sorted(BASELINES.keys() - _NOT_ONE_CALL)
     if not set(plan.baselines) <= set(known_baselines) or len(set(plan.baselines)) < len(plan.baselines):
-        raise HoEError(f"baselines are {list(plan.baselines)}; each can be given once, of {known_baselines}")
+        raise HoEError(
+            f"baselines are {list(plan.baselines)}; each can be given once, of {known_baselines}",
+            argument="baselines", value=list(plan.baselines), allowed=known_baselines,
+        )  # fmt: skip
 
 
 def _check_updates(plan: Plan) -> None:

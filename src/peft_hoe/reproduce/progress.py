@@ -57,8 +57,9 @@ class Progress:
             changes = "; ".join(f"{name} was {there.get(name)!r}, is {self._settings.get(name)!r}" for name in names)
             raise HoEError(
                 f"{plan.folder} holds an experiment with other settings: {changes}. Give the settings as they were, another "
-                "folder, or start over (--restart), which deletes it"
-            )
+                "folder, or start over (--restart), which deletes it",
+                argument=names[0], value=self._settings.get(names[0]), allowed=there.get(names[0]),
+            )  # fmt: skip
         self.finished = state["finished"]
 
     def finish(self, stage: str, note: Any = None) -> None:
@@ -90,7 +91,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise HoEError(f"{folder} is not an empty folder, and holds no {FILE}; give another output")
+            raise HoEError(
+                f"{folder} is not an empty folder, and holds no {FILE}; give another output",
+                argument="output_dir", value=str(folder),
+            )  # fmt: skip
         return None
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +105,9 @@ def _read(folder: Path) -> dict[str, Any] | None:
         ):
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HoEError(f"{path} is damaged ({type(error).__name__}: {error}); give another output") from None
+        raise HoEError(
+            f"{path} is damaged ({type(error).__name__}: {error}); give another output", value=str(path)
+        ) from None
     return state
 
 

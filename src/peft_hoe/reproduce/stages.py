@@ -86,8 +86,9 @@ class Experiment:
         if self.plan.auto is not None and not self.prompts.validation:
             raise HoEError(
                 "there are no validation prompts to place experts and routers by; give them (--prompts validation=FILE), or "
-                "training prompts, some of which are then held out"
-            )
+                "training prompts, some of which are then held out",
+                argument="prompts", allowed=["validation", "train"],
+            )  # fmt: skip
 
     @cached_property
     def prompts(self) -> Prompts:

@@ -25,15 +25,16 @@ def check_trainer(plan: Plan) -> None:
         return
     reason = missing(TRAINERS[plan.trainer][0])
     if reason:
-        raise HoEError(reason)
+        raise HoEError(reason, argument="trainer", value=plan.trainer)
     decoding = plan.decoding
     if plan.trainer == "grpo":
         _group(plan.batch_size)
     if decoding.stop_tokens is not None or decoding.options:
         raise HoEError(
             f"the decoding is {decoding.record}; routers train with the stop tokens of tokenizer and model and without further "
-            "options: leave both out, or train no routers (updates=0)"
-        )
+            "options: leave both out, or train no routers (updates=0)",
+            argument="decoding", value=decoding.record,
+        )  # fmt: skip
 
 
 def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any, *, progress: bool) -> None:
@@ -151,6 +152,7 @@ def _group(batch: int) -> int:
     sizes = [size for size in range(2, SAMPLES + 1) if batch % size == 0]
     if not sizes:
         raise HoEError(
-            f"the batch of {batch} cannot be divided into groups of 2 to {SAMPLES}; with GRPO give one that can"
-        )
+            f"the batch of {batch} cannot be divided into groups of 2 to {SAMPLES}; with GRPO give one that can",
+            argument="batch_size", value=batch, allowed=f"a multiple of one of 2 to {SAMPLES}",
+        )  # fmt: skip
     return sizes[-1]
