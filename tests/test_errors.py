@@ -48,7 +48,10 @@ BARE = {
 }  # fmt: skip
 
 # The modules of no room are ".".
-ROOMS = "training rewards objectives generation tuner policies serving placing person demo experts reproduce .".split()
+ROOMS = (
+    "training rewards objectives generation tuner policies serving placing person demo experts reproduce "
+    "evaluation metrics ."
+).split()
 
 
 @pytest.mark.parametrize("room", ROOMS)

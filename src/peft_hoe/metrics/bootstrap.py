@@ -84,7 +84,10 @@ class Replicates:
             HoEWarning: the statistic warned, or was NaN in some replicates; once, with how often.
         """
         if not 0 < level < 1:
-            raise MetricError(f"level is {level}; it must be between 0 and 1, such as 0.95")
+            raise MetricError(
+                f"level is {level}; it must be between 0 and 1, such as 0.95",
+                argument="level", value=level, allowed="between 0 and 1",
+            )  # fmt: skip
         names = self._methods(methods)
         notes: list[str] = []
         estimate = np.asarray(statistic(*(self.estimates[name] for name in names)), dtype=np.float64)
@@ -121,7 +124,10 @@ class Replicates:
             notes.append(f"{without} of {len(answers)} replicates have no scale; the statement counts as false there")
         for answer in answers:
             if not isinstance(answer, (bool, np.bool_)):
-                raise MetricError(f"the statement returned {answer!r}; it must return True or False")
+                raise MetricError(
+                    f"the statement returned {answer!r}; it must return True or False",
+                    argument="statement", value=answer, allowed=(True, False),
+                )  # fmt: skip
         for note in notes:
             warnings.warn(note, HoEWarning, stacklevel=2)
         return float(np.mean(answers))
@@ -129,7 +135,10 @@ class Replicates:
     def _methods(self, methods: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [name for name in methods if name not in self.points]
         if unknown:
-            raise MetricError(f"there is no method {unknown[0]!r}; the methods are {list(self.points)}")
+            raise MetricError(
+                f"there is no method {unknown[0]!r}; the methods are {list(self.points)}",
+                argument="methods", value=unknown[0], allowed=list(self.points),
+            )  # fmt: skip
         return methods or tuple(self.points)
 
     def _fronts(self, names: tuple[str, ...]) -> Iterator[tuple[FloatArray, ...]]:
@@ -173,18 +182,23 @@ def bootstrap(values: Mapping[str, Any], *, replicates: int = 1000, seed: int = 
     """
     if not isinstance(values, Mapping) or not values:
         raise MetricError(
-            f"values is {type(values).__name__}; give a mapping of one or more methods: {{'hoe': rewards}}"
-        )
+            f"values is {type(values).__name__}; give a mapping of one or more methods: {{'hoe': rewards}}",
+            argument="values", value=values, allowed="a mapping of one or more methods",
+        )  # fmt: skip
     if replicates < 1:
-        raise MetricError(f"replicates is {replicates}; at least 1 is needed, 1000 for a 95 % interval")
+        raise MetricError(
+            f"replicates is {replicates}; at least 1 is needed, 1000 for a 95 % interval",
+            argument="replicates", value=replicates, allowed="at least 1",
+        )  # fmt: skip
     tables = {str(name): _as_rewards(name, table) for name, table in values.items()}
     first, *others = tables
     for name in others:
         if tables[name].shape[2:] != tables[first].shape[2:]:
             raise MetricError(
                 f"the methods must share prompts and objectives: {first!r} has (prompts, objectives) "
-                f"{tables[first].shape[2:]}, {name!r} has {tables[name].shape[2:]}"
-            )
+                f"{tables[first].shape[2:]}, {name!r} has {tables[name].shape[2:]}",
+                argument=f"values[{name!r}]", value=tables[name].shape[2:], allowed=tables[first].shape[2:],
+            )  # fmt: skip
     rng = np.random.default_rng(seed)
     prompts = rng.integers(tables[first].shape[2], size=(replicates, tables[first].shape[2]))
     seeds = {name: rng.integers(len(table), size=(replicates, len(table))) for name, table in tables.items()}
@@ -203,17 +217,22 @@ def _as_rewards(name: Any, values: Any) -> FloatArray:
     if table.ndim != 4 or table.size == 0:
         raise MetricError(
             f"values[{name!r}] has shape {table.shape}; expected (seeds, preferences, prompts, objectives), none of them 0. "
-            "For one seed of training add an axis: rewards[None]"
-        )
+            "For one seed of training add an axis: rewards[None]",
+            argument=f"values[{name!r}]", value=table.shape, allowed="(seeds, preferences, prompts, objectives)",
+        )  # fmt: skip
     if np.isinf(table).any():
-        raise MetricError(f"values[{name!r}] holds infinity; rewards must be finite, or NaN where there is none")
+        raise MetricError(
+            f"values[{name!r}] holds infinity; rewards must be finite, or NaN where there is none",
+            argument=f"values[{name!r}]", allowed="finite numbers, or NaN",
+        )  # fmt: skip
     silent = np.argwhere(np.isnan(table).all(axis=2))
     if len(silent):
         seed, preference, objective = silent[0].tolist()
         raise MetricError(
             f"values[{name!r}] has no reward at all for objective {objective} at seed {seed}, preference {preference}; "
-            "leave that seed out, or score its answers"
-        )
+            "leave that seed out, or score its answers",
+            argument=f"values[{name!r}]", allowed="a reward for every seed, preference and objective",
+        )  # fmt: skip
     return table
 
 
@@ -226,8 +245,9 @@ def _mean_points(name: str, table: FloatArray, seeds: IntArray, prompts: IntArra
     if not total.all():
         raise MetricError(
             f"values[{name!r}] has too few rewards: {int((total == 0).any(axis=(1, 2)).sum())} of {len(total)} replicates "
-            "drew no prompt with a reward for some objective. Score more prompts"
-        )
+            "drew no prompt with a reward for some objective. Score more prompts",
+            argument=f"values[{name!r}]", allowed="a reward for every objective in every replicate",
+        )  # fmt: skip
     # Around the first seed's, so that the mean of equal numbers is that number
     first = np.where(known[:, :1], per_seed[:, :1], 0.0)
     return np.asarray(first[:, 0] + (weights * np.where(known, per_seed - first, 0.0)).sum(axis=1) / total)

@@ -25,7 +25,10 @@ def path(name: str) -> str:
     True
     """
     if name not in NAMES:
-        raise MetricError(f"there is no evaluate module {name!r}; use one of {', '.join(NAMES)}")
+        raise MetricError(
+            f"there is no evaluate module {name!r}; use one of {', '.join(NAMES)}",
+            argument="name", value=name, allowed=NAMES,
+        )  # fmt: skip
     return str(_FOLDER / name)
 
 

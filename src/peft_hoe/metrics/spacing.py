@@ -68,17 +68,24 @@ def _pair(rewards: Any, preferences: Any) -> tuple[FloatArray, FloatArray]:
     wanted = as_preferences(preferences, points.shape[1])
     if len(points) != len(wanted):
         raise MetricError(
-            f"there are {len(points)} rows of rewards, but {len(wanted)} preferences; give one for each row"
-        )
+            f"there are {len(points)} rows of rewards, but {len(wanted)} preferences; give one for each row",
+            argument="preferences", value=len(wanted), allowed=len(points),
+        )  # fmt: skip
     return points, wanted
 
 
 def _gaps(rewards: Any, preferences: Any) -> FloatArray:
     points, wanted = _pair(rewards, preferences)
     if points.shape[1] < 2:
-        raise MetricError("gaps need at least two objectives: with one there is nothing to steer between")
+        raise MetricError(
+            "gaps need at least two objectives: with one there is nothing to steer between",
+            argument="rewards", value=points.shape, allowed="at least two objectives",
+        )  # fmt: skip
     pairs = edges(triangulate(wanted))
     gaps: FloatArray = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
     if not gaps.any():
-        raise MetricError("the rewards are the same at all preferences: there is no gap")
+        raise MetricError(
+            "the rewards are the same at all preferences: there is no gap",
+            argument="rewards", value=points.tolist(), allowed="not the same at all preferences",
+        )  # fmt: skip
     return gaps

@@ -138,14 +138,16 @@ def _by_preference(rewards: Any, preferences: Any) -> tuple[FloatArray, FloatArr
     wanted = as_preferences(preferences, rows.shape[1])
     if len(rows) != len(wanted):
         raise MetricError(
-            f"there are {len(rows)} rows of rewards, but {len(wanted)} preferences; give one for each row"
-        )
+            f"there are {len(rows)} rows of rewards, but {len(wanted)} preferences; give one for each row",
+            argument="preferences", value=len(wanted), allowed=len(rows),
+        )  # fmt: skip
     # Adding 0 makes −0 and 0 the same row.
     distinct, first, group = np.unique(wanted.round(_DECIMALS) + 0.0, axis=0, return_index=True, return_inverse=True)
     if len(distinct) < 2:
         raise MetricError(
-            f"all {len(rows)} rows have the preference {distinct[0].tolist()}; steering needs at least two"
-        )
+            f"all {len(rows)} rows have the preference {distinct[0].tolist()}; steering needs at least two",
+            argument="preferences", value=distinct.tolist(), allowed="at least two different ones",
+        )  # fmt: skip
     group = group.ravel()  # numpy 2.0 returns a column
     # Deviations from a group's first row are summed, so that equal rows have exactly their mean, and ties stay ties.
     deviations = np.zeros((len(distinct), rows.shape[1]))

@@ -43,7 +43,10 @@ def as_numbers(values: Any, name: str) -> FloatArray:
             raise TypeError(f"it holds {raw.dtype}")
         return np.array(raw, dtype=np.float64, order="C")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise MetricError(f"{name} must be rows of numbers, all of the same length; {_why(values, error)}") from None
+        raise MetricError(
+            f"{name} must be rows of numbers, all of the same length; {_why(values, error)}",
+            argument=name, allowed="rows of numbers, all of the same length",
+        ) from None  # fmt: skip
 
 
 def _why(values: Any, error: Exception) -> str:
@@ -67,14 +70,26 @@ def as_points(values: Any, name: str = "points", *, objectives: int | None = Non
     """
     points = as_numbers(values, name)
     if points.size == 0:
-        raise MetricError(f"{name} is empty (shape {points.shape}); give at least one point")
+        raise MetricError(
+            f"{name} is empty (shape {points.shape}); give at least one point",
+            argument=name, value=points.shape, allowed="at least one point",
+        )  # fmt: skip
     if points.ndim != 2:
         hint = " (wrap a single point in a list)" if points.ndim == 1 else ""
-        raise MetricError(f"{name} has shape {points.shape}; expected (points, objectives){hint}")
+        raise MetricError(
+            f"{name} has shape {points.shape}; expected (points, objectives){hint}",
+            argument=name, value=points.shape, allowed="(points, objectives)",
+        )  # fmt: skip
     if points.shape[1] > MAX_OBJECTIVES:
-        raise MetricError(f"{name} has {points.shape[1]} objectives; at most {MAX_OBJECTIVES} can be measured")
+        raise MetricError(
+            f"{name} has {points.shape[1]} objectives; at most {MAX_OBJECTIVES} can be measured",
+            argument=name, value=points.shape[1], allowed=f"at most {MAX_OBJECTIVES}",
+        )  # fmt: skip
     if objectives is not None and points.shape[1] != objectives:
-        raise MetricError(f"{name} has {points.shape[1]} objectives, but what it belongs to has {objectives}")
+        raise MetricError(
+            f"{name} has {points.shape[1]} objectives, but what it belongs to has {objectives}",
+            argument=name, value=points.shape[1], allowed=objectives,
+        )  # fmt: skip
     _refuse(
         np.isnan(points), name, "NaN (no reward)", "leave these rows out, or average over the prompts that have one"
     )
@@ -86,7 +101,10 @@ def _refuse(bad: Any, name: str, what: str, remedy: str) -> None:
     rows = np.flatnonzero(bad.any(axis=1))
     if len(rows):
         shown = ", ".join(map(str, rows[:5])) + (" ..." if len(rows) > 5 else "")
-        raise MetricError(f"{name} holds {what} in {len(rows)} of {len(bad)} rows (row {shown}); {remedy}")
+        raise MetricError(
+            f"{name} holds {what} in {len(rows)} of {len(bad)} rows (row {shown}); {remedy}",
+            argument=name, allowed="finite numbers",
+        )  # fmt: skip
 
 
 def as_point(values: Any, name: str, *, objectives: int | None = None) -> FloatArray:
@@ -97,7 +115,10 @@ def as_point(values: Any, name: str, *, objectives: int | None = None) -> FloatA
     """
     point = as_numbers(values, name)
     if point.ndim != 1:
-        raise MetricError(f"{name} has shape {point.shape}; expected one point (objectives,)")
+        raise MetricError(
+            f"{name} has shape {point.shape}; expected one point (objectives,)",
+            argument=name, value=point.shape, allowed="(objectives,)",
+        )  # fmt: skip
     return np.asarray(as_points(point[None], name, objectives=objectives)[0])
 
 
@@ -110,15 +131,20 @@ def check_reference_point(value: Any) -> FloatArray:
     if value is None:
         raise MetricError(
             "reference_point is missing: give one number for all objectives or one for each, fixed before anything is "
-            f"measured. For rewards normalised by the payoff table use peft_hoe.metrics.REFERENCE_POINT = {REFERENCE_POINT}"
-        )
+            f"measured. For rewards normalised by the payoff table use peft_hoe.metrics.REFERENCE_POINT = {REFERENCE_POINT}",
+            argument="reference_point", allowed="one number for all objectives or one for each",
+        )  # fmt: skip
     point = as_numbers(value, "reference_point")
     if point.ndim > 1 or point.size == 0:
         raise MetricError(
-            f"reference_point has shape {point.shape}; give one number for all objectives or one for each"
-        )
+            f"reference_point has shape {point.shape}; give one number for all objectives or one for each",
+            argument="reference_point", value=point.shape, allowed="one number for all objectives or one for each",
+        )  # fmt: skip
     if not np.isfinite(point).all():
-        raise MetricError(f"reference_point is {point.tolist()}; every number must be finite")
+        raise MetricError(
+            f"reference_point is {point.tolist()}; every number must be finite",
+            argument="reference_point", value=point.tolist(), allowed="finite numbers",
+        )  # fmt: skip
     return point
 
 
@@ -132,8 +158,9 @@ def as_reference_point(value: Any, objectives: int) -> FloatArray:
     if point.size not in (1, objectives):
         raise MetricError(
             f"reference_point has {point.size} numbers, but there are {objectives} objectives; give one number for all of "
-            f"them or {objectives} numbers"
-        )
+            f"them or {objectives} numbers",
+            argument="reference_point", value=point.size, allowed=(1, objectives),
+        )  # fmt: skip
     return np.array(np.broadcast_to(point, (objectives,)))
 
 

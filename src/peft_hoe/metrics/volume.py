@@ -139,6 +139,7 @@ def relative_hypervolume(points: Any, reference_front: Any, *, reference_point: 
     if whole == 0:
         raise MetricError(
             f"the reference front has hypervolume 0 at the reference point {reference.tolist()}, so nothing can be "
-            f"relative to it; the best of each of its objectives are {np.asarray(other.max(axis=0)).tolist()}"
-        )
+            f"relative to it; the best of each of its objectives are {np.asarray(other.max(axis=0)).tolist()}",
+            argument="reference_point", value=reference.tolist(), allowed="below some point of the reference front",
+        )  # fmt: skip
     return hypervolume(front, reference_point=reference) / whole

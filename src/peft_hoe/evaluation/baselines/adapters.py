@@ -53,8 +53,9 @@ def built_adapter(
         if different:
             raise HoEError(
                 f"{path} was made with another {', '.join(different)} (as {made_with.name} beside it says); give another "
-                "folder=, or remove both yourself"
-            )
+                "folder=, or remove both yourself",
+                argument="folder", value=os.fspath(path),
+            )  # fmt: skip
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made_with.write_text(json.dumps(request) + "\n", encoding="utf-8")

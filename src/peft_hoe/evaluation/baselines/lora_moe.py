@@ -58,7 +58,8 @@ def lora_moe(
     if not (trained / "adapter_config.json").is_file():
         if rewards is None or train_dataset is None:
             raise HoEError(
-                f"there is no trained mixture in {trained}; give rewards= and train_dataset= to train one there"
+                f"there is no trained mixture in {trained}; give rewards= and train_dataset= to train one there",
+                argument="rewards" if rewards is None else "train_dataset",
             )
         router = {"preference": uniform(len(policies)).tolist(), "name": "mixture", "votes_for": "all"}
         build = {"interpolation": "linear", **build}

@@ -40,7 +40,10 @@ def _make(
     **build: Any,
 ) -> Merges:
     if "merging" in build:
-        raise HoEError(f"{name} merges by {_MERGES[name]!r}; give its options as merge_options= instead of merging=")
+        raise HoEError(
+            f"{name} merges by {_MERGES[name]!r}; give its options as merge_options= instead of merging=",
+            argument="merging", value=build["merging"],
+        )  # fmt: skip
     merging = Merging(_MERGES[name], merge_options or {})
     completer = Completer(load_base(base, model_options), tokenizer, decoding)
     return Merges(name, base, policies, completer, Path(folder), model_options, merging, build)

@@ -47,7 +47,10 @@ def morlhf(
             no policy; it names those that have one.
     """
     if not policies or len({len(point) for point in policies}) > 1:
-        raise HoEError(f"policies are for {list(policies)}; give {{λ: directory}}, every λ a tuple of N weights")
+        raise HoEError(
+            f"policies are for {list(policies)}; give {{λ: directory}}, every λ a tuple of N weights",
+            argument="policies", value=list(policies), allowed="{λ: directory}, every λ a tuple of N weights",
+        )  # fmt: skip
     completer = Completer(load_base(base, model_options), tokenizer, decoding)
     return TrainedPolicies(base, policies, objectives, completer, model_options)
 
@@ -82,5 +85,7 @@ class TrainedPolicies(PerPreference):
                 return point
         raise HoEError(
             f"there is no policy for the preference [{written(preference)}]; there are policies for "
-            f"[{'], ['.join(map(written, self.policies))}]: sweep with preferences= these, or train one (policies.train_policy)"
-        )
+            f"[{'], ['.join(map(written, self.policies))}]: sweep with preferences= these, or train "
+            "one (policies.train_policy)",
+            argument="preferences", value=preference.tolist(), allowed=list(self.policies),
+        )  # fmt: skip

@@ -58,7 +58,10 @@ class Prompting:
 
     def __init__(self, model: Any, objectives: Sequence[str], completer: Completer, template: str) -> None:
         if "{preference}" not in template:
-            raise HoEError(f'template is {template!r}; it needs {{preference}}, such as "Be {{preference}}.\\n"')
+            raise HoEError(
+                f'template is {template!r}; it needs {{preference}}, such as "Be {{preference}}.\\n"',
+                argument="template", value=template, allowed="a text with {preference}",
+            )  # fmt: skip
         self.model, self.completer, self.template = model, completer, template
         self.objectives = tuple(objectives)
 

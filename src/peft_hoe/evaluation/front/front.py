@@ -104,7 +104,10 @@ class Front:
 
         self.objectives = list(sweep.objectives)
         if len(self.objectives) < 2:
-            raise HoEError(f"the sweep has the one objective {self.objectives}; there is nothing to choose between")
+            raise HoEError(
+                f"the sweep has the one objective {self.objectives}; there is nothing to choose between",
+                argument="objectives", value=self.objectives, allowed="at least two",
+            )  # fmt: skip
         if normalized and sweep.normalizer is None:
             raise HoEError(
                 "the sweep has no payoff table to normalise by; leave normalized=True out", argument="normalized"

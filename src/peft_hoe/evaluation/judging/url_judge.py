@@ -59,14 +59,17 @@ class URLJudge:
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
-            raise HoEError(f"the judge's URL {self.url!r} must begin with http:// or https://")
+            raise HoEError(
+                f"the judge's URL {self.url!r} must begin with http:// or https://", argument="url", value=self.url
+            )
         try:
             self.instruction.format(prompt="", first="", second="", criterion="")
         except (KeyError, IndexError, ValueError) as error:
             raise HoEError(
                 f"the judge's instruction cannot be filled in ({type(error).__name__}: {error}); it may hold {{prompt}}, "
-                "{first}, {second} and {criterion}, and other braces doubled"
-            ) from None
+                "{first}, {second} and {criterion}, and other braces doubled",
+                argument="instruction", value=self.instruction, allowed=("prompt", "first", "second", "criterion"),
+            ) from None  # fmt: skip
 
     def __call__(self, prompt: Any, first: str, second: str) -> str:
         """The server's answer.
@@ -90,7 +93,10 @@ class URLJudge:
         try:
             return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
         except (ValueError, KeyError, IndexError, TypeError):
-            raise HoEError(f"{address} answered {shown(answer)}; expected an OpenAI chat completion") from None
+            raise HoEError(
+                f"{address} answered {shown(answer)}; expected an OpenAI chat completion",
+                argument=address, value=answer,
+            ) from None  # fmt: skip
 
 
 def _as_text(prompt: Any) -> str:

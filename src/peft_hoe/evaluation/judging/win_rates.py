@@ -156,16 +156,25 @@ def _pairs(a: SweepResult, b: SweepResult | Sequence[str]) -> tuple[list[int], l
     """Rows of A's preferences, and (place, prompt, A's text, B's text)."""
     if isinstance(b, SweepResult):
         if a.prompts != b.prompts:
-            raise HoEError(f"{a.name!r} and {b.name!r} answered different prompts; judge sweeps of the same prompts")
+            raise HoEError(
+                f"{a.name!r} and {b.name!r} answered different prompts; judge sweeps of the same prompts",
+                argument="prompts", value=b.prompts, allowed=a.prompts,
+            )  # fmt: skip
         place = {preference_key(point): k for k, point in enumerate(b.preferences)}
         shared = [(k, place[key]) for k, key in enumerate(map(preference_key, a.preferences)) if key in place]
         theirs = {k: [texts[0] for texts in b.completions[0][other]] for k, other in shared}
     else:
         if len(b) != len(a.prompts):
-            raise HoEError(f"{len(b)} texts are given for {len(a.prompts)} prompts; give one for each")
+            raise HoEError(
+                f"{len(b)} texts are given for {len(a.prompts)} prompts; give one for each",
+                argument="b", value=len(b), allowed=len(a.prompts),
+            )  # fmt: skip
         theirs = {k: list(b) for k in range(len(a.preferences))}
     if not theirs:
-        raise HoEError(f"{a.name!r} and the other sweep share no preference; sweep both at the same ones")
+        raise HoEError(
+            f"{a.name!r} and the other sweep share no preference; sweep both at the same ones",
+            argument="preferences", allowed=a.preferences.tolist(),
+        )  # fmt: skip
     jobs = [
         (i, p, ours[0], text)
         for i, (k, others) in enumerate(theirs.items())

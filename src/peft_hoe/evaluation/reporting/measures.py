@@ -159,8 +159,9 @@ def compare(
     if a.objectives != b.objectives or a.prompts != b.prompts:
         what = "objectives" if a.objectives != b.objectives else "prompts"
         raise HoEError(
-            f"{a.name!r} and {b.name!r} have different {what}; compare sweeps of the same prompts and objectives"
-        )
+            f"{a.name!r} and {b.name!r} have different {what}; compare sweeps of the same prompts and objectives",
+            argument=what, value=getattr(b, what), allowed=getattr(a, what),
+        )  # fmt: skip
     _check_scale(a)
     with _each_warning_once():
         return _compare(a, b, level, replicates, seed)
@@ -216,8 +217,9 @@ def _check_scale(sweep: SweepResult) -> None:
         raise HoEError(
             f"the rewards of {sweep.name!r} are not normalised, and {REFERENCE_POINT} is a reference point for normalised "
             "ones; set sweep.normalizer to a RewardNormalizer, or sweep.reference_point to a point of raw rewards that was "
-            "fixed beforehand"
-        )
+            "fixed beforehand",
+            argument="normalizer", allowed="a RewardNormalizer, or a reference_point of raw rewards",
+        )  # fmt: skip
 
 
 def _clipped(points: FloatArray, reference: FloatArray) -> int:

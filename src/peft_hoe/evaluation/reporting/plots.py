@@ -41,11 +41,15 @@ def plot(sweeps: Sequence[SweepResult], *, level: float = 0.95, replicates: int 
     for other in others:
         if other.objectives != first.objectives:
             raise HoEError(
-                f"{other.name!r} has objectives {list(other.objectives)}, {first.name!r} {list(first.objectives)}"
-            )
+                f"{other.name!r} has objectives {list(other.objectives)}, {first.name!r} {list(first.objectives)}",
+                argument="objectives", value=list(other.objectives), allowed=list(first.objectives),
+            )  # fmt: skip
     n = len(first.objectives)
     if n < 2:
-        raise HoEError("a front has at least two objectives; there is nothing to plot for one")
+        raise HoEError(
+            "a front has at least two objectives; there is nothing to plot for one",
+            argument="objectives", value=list(first.objectives), allowed="at least two",
+        )  # fmt: skip
     if n > 3:
         return _parallel(sweeps)
     means = [sweep.intervals(level=level, replicates=replicates) for sweep in sweeps]

@@ -51,13 +51,19 @@ class BatchedMethod:
 
     def __post_init__(self) -> None:
         if self.texts < 1 or self.batch_size < 1:
-            raise HoEError(f"texts is {self.texts} and batch_size {self.batch_size}; both must be at least 1")
+            raise HoEError(
+                f"texts is {self.texts} and batch_size {self.batch_size}; both must be at least 1",
+                argument="texts" if self.texts < 1 else "batch_size",
+                value=self.texts if self.texts < 1 else self.batch_size,
+                allowed="at least 1",
+            )
         self.decoding = dict(getattr(self.method, "decoding", {}))
         self.sampled = bool(self.decoding.get("do_sample", False))
         if self.texts > 1 and self.decoding.get("do_sample") is False:
             raise HoEError(
-                f"texts is {self.texts}, but greedy texts are all the same; sample (Decoding(do_sample=True)), or texts=1"
-            )
+                f"texts is {self.texts}, but greedy texts are all the same; sample (Decoding(do_sample=True)), or texts=1",
+                argument="texts", value=self.texts, allowed=1,
+            )  # fmt: skip
         self.drawing = {"texts": self.texts}
         if self.sampled:
             self.drawing |= {"seed": self.seed, "batch_size": self.batch_size}
@@ -68,7 +74,10 @@ class BatchedMethod:
     def complete(self, prompts: list[Any], points: FloatArray, objectives: Sequence[str], path: Path | None) -> Texts:
         """Texts `(K, P, T)`."""
         if not prompts:
-            raise HoEError("there are no prompts to complete; give at least one")
+            raise HoEError(
+                "there are no prompts to complete; give at least one",
+                argument="prompts", value=prompts, allowed="at least one",
+            )  # fmt: skip
         digest = hashlib.sha256(json.dumps(prompts, default=str).encode()).hexdigest()
         header = {
             "name": self.name, "fingerprint": self.fingerprint, "decoding": self.decoding, "drawing": self.drawing,
@@ -132,8 +141,9 @@ class BatchedMethod:
         if isinstance(texts, str) or len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
             raise HoEError(
                 f"the method {self.name!r} returned {str(texts)[:100]!r} for {len(batch)} prompts; it must return "
-                f"{len(batch)} texts"
-            )
+                f"{len(batch)} texts",
+                argument="method", value=texts, allowed=f"{len(batch)} texts",
+            )  # fmt: skip
         return list(texts)
 
 

@@ -76,7 +76,10 @@ def load(directory: Path, kind: type[S]) -> S:
             runs=state["runs"],
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise HoEError(f"cannot read a sweep from {str(directory)!r}: {type(error).__name__}: {error}") from error
+        raise HoEError(
+            f"cannot read a sweep from {str(directory)!r}: {type(error).__name__}: {error}",
+            argument="directory", value=str(directory),
+        ) from error  # fmt: skip
 
 
 def from_generations(
@@ -114,7 +117,10 @@ def from_generations(
     """
     header, raw = read_generations(source)
     if not raw:
-        raise HoEError("the generations hold no rows; give at least one completion")
+        raise HoEError(
+            "the generations hold no rows; give at least one completion",
+            argument="source", value=raw, allowed="at least one row",
+        )  # fmt: skip
     names = objective_names(objectives, header.get("objectives"), rewards)
     scorer = text_rewards(rewards, names)
     rows = number_texts(raw, names)
@@ -163,8 +169,9 @@ def _prompts(given: Any, rows: Sequence[Row]) -> tuple[list[Any], list[Any], Col
     if unknown:
         raise HoEError(
             f"the generations answer prompts {unknown[:5]} that are not known; give prompts= as a list (ids 0, 1, ...) or "
-            "{id: prompt}, or write `prompt` into the rows"
-        )
+            "{id: prompt}, or write `prompt` into the rows",
+            argument="prompt_id", value=unknown, allowed=[*known],
+        )  # fmt: skip
     return [*known], *split_rows(known.values())
 
 

@@ -50,7 +50,9 @@ def read_generations(source: Any) -> tuple[Row, list[Row]]:
                 Path(source).read_text(encoding="utf-8").split("\n")
             )  # splitlines splits at U+2028 inside of texts too
         except (OSError, ValueError) as error:
-            raise HoEError(f"cannot read the generations {str(source)!r}: {error}") from None
+            raise HoEError(
+                f"cannot read the generations {str(source)!r}: {error}", argument="source", value=str(source)
+            ) from None
         where = [f"{source}, line {i}" for i in range(1, len(lines) + 1)]
         items: list[Any] = [_parsed(line, place) for line, place in zip(lines, where, strict=True) if line.strip()]
         where = [place for line, place in zip(lines, where, strict=True) if line.strip()]
@@ -84,8 +86,9 @@ def number_texts(rows: Iterable[Row], objectives: Sequence[str]) -> list[Row]:
         if row_key(full) in parsed:
             raise HoEError(
                 f"the generations hold text {text} of prompt {row['prompt_id']!r} at preference [{written(point)}] twice; "
-                "number texts from 0 with `text`, or leave it out"
-            )
+                "number texts from 0 with `text`, or leave it out",
+                argument="text", value=text,
+            )  # fmt: skip
         parsed[row_key(full)] = full
     return list(parsed.values())
 
@@ -100,7 +103,7 @@ def _parsed(line: str, place: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise HoEError(f"{place} is not JSON: {error}") from None
+        raise HoEError(f"{place} is not JSON: {error}", value=line, allowed="JSON") from None
 
 
 def _check_row(item: Any, place: str) -> None:
@@ -109,13 +112,16 @@ def _check_row(item: Any, place: str) -> None:
     ]
     if missing:
         raise HoEError(
-            f'{place} lacks {missing}; a row is {{"preference": [0.3, 0.7], "prompt_id": 0, "completion": "..."}}'
-        )
+            f'{place} lacks {missing}; a row is {{"preference": [0.3, 0.7], "prompt_id": 0, "completion": "..."}}',
+            argument=missing[0], value=item,
+        )  # fmt: skip
     if not isinstance(item["completion"], str) or not isinstance(item["prompt_id"], (str, int)):
+        wrong = "prompt_id" if isinstance(item["completion"], str) else "completion"
         raise HoEError(
             f"{place}: completion must be text and prompt_id a text or integer, but they are {item['completion']!r} and "
-            f"{item['prompt_id']!r}"
-        )
+            f"{item['prompt_id']!r}",
+            argument=wrong, value=item[wrong], allowed="a text" if wrong == "completion" else "a text or integer",
+        )  # fmt: skip
 
 
 class GenerationLog:
@@ -154,8 +160,9 @@ class GenerationLog:
             )
             raise HoEError(
                 f"{self.path} was begun by another sweep ({shown}); use another output directory, or "
-                "overwrite=True (--overwrite)"
-            )
+                "overwrite=True (--overwrite)",
+                argument=differing[0], value=now.get(differing[0]), allowed=before.get(differing[0]),
+            )  # fmt: skip
         self.done = {row_key(row): row["completion"] for row in number_texts(rows, self.header["objectives"])}
 
     def append(self, rows: Sequence[Row]) -> None:

@@ -63,12 +63,14 @@ class SweepResult:
         if self.rewards.ndim != 5 or self.rewards.shape[:3] != shape or self.rewards.shape[4] != len(self.objectives):
             raise HoEError(
                 f"rewards have shape {self.rewards.shape}; expected (runs, preferences, prompts, texts, objectives) with "
-                f"{shape} and {len(self.objectives)} objectives"
-            )
+                f"{shape} and {len(self.objectives)} objectives",
+                argument="rewards", value=self.rewards.shape, allowed="(runs, preferences, prompts, texts, objectives)",
+            )  # fmt: skip
         if self.normalizer is not None and self.normalizer.objectives != tuple(self.objectives):
             raise HoEError(
-                f"the normaliser is for {list(self.normalizer.objectives)}, the sweep for {list(self.objectives)}"
-            )
+                f"the normaliser is for {list(self.normalizer.objectives)}, the sweep for {list(self.objectives)}",
+                argument="normalizer", value=list(self.normalizer.objectives), allowed=list(self.objectives),
+            )  # fmt: skip
 
     # -- numbers ---
 
@@ -123,7 +125,10 @@ class SweepResult:
             HoEError: there are none, or they differ in objectives, preferences, prompts, texts or scale.
         """
         if not sweeps:
-            raise HoEError("there are no sweeps to stack; give at least one")
+            raise HoEError(
+                "there are no sweeps to stack; give at least one",
+                argument="sweeps", value=sweeps, allowed="at least one",
+            )  # fmt: skip
         first = sweeps[0]
         for other in sweeps[1:]:
             _check_same(first, other)
@@ -162,12 +167,21 @@ class FrontPoints:
 def _check_same(first: SweepResult, other: SweepResult) -> None:
     for what in ("objectives", "prompts", "payoff_source", "reference_point"):
         if getattr(first, what) != getattr(other, what):
-            raise HoEError(f"the sweeps of {first.name!r} and {other.name!r} differ in {what}; they cannot be stacked")
+            raise HoEError(
+                f"the sweeps of {first.name!r} and {other.name!r} differ in {what}; they cannot be stacked",
+                argument=what, value=getattr(other, what), allowed=getattr(first, what),
+            )  # fmt: skip
     if first.rewards.shape[1:] != other.rewards.shape[1:] or not np.allclose(first.preferences, other.preferences):
-        raise HoEError(f"the sweeps of {first.name!r} and {other.name!r} differ in preferences or number of texts")
+        raise HoEError(
+            f"the sweeps of {first.name!r} and {other.name!r} differ in preferences or number of texts",
+            argument="texts" if first.rewards.shape[3] != other.rewards.shape[3] else "preferences",
+        )
     scales = [None if sweep.normalizer is None else sweep.normalizer.payoff.tolist() for sweep in (first, other)]
     if first.payoff_source != "own corners" and scales[0] != scales[1]:
-        raise HoEError(f"the sweeps have different payoff tables, {scales[0]} and {scales[1]}; sweep with one payoff=")
+        raise HoEError(
+            f"the sweeps have different payoff tables, {scales[0]} and {scales[1]}; sweep with one payoff=",
+            argument="payoff", value=scales[1], allowed=scales[0],
+        )  # fmt: skip
 
 
 def installed_versions() -> Mapping[str, str]:

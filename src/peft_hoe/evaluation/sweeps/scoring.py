@@ -26,14 +26,20 @@ def objective_names(given: Sequence[str] | None, known: Sequence[str] | None, re
         HoEError: nobody knows, or they contradict each other.
     """
     if given is not None and known is not None and tuple(given) != tuple(known):
-        raise HoEError(f"objectives are {list(given)}, but the method's are {list(known)}; leave objectives= out")
+        raise HoEError(
+            f"objectives are {list(given)}, but the method's are {list(known)}; leave objectives= out",
+            argument="objectives", value=list(given), allowed=list(known),
+        )  # fmt: skip
     if given is not None or known is not None:
         return tuple(given if given is not None else known or ())
     if isinstance(rewards, Rewards):
         return rewards.objectives
     if isinstance(rewards, Mapping) and rewards:
         return tuple(name for key in rewards for name in ((key,) if isinstance(key, str) else key))
-    raise HoEError('the objectives have no names; give objectives=["a", "b"], or rewards as {"a": ..., "b": ...}')
+    raise HoEError(
+        'the objectives have no names; give objectives=["a", "b"], or rewards as {"a": ..., "b": ...}',
+        argument="objectives",
+    )
 
 
 def text_rewards(rewards: Any, objectives: Sequence[str]) -> Rewards:
@@ -43,13 +49,17 @@ def text_rewards(rewards: Any, objectives: Sequence[str]) -> Rewards:
         RewardError: there are none, or one reads the policy's token ids, which a file of completions does not hold.
     """
     if rewards is None:
-        raise RewardError(f"there are no rewards; give one for each of {list(objectives)}")
+        raise RewardError(
+            f"there are no rewards; give one for each of {list(objectives)}",
+            argument="rewards", allowed=list(objectives),
+        )  # fmt: skip
     scorer = Rewards.of(rewards, objectives)
     if scorer.needs_tokens:
         raise RewardError(
             "a reward is a module that reads the policy's token ids, but sweeps score texts; wrap it as "
-            "peft_hoe.rewards.ClassifierReward(model, its_tokenizer)"
-        )
+            "peft_hoe.rewards.ClassifierReward(model, its_tokenizer)",
+            argument="rewards", allowed="rewards that read texts",
+        )  # fmt: skip
     return scorer
 
 
@@ -63,7 +73,10 @@ def score(
     """
     for name, column in (columns or {}).items():
         if len(column) != len(prompts):
-            raise RewardError(f"column {name!r} has {len(column)} rows, but there are {len(prompts)} prompts")
+            raise RewardError(
+                f"column {name!r} has {len(column)} rows, but there are {len(prompts)} prompts",
+                argument=name, value=len(column), allowed=len(prompts),
+            )  # fmt: skip
     table = np.full((len(completions), len(prompts), len(completions[0][0]), len(rewards.objectives)), np.nan)
     for k, by_prompt in enumerate(completions):
         there = [(p, t) for p, texts in enumerate(by_prompt) for t, text in enumerate(texts) if text is not None]
