@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the statistic is NaN in up to:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:.* encloses nothing:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:pruning dropped:peft_hoe.errors.HoEWarning"),
+    pytest.mark.filterwarnings("ignore:.*replicates have no scale:peft_hoe.errors.HoEWarning"),
 ]
 
 
