@@ -44,13 +44,14 @@ def test_choices():
 # Errors that have nothing to say but their text.
 BARE = {
     "the first process failed", "this trainer has run", "nothing was recorded", "plots need matplotlib",
-    "GGUF files need", "a model uses this configuration",
+    "GGUF files need", "a model uses this configuration", "the server needs packages", "prompts of recipes need",
+    "str(error)",
 }  # fmt: skip
 
 # The modules of no room are ".".
 ROOMS = (
     "training rewards objectives generation tuner policies serving placing person demo experts reproduce "
-    "evaluation metrics ."
+    "evaluation metrics commands recipes ."
 ).split()
 
 

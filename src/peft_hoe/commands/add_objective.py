@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.expert is not None:
         expert = ExpertSpec(read_preference(arguments.expert), name=arguments.name, r=arguments.rank)
     elif arguments.name is not None:
-        raise HoEError("--name goes with --expert; an expert of the new objective alone has its name", argument="name")
+        raise HoEError(
+            "--name goes with --expert; an expert of the new objective alone has its name",
+            argument="--name", value=arguments.name,
+        )  # fmt: skip
     elif arguments.rank is not None:
         expert = ExpertSpec({name: 1.0}, r=arguments.rank)
     show(add_objective(name=name, policy=policy, expert=expert, **places(arguments)), arguments.output)

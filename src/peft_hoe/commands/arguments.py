@@ -27,9 +27,9 @@ def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str,
         name, equals, value = (part.strip() for part in item.partition("="))
         name = name.strip()
         if not (name and equals and value):
-            raise HoEError(f"{option} is {item!r}; write {form}")
+            raise HoEError(f"{option} is {item!r}; write {form}", argument=option, value=item, allowed=form)
         if name in pairs:
-            raise HoEError(f"{option} names {name!r} twice; give each name once")
+            raise HoEError(f"{option} names {name!r} twice; give each name once", argument=option, value=name)
         pairs[name] = value
     return pairs
 

@@ -99,15 +99,24 @@ def _task(arguments: argparse.Namespace) -> Task:
     prompts = _read_prompts(arguments.prompts) if arguments.prompts else None
     if arguments.base is None and not policies:
         if functions:
-            raise HoEError("--reward needs --base and --policy; the embedded models have rewards of their own")
+            raise HoEError(
+                "--reward needs --base and --policy; the embedded models have rewards of their own",
+                argument="--reward", value=arguments.reward,
+            )  # fmt: skip
         task = embedded_task(decoding)
         return task if prompts is None else Task(task.base, task.policies, task.rewards, prompts, decoding)
     if arguments.base is None or len(policies) < 2:
-        raise HoEError("models of your own need --base and at least two --policy NAME=MODEL")
+        raise HoEError(
+            "models of your own need --base and at least two --policy NAME=MODEL",
+            argument="--base" if arguments.base is None else "--policy",
+        )
     if prompts is None:
-        raise HoEError("models of your own need --prompts FILE")
+        raise HoEError("models of your own need --prompts FILE", argument="--prompts")
     if functions and set(functions) != set(policies):
-        raise HoEError(f"rewards are given for {sorted(functions)}, policies for {sorted(policies)}; names must match")
+        raise HoEError(
+            f"rewards are given for {sorted(functions)}, policies for {sorted(policies)}; names must match",
+            argument="--reward", value=sorted(functions), allowed=sorted(policies),
+        )  # fmt: skip
     rewards = {name: _load_reward(functions[name]) for name in policies if functions}
     return Task(arguments.base, policies, rewards, prompts, decoding)
 
@@ -116,7 +125,10 @@ def _read_prompts(path: str) -> list[str]:
     prompts = [row["prompt"] for row in read_prompts(path)]
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise HoEError(f"{path} holds the prompt {prompt!r}; the demo continues texts, write one on each line")
+            raise HoEError(
+                f"{path} holds the prompt {prompt!r}; the demo continues texts, write one on each line",
+                argument="--prompts", value=prompt, allowed="a text",
+            )  # fmt: skip
     return prompts
 
 
@@ -126,11 +138,17 @@ def _load_reward(path: str) -> Reward:
 
     module, _, name = path.partition(":")
     if not module or not name:
-        raise HoEError(f"cannot load the reward {path!r}, write module:function")
+        raise HoEError(
+            f"cannot load the reward {path!r}, write module:function",
+            argument="--reward", value=path, allowed="module:function",
+        )  # fmt: skip
     try:
         return load_function(module, name)
     except HoEError as error:
-        raise HoEError(f"cannot load the reward {path!r}, write module:function ({error})") from None
+        raise HoEError(
+            f"cannot load the reward {path!r}, write module:function ({error})",
+            argument="--reward", value=path, allowed="module:function",
+        ) from None  # fmt: skip
 
 
 def _preferences(extra: str | None, task: Task) -> FloatArray:

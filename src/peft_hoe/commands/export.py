@@ -131,7 +131,10 @@ def _check(arguments: argparse.Namespace) -> None:
     }
     for option, reason in unused.items():
         if reason:
-            raise HoEError(f"{option} cannot be used here: {reason}")
+            raise HoEError(
+                f"{option} cannot be used here: {reason}",
+                argument=option, value=getattr(arguments, option[2:].replace("-", "_")),
+            )  # fmt: skip
 
 
 def _calibrated(arguments: argparse.Namespace) -> tuple[Any, Any, list[Any] | None]:

@@ -111,21 +111,32 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("rank", "updates", "batch_size", "micro_batch_size", "max_new_tokens"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise HoEError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+            option = f"--{name.replace('_', '-')}"
+            raise HoEError(
+                f"{option} is {value}; it must be at least 1", argument=option, value=value, allowed="at least 1"
+            )
     if arguments.full and arguments.rank is not None:
-        raise HoEError(f"--rank {arguments.rank} is of a LoRA adapter, and --full trains none; leave one of them out")
+        raise HoEError(
+            f"--rank {arguments.rank} is of a LoRA adapter, and --full trains none; leave one of them out",
+            argument="--rank", value=arguments.rank,
+        )  # fmt: skip
     if arguments.group_size < 2 or arguments.batch_size % arguments.group_size:
         raise HoEError(
             f"--batch-size is {arguments.batch_size} and --group-size {arguments.group_size}; a group has at least 2 "
-            "responses, and the batch is a multiple of it"
-        )
+            "responses, and the batch is a multiple of it",
+            argument="--group-size", value=arguments.group_size, allowed=f"a divisor of {arguments.batch_size}, at least 2",
+        )  # fmt: skip
     micro = arguments.micro_batch_size or arguments.batch_size
     if arguments.batch_size % micro:
-        raise HoEError(f"--batch-size {arguments.batch_size} is no multiple of --micro-batch-size {micro}")
+        raise HoEError(
+            f"--batch-size {arguments.batch_size} is no multiple of --micro-batch-size {micro}",
+            argument="--micro-batch-size", value=micro, allowed=f"a divisor of {arguments.batch_size}",
+        )  # fmt: skip
     for name in ("learning_rate", "temperature"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
-            raise HoEError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+            option = f"--{name.replace('_', '-')}"
+            raise HoEError(f"{option} is {value}; it must be above 0", argument=option, value=value, allowed="above 0")
 
 
 def _folders(arguments: argparse.Namespace, names: list[str]) -> dict[str, Path]:
@@ -137,12 +148,18 @@ def _folders(arguments: argparse.Namespace, names: list[str]) -> dict[str, Path]
     folders = {name: Path(arguments.output) / name for name in names}
     for name, folder in folders.items():
         if folder.name != name or name.startswith("."):
-            raise HoEError(f"the objective {name!r} cannot name a folder; choose a name without / and leading dots")
+            raise HoEError(
+                f"the objective {name!r} cannot name a folder; choose a name without / and leading dots",
+                argument="--reward", value=name, allowed="a name without / and leading dots",
+            )  # fmt: skip
         if folder.is_dir() and any(folder.iterdir()):
             found = any((folder / file).is_file() for file in ("adapter_config.json", "config.json"))
             if not arguments.resume or not found:
                 remedy = "keep it with --resume, or name" if found else "it holds no policy; name"
-                raise HoEError(f"{folder} exists and is not empty: {remedy} another --output")
+                raise HoEError(
+                    f"{folder} exists and is not empty: {remedy} another --output",
+                    argument="--output", value=str(folder),
+                )  # fmt: skip
     return folders
 
 
@@ -152,7 +169,7 @@ def _hidden_size(base: str) -> int:
     try:
         config = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load the configuration of {base!r}: {error}") from None
+        raise HoEError(f"cannot load the configuration of {base!r}: {error}", argument="BASE", value=base) from None
     size: int = config.get_text_config().hidden_size
     return size
 

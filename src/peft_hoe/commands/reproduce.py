@@ -145,7 +145,11 @@ def _budget(arguments: argparse.Namespace) -> Any:
     if parameters is None and minutes is None:
         return arguments.auto or None
     if not arguments.auto:
-        raise HoEError("--budget-parameters and --budget-minutes are of --auto; give that too, or leave them out")
+        unused, value = ("--budget-minutes", minutes) if parameters is None else ("--budget-parameters", parameters)
+        raise HoEError(
+            "--budget-parameters and --budget-minutes are of --auto; give that too, or leave them out",
+            argument=unused, value=value,
+        )  # fmt: skip
     return Budget(parameters=parameters, seconds=None if minutes is None else 60 * minutes)
 
 

@@ -37,14 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     """
     program = arguments.program[1:] if arguments.program[:1] == ["--"] else arguments.program
     if not program:
-        raise HoEError("no command to run; write peft-hoe run -- python script.py")
+        raise HoEError("no command to run; write peft-hoe run -- python script.py", argument="COMMAND")
     if program[0] == "-m" or program[0].endswith(".py"):
         program = [sys.executable, *program]
     environment = dict(os.environ)
     # `python` and its tools are those of the environment that peft_hoe is installed in, activated or not.
     environment["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     if shutil.which(program[0], path=environment["PATH"]) is None:
-        raise HoEError(f"cannot find the program {program[0]!r}")
+        raise HoEError(f"cannot find the program {program[0]!r}", argument="COMMAND", value=program[0])
     bootstrap = str(Path(__file__).resolve().parent.parent / "bootstrap")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [bootstrap, os.environ.get("PYTHONPATH")]))
     if arguments.preference is not None:

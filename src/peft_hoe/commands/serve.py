@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..inputs import load_adapter
 
     if arguments.sweep and not arguments.page:
-        raise HoEError("--sweep is for the page; give --page too", argument="sweep")
+        raise HoEError("--sweep is for the page; give --page too", argument="--sweep", value=arguments.sweep)
 
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)
     model = model.eval().to("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
@@ -82,11 +82,14 @@ def _with_page(app: Any, engine: Any, name: str, sweep: str | None) -> Any:
         from ..serving.page.page import make_page, mount
     except ImportError as error:
         raise HoEError(
-            f'the page needs a package that is not installed ({error}): pip install "peft-hoe[page]"'
+            f'the page needs a package that is not installed ({error}): pip install "peft-hoe[page]"', argument="--page"
         ) from None
     from ..evaluation import Sweep
 
     found = None if sweep is None else Sweep.load(sweep)
     if found is not None and list(found.objectives) != engine.objectives:
-        raise HoEError(f"the sweep {sweep} has objectives {list(found.objectives)}, the adapter {engine.objectives}")
+        raise HoEError(
+            f"the sweep {sweep} has objectives {list(found.objectives)}, the adapter {engine.objectives}",
+            argument="--sweep", value=list(found.objectives), allowed=engine.objectives,
+        )  # fmt: skip
     return mount(app, make_page(engine, name, sweep=found), "/page")

@@ -158,9 +158,11 @@ def _check_judge(arguments: argparse.Namespace, baselines: dict[str, str]) -> No
     if arguments.judge is None:
         return
     if arguments.judge_model is None:
-        raise HoEError("--judge needs --judge-model, the name by which the server knows the judge")
+        raise HoEError(
+            "--judge needs --judge-model, the name by which the server knows the judge", argument="--judge-model"
+        )
     if not baselines:
-        raise HoEError("--judge compares with baselines; give at least one --baseline NAME=FILE")
+        raise HoEError("--judge compares with baselines; give at least one --baseline NAME=FILE", argument="--baseline")
 
 
 def _judge(arguments: argparse.Namespace, found: Any, others: list[Any]) -> list[Any]:

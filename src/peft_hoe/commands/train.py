@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     reason = missing(TRAINERS[arguments.trainer][0])
     if reason:
-        raise HoEError(reason)
+        raise HoEError(reason, argument="--trainer", value=arguments.trainer)
     check_options(arguments)
     data = _data(arguments)
     model, tokenizer = load_adapter(arguments.adapter, arguments.base)

@@ -45,12 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     }
     settings = Settings.from_environment(environment)
     if settings is None:
-        raise HoEError("no adapter is named; write NAME=ADAPTER")
+        raise HoEError("no adapter is named; write NAME=ADAPTER", argument="NAME=ADAPTER", value=arguments.adapters)
     names = Names(settings)
     first = next(iter(names.adapters.values()))
     base = arguments.base or first.base
     if not base:
-        raise HoEError(f"{first.name} does not name its base model; give --base")
+        raise HoEError(f"{first.name} does not name its base model; give --base", argument="--base")
     points = sum(len(adapter.grid.points) for adapter in names.adapters.values())
     told = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", **{name: value for name, value in environment.items() if value}}
     command = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(names.max_rank)]

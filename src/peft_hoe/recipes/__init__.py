@@ -53,5 +53,6 @@ def get(name: str) -> Recipe:
     ('helpful', 'harmless', 'humor')
     """
     if name not in RECIPES:
-        raise HoEError(f"there is no recipe {name!r}; there are {names()}")
+        known = names()
+        raise HoEError(f"there is no recipe {name!r}; there are {known}", argument="name", value=name, allowed=known)
     return RECIPES[name]

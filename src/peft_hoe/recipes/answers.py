@@ -51,7 +51,8 @@ def pass_at_1(prompts: Sequence[Any], completions: Sequence[str], answer: Sequen
     """
     gold = [final_answer(text) for text in answer]
     if None in gold:
-        raise RewardError(f"the gold answer {answer[gold.index(None)]!r} holds no number")
+        value = answer[gold.index(None)]
+        raise RewardError(f"the gold answer {value!r} holds no number", argument="answer", value=value)
     return [float(final_answer(text) == number) for text, number in zip(completions, gold, strict=True)]
 
 

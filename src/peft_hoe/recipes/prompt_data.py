@@ -74,7 +74,10 @@ class DatasetRecipe:
             HoEError: no file of the split, a file of another schema, or no prompt.
         """
         if limit is not None and limit < 1:
-            raise HoEError(f"limit is {limit}; give a number of prompts of at least 1, or None for all")
+            raise HoEError(
+                f"limit is {limit}; give a number of prompts of at least 1, or None for all",
+                argument="limit", value=limit, allowed="at least 1, or None",
+            )  # fmt: skip
         parts = self.splits[split]
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
@@ -89,8 +92,9 @@ class DatasetRecipe:
             rows += part
         if not rows:
             raise HoEError(
-                f"{source or self.id} holds no prompt for the split {split!r} ({self.choices or 'it is empty'})"
-            )
+                f"{source or self.id} holds no prompt for the split {split!r} ({self.choices or 'it is empty'})",
+                argument="source", value=source or self.id,
+            )  # fmt: skip
         return _datasets().Dataset.from_list(rows)
 
     def _rows(self, files: Files, source: str | Path | None, split: str) -> Iterator[dict[str, Any]]:
@@ -99,15 +103,17 @@ class DatasetRecipe:
         if missing:
             raise HoEError(
                 f"{shown} has no column {', '.join(map(repr, missing))}, only {published.column_names}; it must have the "
-                f"schema of {self.id}: {list(self.columns)}"
-            )
+                f"schema of {self.id}: {list(self.columns)}",
+                argument=missing[0], value=published.column_names, allowed=list(self.columns),
+            )  # fmt: skip
         for number, row in enumerate(published):
             try:
                 columns = self.read({**row, **files.columns})
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise HoEError(
-                    f"row {number} of {shown} is not as {self.id} has it ({type(error).__name__}: {error})"
-                ) from None
+                    f"row {number} of {shown} is not as {self.id} has it ({type(error).__name__}: {error})",
+                    argument="source", value=row,
+                ) from None  # fmt: skip
             if columns is not None:
                 content = columns.pop("content")
                 yield {"prompt": self.template.fill(content), **columns}
@@ -128,15 +134,17 @@ class DatasetRecipe:
         except Exception as error:  # whatever the Hub, the network and the parsers of files raise
             raise HoEError(
                 f"cannot load {shown} ({type(error).__name__}: {error})"
-                + ("" if source else "; without network, give source=, a local file or folder in the published schema")
-            ) from error
+                + ("" if source else "; without network, give source=, a local file or folder in the published schema"),
+                argument="source", value=shown,
+            ) from error  # fmt: skip
 
     def _local(self, files: Files, source: Path, split: str) -> list[Path]:
         """The data files of a part, of one format."""
         if not source.exists():
             raise HoEError(
-                f"there is no file or folder {source}; give one in the schema of {self.id}, or None for the Hub"
-            )
+                f"there is no file or folder {source}; give one in the schema of {self.id}, or None for the Hub",
+                argument="source", value=str(source),
+            )  # fmt: skip
         if source.is_file():
             words = {source: _words(source.name)}
         else:
@@ -148,8 +156,9 @@ class DatasetRecipe:
             word = files.word or files.split
             raise HoEError(
                 f"{source} has {[str(path) for path in chosen or words]}; looked for were files with {word!r} in their names, "
-                f"of one of the formats {sorted(_FORMATS)} (.gz too). Give the file itself, or a folder with such files"
-            )
+                f"of one of the formats {sorted(_FORMATS)} (.gz too). Give the file itself, or a folder with such files",
+                argument="source", value=str(source), allowed=f"files with {word!r} in their names, of one format",
+            )  # fmt: skip
         return chosen
 
     def _choose(self, files: Files, split: str, words: Mapping[Path, list[str]], named: bool) -> list[Path]:

@@ -81,7 +81,10 @@ class Recipe:
         for dataset in self.datasets:
             if split in dataset.splits:
                 return dataset.load(split, source, limit, seed)
-        raise HoEError(f"the recipe {self.name!r} has no split {split!r}; it has {list(self.splits)}")
+        raise HoEError(
+            f"the recipe {self.name!r} has no split {split!r}; it has {list(self.splits)}",
+            argument="split", value=split, allowed=list(self.splits),
+        )  # fmt: skip
 
     def fill(self, content: str) -> str:
         """The policy's prompt for a text of one's own: a question, a post, or the turns of a dialogue."""
@@ -118,13 +121,19 @@ class Recipe:
         unknown = [name for name in (*wanted, *sources) if name not in self.objectives]
         if unknown:
             raise RewardError(
-                f"the recipe {self.name!r} has no objective {', '.join(map(repr, unknown))}; it has {list(self.objectives)}"
-            )
+                f"the recipe {self.name!r} has no objective {', '.join(map(repr, unknown))}; it has {list(self.objectives)}",
+                argument="objectives" if unknown[0] in wanted else "sources",
+                value=unknown, allowed=list(self.objectives),
+            )  # fmt: skip
         functions = [
             reward.objective for reward in self.reward_recipes if reward.function and reward.objective in sources
         ]
         if functions:
-            raise RewardError(f"the rewards {functions} of {self.name!r} are functions; give sources for models only")
+            raise RewardError(
+                f"the rewards {functions} of {self.name!r} are functions; give sources for models only",
+                argument="sources", value=functions,
+                allowed=[reward.objective for reward in self.reward_recipes if not reward.function],
+            )  # fmt: skip
         chosen = [reward for reward in self.reward_recipes if reward.objective in wanted]
         return load_rewards(
             chosen, self.template, sources,

@@ -69,5 +69,8 @@ def refusal_ratios(completions: Sequence[str], label: Sequence[str]) -> dict[str
 def _unsafe(label: Sequence[str]) -> list[bool]:
     other = sorted({str(name) for name in label} - {"safe", "unsafe"})
     if other:
-        raise RewardError(f"the column label holds {other}; it may hold 'safe' and 'unsafe'")
+        raise RewardError(
+            f"the column label holds {other}; it may hold 'safe' and 'unsafe'",
+            argument="label", value=other, allowed=["safe", "unsafe"],
+        )  # fmt: skip
     return [name == "unsafe" for name in label]

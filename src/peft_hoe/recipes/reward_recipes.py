@@ -135,17 +135,22 @@ class RecipeReward:
         except (OSError, ValueError, ImportError, RuntimeError) as error:  # RuntimeError: another number of outputs
             raise RewardError(
                 f"cannot load the reward model {self.path!r} ({error}); without network, give "
-                "rewards(sources={objective: path})"
-            ) from error
+                "rewards(sources={objective: path})",
+                argument="sources", value=self.path,
+            ) from error  # fmt: skip
         missing = set(loading["missing_keys"])
         if recipe.score_model:
             missing -= {"score_head.bias"}  # some heads have none; transformers starts it at zero
         if missing:  # the others would be drawn at random
-            raise RewardError(f"{self.path!r} is no reward model of this kind: it does not hold {sorted(missing)}")
+            raise RewardError(
+                f"{self.path!r} is no reward model of this kind: it does not hold {sorted(missing)}",
+                argument="sources", value=self.path,
+            )  # fmt: skip
         if "{bos}" in str(recipe.layout) and tokenizer.bos_token is None:
             raise RewardError(
-                f"the tokenizer of {self.path!r} has no bos_token, which the layout {recipe.layout!r} needs"
-            )
+                f"the tokenizer of {self.path!r} has no bos_token, which the layout {recipe.layout!r} needs",
+                argument="sources", value=self.path,
+            )  # fmt: skip
         return ClassifierReward(
             model.to(self.device),
             tokenizer,

@@ -25,8 +25,9 @@ class ScoreModel(LlamaPreTrainedModel):
         if getattr(config, "do_normalize", False):
             raise RewardError(
                 "the score model normalises its scores (do_normalize in its config.json), which is not supported; set it to "
-                "false: rewards are normalised where they are used"
-            )
+                "false: rewards are normalised where they are used",
+                argument="do_normalize", value=config.do_normalize, allowed=False,
+            )  # fmt: skip
         config.num_labels = getattr(config, "score_dim", 1)
         super().__init__(config)
         self.model = LlamaModel(config)

@@ -43,8 +43,9 @@ class PromptTemplate:
             shown = repr(prompt)
             raise RewardError(
                 f"the prompt {shown[:100]}{'...' * (len(shown) > 100)} is not of the recipe's template {self.text!r}; take "
-                "prompts from Recipe.load_prompts, or make them with Recipe.fill"
-            )
+                "prompts from Recipe.load_prompts, or make them with Recipe.fill",
+                argument="prompt", value=prompt, allowed=self.text,
+            )  # fmt: skip
         return prompt[len(start) : len(prompt) - len(end)]
 
     def clean(self, completion: str) -> str:
