@@ -49,7 +49,7 @@ demo: $(VENV)/bin/peft-hoe  ## build, save, load and steer a tiny model, offline
 test: $(VENV)/bin/peft-hoe  ## run the tests, but the slow ones
 	$(call pytest,$(VENV)) $(PYTEST_ARGS)
 
-slow: $(VENV)/bin/peft-hoe  ## run the tests that take 4 seconds of CPU or more
+slow: $(VENV)/bin/peft-hoe  ## run the slow tests: processes, servers, compilers, whole experiments
 	$(call pytest,$(VENV)) -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/bin/peft-hoe  ## ruff and mypy

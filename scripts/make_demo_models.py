@@ -65,7 +65,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    settings["model_input_names"] = ["input_ids", "attention_mask"]  # transformers 4 adds token_type_ids, which no Llama takes
+    settings["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]  # transformers 4 adds token_type_ids, which no Llama takes
     settings.pop("backend", None)
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -112,6 +112,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())) or "defaults")
 def test_a_module_s_work_is_done_on_the_device(llama, policies, tmp_path, tiny, monkeypatch, stand_in, agree, settings):
     settings = {"r": 2, "dtype": "float32", "progress": False, **settings}

@@ -21,7 +21,7 @@ from peft_hoe.experts.hub_shards import HubShards
 from peft_hoe.experts.module_work import ModuleWork
 from peft_hoe.unfinished import InterruptedWork
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 SETTINGS = {"r": 2, "progress": False}
 LAYERS = 4
 

@@ -88,6 +88,7 @@ def test_the_middle_lies_between_or_above(stories: dict[str, Any]) -> None:
         assert stories["middle"][i] >= worse - 0.05
 
 
+@pytest.mark.slow
 def test_three_policies_and_the_papers_grid(shared_dir: Path, tmp_path: Path) -> None:
     """The whole job: build, load, 13 preferences, table and picture; corners are ordered."""
     model, tokenizer, prompts = steerable(shared_dir, tmp_path / "adapter", ("positive", "rich", "dialog"))

@@ -35,6 +35,7 @@ from peft_hoe.tuner.growing import layers_of
 
 from ..evaluation.front.test_front import sweep_of
 
+pytestmark = pytest.mark.slow
 AT = [[0, 1], [0.25, 0.75], [0.5, 0.5], [0.75, 0.25], [1, 0]]
 PLENTY = Budget(parameters=10_000_000)
 

@@ -19,7 +19,7 @@ pytest.importorskip("moocore")
 
 POINTS = [[1, 0], [0.6, 0.4], [0.25, 0.75], [0, 1]]
 # Six prompts at four preferences: how few they are is not what is tested.
-pytestmark = pytest.mark.filterwarnings("ignore::peft_hoe.HoEWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::peft_hoe.HoEWarning")]
 
 
 @pytest.fixture

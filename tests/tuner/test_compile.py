@@ -57,6 +57,7 @@ def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, token
     assert compiles == [1] * 4
 
 
+@pytest.mark.slow
 @whole_graph
 def test_one_graph_for_all_preferences_and_one_for_rows(hoe_llama, tokens):
     """Twenty preferences that reach different experts and routers; then three batches of rows."""
@@ -102,6 +103,7 @@ def test_generate_with_a_static_cache(hoe_llama, tokens, trained):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_a_rejected_preference_leaves_a_compiled_model_working(hoe_llama, tokens):
     model = hoe_llama()
     compiled = torch.compile(model, backend="eager")

@@ -136,6 +136,7 @@ def test_merging_goes_by_the_block(double, tokens, by_kind):
     torch.testing.assert_close(logits(merged, tokens), by_kind["drop"], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_compiled_models_see_them(double, tokens, by_kind):
     model = double(trained=True)
     compiled = torch.compile(model, backend="eager")
