@@ -22,12 +22,20 @@ def _says_what_is_public(path: Path) -> bool:
     return any(isinstance(target, ast.Name) and target.id == "__all__" for node in assigned for target in node.targets)
 
 
+EXTRAS = {"fastapi", "gradio", "uvicorn"}
+
+
 def _public() -> dict[str, Any]:
     """Public functions and classes, each by the first dotted name that it has; constants and modules have no examples."""
     found: dict[str, Any] = {}
     for path in filter(_says_what_is_public, sorted(SOURCE.rglob("*.py"))):
         parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-        module = importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        try:
+            module = importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        except ModuleNotFoundError as error:  # of an extra that is not installed
+            if error.name in EXTRAS:
+                continue
+            raise
         for name in module.__all__:
             thing = getattr(module, name)
             if (inspect.isclass(thing) or inspect.isroutine(thing)) and thing not in found.values():

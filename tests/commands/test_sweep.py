@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\d+ warnings in \d+ replicates:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:the statistic is NaN in up to:peft_hoe.errors.HoEWarning"),
     pytest.mark.filterwarnings("ignore:.* encloses nothing:peft_hoe.errors.HoEWarning"),
+    pytest.mark.filterwarnings("ignore:.*replicates have no scale:peft_hoe.errors.HoEWarning"),
 ]
 
 REWARDS = ("--reward", "low=router_toys:low", "--reward", "high=router_toys:high")
@@ -109,7 +110,6 @@ def test_options_baselines_and_going_on(saved, tmp_path, capsys):
     assert pair["values"]["hypervolume A - B"]["estimate"] == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*replicates have no scale:peft_hoe.errors.HoEWarning")  # four prompts
 def test_judges_are_asked_about_baselines(saved, toys, policy, tokenizer, tmp_path, monkeypatch):
     from peft_hoe.evaluation import URLJudge
 

@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants, file_download, hf_hub_download
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 
 from peft_hoe import CheckpointError, Loading, Pruning
@@ -24,6 +26,17 @@ from peft_hoe.unfinished import InterruptedWork
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 SETTINGS = {"r": 2, "progress": False}
 LAYERS = 4
+
+
+def forget_sessions() -> None:
+    """Hub clients before 1.0 decide once for a thread whether they are offline."""
+    getattr(_http, "reset_sessions", lambda: None)()
+
+
+@pytest.fixture(autouse=True)
+def offline_again() -> Iterator[None]:
+    yield
+    forget_sessions()
 
 
 def place(name: str) -> list[object]:
@@ -72,6 +85,7 @@ def hub(tmp_path, tiny, stand_in_hub, monkeypatch):
     monkeypatch.setattr(policy_statistics, "_GUESSED_OF_FEW", 32)  # 64 take longer than all else here
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    forget_sessions()
     watched = []
 
     def on_disk():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packaging import version
 from torch._dynamo.testing import CompileCounter
 
 
@@ -15,10 +14,6 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-# Dynamo of older versions cannot trace PeftModel's forward whole.
-whole_graph = pytest.mark.skipif(
-    version.parse(torch.__version__) < version.parse("2.8"), reason="torch.compile cannot trace PEFT without a break"
-)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -41,7 +36,7 @@ def hoe_llama(hoe_llama):
     return lambda **settings: hoe_llama(**settings).double()
 
 
-@whole_graph
+@pytest.mark.usefixtures("whole_graph")
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])
 def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, tokens, trained, interpolation):
@@ -58,7 +53,7 @@ def test_set_preference_neither_breaks_the_graph_nor_recompiles(hoe_llama, token
 
 
 @pytest.mark.slow
-@whole_graph
+@pytest.mark.usefixtures("whole_graph")
 def test_one_graph_for_all_preferences_and_one_for_rows(hoe_llama, tokens):
     """Twenty preferences that reach different experts and routers; then three batches of rows."""
     model = hoe_llama(trained=True, interpolation="norm", routers=[[0.25, 0.75], [0.6, 0.4]])
@@ -82,7 +77,7 @@ def test_one_graph_for_all_preferences_and_one_for_rows(hoe_llama, tokens):
 
 
 @pytest.mark.slow
-@whole_graph
+@pytest.mark.usefixtures("whole_graph")
 @pytest.mark.parametrize("trained", [False, True])
 def test_generate_with_a_static_cache(hoe_llama, tokens, trained):
     """transformers compiles the step itself. One graph for the preferences, one for rows, and the tokens of plain generate."""

@@ -232,6 +232,7 @@ def test_models_without_a_tuner_object(llama, config):
     assert peft_hoe.get_preference(model) == {"a": 1, "b": 0}
 
 
+@pytest.mark.usefixtures("whole_graph")
 def test_compiled_models_hear_of_it(hoe_llama, tokens):
     model = hoe_llama().double()
     compiled = torch.compile(model, backend="eager", fullgraph=True)

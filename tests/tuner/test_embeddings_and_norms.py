@@ -306,6 +306,7 @@ def test_experts_that_train_train_there_too(adapted, tokens):
         assert bool(parameter.grad.any())
 
 
+@pytest.mark.usefixtures("whole_graph")
 def test_compiled_it_is_one_graph(adapted, tokens):
     model = adapted(tie=True, interpolation="norm")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
