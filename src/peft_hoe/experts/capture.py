@@ -35,19 +35,22 @@ def captured(
     """
     if options.capture != AUTO_CAPTURE:
         return options, opened(options.capture), []
-    try:
-        wide = opened(("embeddings",))
-    except HoEError:  # resized, or shared with more than a head; what else is wrong shows without them too
-        return replace(options, capture=()), opened(()), []
-    if wide.shards:
+    narrow, without = opened(()), replace(options, capture=())
+    if narrow.shards:
         note = (
             "capture='auto' leaves embeddings out where weights come from the Hub one file at a time, since nothing is read "
             "beforehand; capture=['embeddings'] gives them experts"
         )
-        return replace(options, capture=()), opened(()), [note]
+        return without, narrow, [note]
+    if all(isinstance(policy, LoraPolicy) for policy in narrow.policies.values()):
+        return without, narrow, []
+    try:
+        wide = opened(("embeddings",))
+    except HoEError:  # resized, or shared with more than a head
+        return without, narrow, []
     shares = embedding_shares(wide)
     if max(shares.values(), default=0.0) < MUCH:
-        return replace(options, capture=()), opened(()), []
+        return without, narrow, []
     listed = ", ".join(f"{share:.0%} of what {name!r} changed" for name, share in shares.items())
     note = f"capture='auto' gave embeddings experts of their own, because they hold {listed} (squared, estimated)"
     return replace(options, capture=("embeddings",)), wide, [note]

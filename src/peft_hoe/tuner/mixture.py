@@ -83,12 +83,9 @@ class ExpertMixture(HoELayer):
     def _mixed(self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, step: Step) -> list[torch.Tensor]:
         """As `_gated`, where all that follows the softmax is one product with what is prepared."""
         with without_autocast(tokens.device.type):
-            logits, mix = self._logits(tokens, adapter, step.placed.rows, step), step.placed.votes.mix
-            temperature = self.hoe_layouts[adapter].temperature
-            logits = logits if temperature == 1 else logits / temperature
-            found = shares(step.placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
+            found = shares(step.placed.votes, self._tempered_logits(tokens, adapter, step.placed, step))
             if THIS_THREAD.recorder is not None:  # no graph: a forward that checkpointing runs again does not record
-                self._record(adapter, F.linear(found.detach(), mix), x, step, by_token=True)
+                self._record(adapter, F.linear(found.detach(), step.placed.votes.mix), x, step, by_token=True)
             scale = step.scale(found)
         inner = [F.linear(tokens, stretch.rows) for stretch in step.stretches]
         scale = scale if scale.dtype == inner[0].dtype else scale.to(inner[0].dtype)
@@ -120,12 +117,9 @@ class ExpertMixture(HoELayer):
         self, tokens: torch.Tensor, x: torch.Tensor, adapter: str, placed: PlacedVotes, step: Step | None
     ) -> torch.Tensor:
         """The votes for the experts in play: of each token `(T, S)`, or `(B, S)` where none depends on the token."""
-        votes = mix = placed.votes.mix
+        votes = placed.votes.mix
         if placed.rows is not None:
-            logits = self._logits(tokens, adapter, placed.rows, step)
-            temperature = self.hoe_layouts[adapter].temperature
-            logits = logits if temperature == 1 else logits / temperature
-            votes = token_votes(placed.votes, logits if logits.dtype == mix.dtype else logits.to(mix.dtype))
+            votes = token_votes(placed.votes, self._tempered_logits(tokens, adapter, placed, step))
         if placed.modules is not None:
             added = module_votes(placed.modules, self._bias(tokens, adapter), self.hoe_layouts[adapter].temperature)
             votes = votes + _for_rows(added, len(votes))
@@ -192,14 +186,22 @@ class ExpertMixture(HoELayer):
 
     # -- votes ---
 
+    def _tempered_logits(
+        self, tokens: torch.Tensor, adapter: str, placed: PlacedVotes, step: Step | None
+    ) -> torch.Tensor:
+        """`_logits` over the temperature, in the dtype of the votes."""
+        logits, temperature = self._logits(tokens, adapter, placed.rows, step), self.hoe_layouts[adapter].temperature
+        logits, dtype = logits if temperature == 1 else logits / temperature, placed.votes.mix.dtype
+        return logits if logits.dtype == dtype else logits.to(dtype)
+
     def _logits(self, tokens: torch.Tensor, adapter: str, rows: Any, step: Step | None) -> torch.Tensor:
         """Logits `(T, slots)` of the routers whose slots are `rows` of the router linear, not yet over the temperature."""
         own: Any = self.trained_rows.get(adapter) if self.trained_rows else None
+        if own is not None and isinstance(own[1], ModuleBias):
+            own = None
         if own is None and step is not None and step.router is not None and not torch.is_grad_enabled():
             return _linear(tokens, *step.router, fused=step.fused)
         part: Any = self.hoe_router[adapter]
-        if own is not None and isinstance(own[1], ModuleBias):
-            own = None
         fused = step is not None and step.fused
         if own is not None and isinstance(rows, slice) and own[0] == rows and is_plain(own[1]):
             return _linear(tokens, own[1].weight, own[1].bias, fused=fused)
@@ -209,9 +211,7 @@ class ExpertMixture(HoELayer):
                 chosen = own[1](self._cast_input_dtype(tokens, next(own[1].parameters()).dtype)).to(logits.dtype)
                 logits = torch.cat([logits[:, : own[0].start], chosen, logits[:, own[0].stop :]], dim=1)
             return logits[:, rows]
-        if torch.is_grad_enabled():
-            return _linear(tokens, part.weight[rows], part.bias[rows], fused=fused)
-        return _linear(tokens, *step.router, fused=fused)
+        return _linear(tokens, part.weight[rows], part.bias[rows], fused=fused)
 
     def _bias(self, tokens: torch.Tensor, adapter: str) -> torch.Tensor:
         """The bias of all routers, `(slots,)`, with that which trains in its place."""
