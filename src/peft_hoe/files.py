@@ -30,6 +30,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A JSON object into a file, which holds the old one or the new one, whatever happens meanwhile."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
 class TensorInfo(NamedTuple):
     """A tensor as a safetensors file's header describes it: its dtype ("F32") and shape."""
 

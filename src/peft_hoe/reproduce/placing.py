@@ -7,7 +7,6 @@ belong together: a new folder is filled first, then named.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..evaluation.sweeps.run import sweep
 from ..evaluation.sweeps.sweep import Sweep
+from ..files import write_json
 from ..inputs import load_adapter
 from ..placing import Budget, Placement, Trial, place
 from ..placing.additions import parameters_of
@@ -71,9 +71,7 @@ class PlacingState:
         state = {
             "trials": [trial.to_dict() for trial in self.trials], "seconds": self.seconds, "current": self._current,
         }  # fmt: skip
-        beside = self._path.with_suffix(".part")
-        beside.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, self._path)
+        write_json(self._path, state)
 
 
 def placed(plan: Plan, before: Path, prompts: Prompts, rewards: Any, device: str, *, progress: bool) -> Placement:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError
 from ..evaluation.sweeps.result import installed_versions
+from ..files import write_json
 from .plan import Plan
 
 FILE = "reproduce.json"
@@ -77,9 +77,7 @@ class Progress:
             "format": _FORMAT, "settings": self._settings, "finished": self.finished, "versions": installed_versions(),
         }  # fmt: skip
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{FILE}.part")
-        beside.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, self.path)
+        write_json(self.path, state)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

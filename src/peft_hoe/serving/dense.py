@@ -16,7 +16,7 @@ from ..errors import CheckpointError, HoEError, StaticMergeError
 from ..output_directory import check_output, complete_directory
 from ..tasks import AUTO_CLASSES
 from .export_report import REPORT_FILE, ExportReport
-from .lora import open_front, open_source
+from .lora import for_files, open_front, open_source
 from .lora_exporter import LoraExporter
 from .lora_factors import LoraFactors
 
@@ -59,8 +59,7 @@ def export_merged(
     """
     directory = Path(output)
     check_output(directory, overwrite=False, sources=[])
-    own_base = None if isinstance(source, nn.Module) else base
-    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, own_base)
+    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, for_files(source, base))
     front = open_front(source, tokenizer, sweep, rewards)
     exporter = LoraExporter(adapter, rank=rank, dtype=dtype, routers=routers, calibration=calibration, front=front)
     votes, factors, norms = exporter.weights(preference)

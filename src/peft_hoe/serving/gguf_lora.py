@@ -21,7 +21,7 @@ from ..output_directory import check_output, complete_directory
 from .engine_limits import refuse_apart
 from .export_report import REPORT_FILE, ExportReport
 from .gguf_naming import GGUFNaming, load_gguf
-from .lora import open_source
+from .lora import for_files, open_source
 from .lora_exporter import LoraExporter
 from .lora_factors import LoraFactors, lora_factors
 from .source import AdapterSource
@@ -61,7 +61,7 @@ def export_gguf(
         CheckpointError: the base's architecture or a module is not known here, or what `export_lora` raises.
     """
     check_choice("dtype", dtype, list(DTYPES))
-    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, _for_files(source, base))
+    adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, for_files(source, base))
     _check_parts(adapter)
     check_output(Path(output), overwrite=False)
     naming = GGUFNaming.of(base)
@@ -103,7 +103,7 @@ def export_gguf_experts(
         CheckpointError: the base's architecture or a module is not known here, or what `export_lora` raises.
     """
     check_choice("dtype", dtype, list(DTYPES))
-    adapter, _ = open_source(source, None, None, adapter_name, _for_files(source, base))
+    adapter, _ = open_source(source, None, None, adapter_name, for_files(source, base))
     _check_parts(adapter)
     check_output(Path(output), overwrite=False)
     naming = GGUFNaming.of(base)
@@ -115,11 +115,6 @@ def export_gguf_experts(
         index_content = {"objectives": adapter.objectives, "experts": names, "files": files}
         (building / INDEX_FILE).write_text(json.dumps(index_content, indent=2) + "\n", encoding="utf-8")
     return [Path(output) / file for file in files]
-
-
-def _for_files(source: Any, base: str | os.PathLike[str]) -> str | os.PathLike[str] | None:
-    """The base, for an adapter that has none in memory."""
-    return None if isinstance(source, nn.Module) else base
 
 
 def _check_parts(adapter: AdapterSource) -> None:

@@ -90,6 +90,11 @@ def export_lora(
     return report
 
 
+def for_files(source: Any, base: str | os.PathLike[str]) -> str | os.PathLike[str] | None:
+    """The base, for an adapter that has none in memory."""
+    return None if isinstance(source, nn.Module) else base
+
+
 def open_source(
     source: nn.Module | str | os.PathLike[str],
     prompts: Sequence[Any] | None,
