@@ -15,8 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM
 
-from peft_hoe import ExpertError
-from peft_hoe.experts import build_adapter, build_inputs, module_builder, module_work, options, plan
+from peft_hoe import ExpertError, ExpertSpec
+from peft_hoe.cli import main
+from peft_hoe.experts import (
+    add_expert,
+    add_objective,
+    build_adapter,
+    build_inputs,
+    module_builder,
+    module_work,
+    options,
+    plan,
+)
 from peft_hoe.experts.architecture import read_architecture
 from peft_hoe.experts.devices import check_device
 from peft_hoe.experts.merging import METHODS, check_merge, merge
@@ -148,6 +158,55 @@ def test_lora_policies_are_taken_on_the_device(llama, tmp_path, tiny, monkeypatc
     for index in range(3):
         near, far = (tiny.delta(tmp_path / place, "model.layers.0.mlp.up_proj", index) for place in ("cpu", "far"))
         torch.testing.assert_close(far, near, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture
+def decomposed(monkeypatch):
+    """Where every task vector that was truncated lay."""
+    found = []
+    real = module_builder.truncated_svd
+    monkeypatch.setattr(
+        module_builder,
+        "truncated_svd",
+        lambda delta, *given, **more: found.append(type(delta)) or real(delta, *given, **more),
+    )
+    return found
+
+
+def test_what_an_adapter_gains_is_computed_on_the_device(llama, policies, tmp_path, tiny, stand_in, decomposed):
+    # `build` took a device, and the commands that add to what it built did not.
+    third = tiny.rewrite(llama, tmp_path / "third", tiny.noisy(3))
+    own = tiny.rewrite(llama, tmp_path / "own", tiny.noisy(4))
+    build_adapter(llama, policies, tmp_path / "two", r=2, capture=["embeddings", "norms"], progress=False)
+    for place, kind in (("cpu", torch.Tensor), ("meta", Far)):
+        out = [tmp_path / f"{place}-{step}" for step in range(3)]
+        decomposed.clear()
+        add_objective(tmp_path / "two", "third", third, out[0], device=place)
+        add_expert(out[0], [0.5, 0.25, 0.25], out[1], device=place)
+        command = ["add-expert", str(out[1]), "--expert", f"0.25,0.75,0={own}", "--output", str(out[2])]
+        assert main([*command, "--device", place]) == 0
+        assert set(decomposed) == {kind}
+        assert (
+            len(decomposed) == 8 + (3 + 1) * 8 + 8
+        )  # 7 linear layers and the embedding; a merge comes with its corners
+    near, far = (tiny.tensors(tmp_path / f"{place}-2") for place in ("cpu", "meta"))
+    assert near.keys() == far.keys()
+    for name, tensor in near.items():
+        torch.testing.assert_close(far[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("add", ["add-expert --expert 0.25,0.75", "add-objective --policy third={}"])
+def test_no_device_adds_nothing(llama, policies, tmp_path, capsys, add):
+    build_adapter(llama, policies, tmp_path / "two", r=2, progress=False)
+    capsys.readouterr()
+    name, *rest = add.format(policies["kind"]).split()
+    given = [name, str(tmp_path / "two"), *rest, "--output", str(tmp_path / "out"), "--device", "mps"]
+    assert main(given) == 2
+    assert "device is 'mps'; allowed are 'cpu' and 'cuda'" in capsys.readouterr().err
+    assert list(tmp_path.glob("*out*")) == []
+    with pytest.raises(ExpertError, match="device is 'mps'") as caught:
+        add_expert(tmp_path / "two", ExpertSpec([0.25, 0.75], policy=policies["kind"]), tmp_path / "out", device="mps")
+    assert caught.value.argument == "device"
 
 
 @pytest.mark.parametrize("method", METHODS)

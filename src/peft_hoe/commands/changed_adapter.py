@@ -16,13 +16,15 @@ def add_places(parser: argparse.ArgumentParser, *, base: bool = False) -> None:
     add("--overwrite", action="store_true", help="replace an adapter in the output directory")
     if base:
         add("--base", metavar="BASE", help="the base model, directory or Hub id; default what the adapter names")
+        add("--device", default="cpu", help="where the expert is computed: cpu or cuda (default cpu)")
         add("--rank", type=int, help="of the new expert; default as the adapter was built, and a LoRA policy's own")
 
 
 def places(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same, by the names of the arguments of `peft_hoe.experts.add_expert` and its like."""
     given = {"adapter": arguments.adapter, "output_dir": arguments.output, "overwrite": arguments.overwrite}
-    return {**given, "base": arguments.base} if "base" in vars(arguments) else given
+    building = {name: value for name, value in vars(arguments).items() if name in ("base", "device")}
+    return {**given, **building}
 
 
 def show(config: HoEConfig, output: str) -> None:

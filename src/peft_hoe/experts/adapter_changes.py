@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import HoEConfig
 from ..errors import ExpertError
 from ..growth import Change, with_expert, with_objective, with_router, without_expert, without_router
@@ -20,6 +22,7 @@ from ..preference import one_hot
 from ..specs import ExpertSpec, as_spec
 from .adapter_files import WRITTEN
 from .checkpoints import PathOrHubId
+from .devices import CPU
 from .new_expert import ADDED, NewExpert, build_expert
 from .saved_adapter import SavedAdapter, open_adapter, write_adapter_changes
 
@@ -30,6 +33,7 @@ def add_expert(
     output_dir: PathOrHubId,
     *,
     base: PathOrHubId | None = None,
+    device: torch.device | str = CPU,
     overwrite: bool = False,
 ) -> HoEConfig:
     """Write an adapter with one more expert.
@@ -40,13 +44,14 @@ def add_expert(
             build report names.
         output_dir: where the new adapter goes; the adapter's own directory with `overwrite`.
         base: directory or Hub id; default the one that the adapter names.
+        device: where the expert is computed, "cpu" or "cuda", as for `build_adapter`.
         overwrite: whether an adapter in `output_dir` may be replaced.
 
     Returns:
         the new configuration.
 
     Raises:
-        ExpertError: its name or preference is taken.
+        ExpertError: its name or preference is taken, or the device is none for a build.
         CheckpointError: something cannot be read, found or written.
 
     >>> from peft_hoe import demo
@@ -60,7 +65,7 @@ def add_expert(
     plain = replace(spec, policy=None)
     with_expert(saved.config, plain, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
     output = _checked_output(output_dir, overwrite)
-    built = build_expert(saved, spec, base)
+    built = build_expert(saved, spec, base, device)
     change = with_expert(saved.config, plain, built.ranks(saved.low_rank))
     return _finished(saved, [change], built, output)
 
@@ -73,6 +78,7 @@ def add_objective(
     *,
     expert: Any = None,
     base: PathOrHubId | None = None,
+    device: torch.device | str = CPU,
     overwrite: bool = False,
 ) -> HoEConfig:
     """Write an adapter with one more objective, the last, and an expert for it.
@@ -85,10 +91,11 @@ def add_objective(
         expert: a preference of all objectives with the new one that the policy was trained for, or `ExpertSpec`; default the
             new objective alone.
         base: as in `add_expert`.
+        device: as in `add_expert`.
         overwrite: as in `add_expert`.
 
     Raises:
-        ExpertError: the name is taken, or the expert's is.
+        ExpertError: the name is taken, or the expert's is, or the device is none for a build.
         CheckpointError: something cannot be read, found or written.
 
     >>> from peft_hoe import demo
@@ -104,7 +111,7 @@ def add_objective(
     plain = replace(spec, policy=None)
     with_objective(saved.config, name, plain, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
     output = _checked_output(output_dir, overwrite)
-    built = build_expert(saved, replace(spec, policy=policy), base)
+    built = build_expert(saved, replace(spec, policy=policy), base, device)
     change = with_objective(saved.config, name, plain, built.ranks(saved.low_rank))
     return _finished(saved, [change], built, output)
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import CheckpointError
 from ..specs import ExpertSpec
 from .builder import build_adapter
 from .checkpoints import PathOrHubId
+from .devices import CPU
 from .options import Merging, Pruning, Ranks, TaskSVD
 from .saved_adapter import SavedAdapter, Weights, expert_weights, open_adapter
 
@@ -33,8 +36,10 @@ class NewExpert:
         return {module: self.weights[module][0].shape[0] if module in self.weights else 0 for module in modules}
 
 
-def build_expert(saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None) -> NewExpert:
-    """Build an expert alone, in a temporary directory, as the adapter's others were built."""
+def build_expert(
+    saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None, device: torch.device | str = CPU
+) -> NewExpert:
+    """Build an expert alone, in a temporary directory, as the adapter's others were built; on which device is open."""
     base = base or saved.config.base_model_name_or_path
     if not base:
         raise CheckpointError(
@@ -51,7 +56,7 @@ def build_expert(saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None
         output = Path(directory) / "expert"
         build_adapter(
             base, policies, output, experts=experts, target_modules=linear, capture=capture, interpolation="linear",
-            dtype=saved.dtype, progress=False, **_settings(saved.report),
+            dtype=saved.dtype, device=device, progress=False, **_settings(saved.report),
         )  # fmt: skip
         alone = open_adapter(output)
         name = ADDED if spec.policy is None else "policy"
