@@ -183,7 +183,8 @@ def test_a_killed_build_is_not_gone_on_with_for_other_policies(llama, policies, 
     # The files are the same and so is the configuration: only which policy is whose tells them apart.
     from peft_hoe.experts.adapter_config import adapter_config, expert_specs
     from peft_hoe.experts.build_inputs import open_inputs
-    from peft_hoe.experts.options import BuildOptions, Loading
+    from peft_hoe.experts.option_groups import Loading
+    from peft_hoe.experts.options import BuildOptions
     from peft_hoe.experts.stages import work_key
 
     options = BuildOptions.checked(

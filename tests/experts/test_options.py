@@ -1,4 +1,4 @@
-"""The groups of a build's settings: defaults, short forms, refusals."""
+"""All settings of a build together: defaults, short forms, refusals."""
 
 from __future__ import annotations
 
@@ -38,13 +38,6 @@ def test_short_forms_are_the_groups():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pruning(1.0), "the share to prune is 1.0; allowed are a number from 0 up to but without 1"),
-        (lambda: Pruning(True), "the share to prune is True"),
-        (lambda: Pruning(scope="layer"), "the scope of pruning is 'layer'; use one of 'global', 'module'"),
-        (lambda: Merging("slerp"), "merge method is 'slerp'"),
-        (lambda: Merging("ties", {"densty": 0.1}), r"merge 'ties' has no option \['densty'\]"),
-        (lambda: TaskSVD("fast"), "svd is 'fast'"),
-        (lambda: TaskSVD(tolerance=0), "the tolerance of svd is 0; it must be a number above 0 and below 1"),
         (lambda: options(interpolation="cubic"), "interpolation is 'cubic'"),
         (lambda: options(r=0), "r is 0; allowed are"),
         (lambda: options(dtype="int8"), "dtype is 'int8'; allowed are"),

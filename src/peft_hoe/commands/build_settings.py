@@ -7,6 +7,7 @@ from typing import Any
 
 from ..experts import Loading, Merging, Pruning, Ranks, TaskSVD
 from ..experts.merging import METHODS
+from ..experts.option_groups import PRUNE_SCOPES
 from ..experts.options import (
     CAPTURES,
     DEFAULT_CAPTURE,
@@ -14,7 +15,6 @@ from ..experts.options import (
     DEFAULT_RANK,
     DEFAULT_RESCALE,
     DTYPES,
-    PRUNE_SCOPES,
 )
 from ..experts.svd import SOLVERS
 from ..preference import read_preference

@@ -3,7 +3,7 @@
 from .adapter_changes import add_expert, add_objective, add_router, remove
 from .builder import build_adapter
 from .inspection import Inspection, inspect_adapter
-from .options import Loading, Merging, Pruning, Ranks, TaskSVD
+from .option_groups import Loading, Merging, Pruning, Ranks, TaskSVD
 from .plan import BuildPlan, plan_build
 from .report import BuildReport
 from .search import Search, search

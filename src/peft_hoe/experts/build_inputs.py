@@ -18,7 +18,7 @@ from .checkpoints import PathOrHubId, fetch, read_index
 from .hub_shards import HubShards
 from .lora_policy import LoraPolicy, is_adapter
 from .model_weights import ModelWeights
-from .options import Loading
+from .option_groups import Loading
 from .weight_files import SAFETENSORS, SAFETENSORS_FILE, SAFETENSORS_INDEX
 
 

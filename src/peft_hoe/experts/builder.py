@@ -27,17 +27,8 @@ from .build_inputs import BuildInputs, open_inputs
 from .capture import captured
 from .checkpoints import PathOrHubId
 from .devices import CPU
-from .options import (
-    DEFAULT_CAPTURE,
-    DEFAULT_INTERPOLATION,
-    DEFAULT_RESCALE,
-    BuildOptions,
-    Loading,
-    Merging,
-    Pruning,
-    Ranks,
-    TaskSVD,
-)
+from .option_groups import Loading, Merging, Pruning, Ranks, TaskSVD
+from .options import DEFAULT_CAPTURE, DEFAULT_INTERPOLATION, DEFAULT_RESCALE, BuildOptions
 from .report import REPORT_FILE, BuildReport, warn_about_pruning
 from .search import Search
 from .sources import base_sample, read_sources

@@ -16,7 +16,7 @@ from ..specs import ExpertSpec
 from .builder import build_adapter
 from .checkpoints import PathOrHubId
 from .devices import CPU
-from .options import Merging, Pruning, Ranks, TaskSVD
+from .option_groups import Merging, Pruning, Ranks, TaskSVD
 from .saved_adapter import SavedAdapter, Weights, expert_weights, open_adapter
 
 ADDED = "added"  # the expert's name while it is alone

@@ -21,7 +21,8 @@ from .architecture import Architecture, LinearModule, read_architecture
 from .build_inputs import shards_to_fetch
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
-from .options import AUTO_CAPTURE, DEFAULT_CAPTURE, BuildOptions, Loading
+from .option_groups import Loading
+from .options import AUTO_CAPTURE, DEFAULT_CAPTURE, BuildOptions
 from .plan_times import DIRECTIONS, estimated_seconds
 
 _PROCESS = 450 << 20  # bytes of a process that has imported everything

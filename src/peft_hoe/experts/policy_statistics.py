@@ -13,7 +13,7 @@ from .architecture import CAPTURED, FUSED, HEAD, LinearModule
 from .build_inputs import BuildInputs
 from .model_weights import ModelWeights
 from .module_work import Searches
-from .options import Pruning
+from .option_groups import Pruning
 from .out_of_scope import ComparisonOutOfScope
 from .parentage import parentage_notes, sampled_rows
 from .pruning import GUESSED, ThresholdSearch

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExpertError, HoEError, HoEWarning, check_choice
-from .options import Merging, Pruning
+from .option_groups import Merging, Pruning
 
 METHODS = ("grid", "cma")
 _EVALUATIONS = 40

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..config import HoEConfig
 from ..errors import CheckpointError
-from ..experts.architecture import empty_model
 from ..experts.checkpoints import FLOATING, Checkpoint, fetch
+from ..experts.empty_model import empty_model
 from ..experts.parameter_names import ParameterNames
 from ..tuner.embedding import HoEEmbedding, TiedHead
 from ..tuner.norm import HoENorm
