@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import HoEError
+from .files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .preference import read_preference
+
+# What peft, transformers and safetensors raise over files; KeyError of an unknown kind of adapter.
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+_TOKENIZER = re.compile("token|vocab|spiece|spm|tekken|sentencepiece|bpe", re.IGNORECASE)  # in a file's name
 
 
 def read_prompts(path: str) -> list[dict[str, Any]]:
@@ -71,22 +79,82 @@ def read_preferences(text: str) -> Any:
 def load_adapter(adapter: str, base: str | None) -> tuple[Any, Any]:
     """A PeftModel and its base's tokenizer, padding on the left.
 
+    Args:
+        adapter: directory or Hub id.
+        base: directory or Hub id; None for the one that the adapter names.
+
     Raises:
-        HoEError: one of them cannot be loaded, or nobody names the base.
+        HoEError: adapter, base or tokenizer cannot be loaded, and which of them; or nobody names the base.
     """
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoModelForCausalLM
+    from peft import PeftModel
+
+    named = base or _named_base(adapter)
+    who = "" if base else f". {adapter!r} names it; if it stands elsewhere, give --base (base=)"
+    model = _load_base(named, who)
+    try:
+        return PeftModel.from_pretrained(model, adapter), load_tokenizer(named)
+    except _UNREADABLE as error:
+        if isinstance(error, HoEError) and error.argument == "base":  # of the tokenizer
+            raise
+        raise HoEError(
+            f"cannot put the adapter {adapter!r} on the base {named!r}: {_weights_missing(adapter) or _said(error)}",
+            argument="adapter", value=adapter,
+        ) from error  # fmt: skip
+
+
+def _named_base(adapter: str) -> str:
+    """The base that an adapter's configuration names.
+
+    Raises:
+        HoEError: the configuration cannot be read, or names none.
+    """
+    from peft import PeftConfig
 
     try:
-        base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
-        if not base:
-            raise HoEError(f"{adapter} does not name its base model; give --base", argument="base", value=base)
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-    except (OSError, ValueError) as error:
+        found: str | None = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except _UNREADABLE as error:
         raise HoEError(
-            f"cannot load the adapter {adapter!r} on the base {base!r}: {error}", argument="adapter", value=adapter
-        ) from None
-    return model, load_tokenizer(base)
+            f"cannot read the configuration of the adapter {adapter!r}: {_said(error)}", argument="adapter", value=adapter
+        ) from error  # fmt: skip
+    if not found:
+        raise HoEError(f"{adapter} does not name its base model; give --base (base=)", argument="base", value=found)
+    return found
+
+
+def _load_base(base: str, who: str) -> Any:
+    """A base model; `who` ends errors with where its name is from."""
+    from transformers import AutoModelForCausalLM
+
+    if _is_path(base) and not Path(base).is_dir():
+        raise HoEError(f"there is no folder {base!r} for the base{who}", argument="base", value=base)
+    if (Path(base) / ADAPTER_CONFIG).is_file():  # transformers would put that adapter on first, silently
+        raise HoEError(
+            f"{base!r} is an adapter itself, no base model; give the model that it stands on",
+            argument="base",
+            value=base,
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(base)
+    except _UNREADABLE as error:
+        raise HoEError(f"cannot load the base {base!r}: {_said(error)}{who}", argument="base", value=base) from error
+
+
+def _is_path(name: str) -> bool:
+    """Whether it can be no id on the Hub, which is `name` or `owner/name`."""
+    return Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
+
+
+def _weights_missing(adapter: str) -> str | None:
+    """What is wrong with a directory without weights, for which PEFT asks the Hub."""
+    files = [file.name for file in Path(adapter).iterdir()] if Path(adapter).is_dir() else None
+    if files is None or any(name.startswith("adapter_model") for name in files):
+        return None
+    return f"the folder holds no {ADAPTER_WEIGHTS}, only {sorted(files)}; save or download the adapter again"
+
+
+def _said(error: Exception) -> str:
+    """An error's text, and what it is where the text alone says little."""
+    return str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
 
 
 def load_tokenizer(base: str) -> Any:
@@ -97,10 +165,15 @@ def load_tokenizer(base: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if Path(base).is_dir() and not any(_TOKENIZER.search(file.name) for file in Path(base).iterdir()):
+        raise HoEError(
+            f"{base!r} holds no tokenizer; save the model's there, with tokenizer.save_pretrained(...)",
+            argument="base", value=base,
+        )  # fmt: skip
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     except (OSError, ValueError) as error:
-        raise HoEError(f"cannot load the tokenizer of {base!r}: {error}", argument="base", value=base) from None
+        raise HoEError(f"cannot load the tokenizer of {base!r}: {error}", argument="base", value=base) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

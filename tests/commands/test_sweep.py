@@ -145,7 +145,7 @@ def test_judges_are_asked_about_baselines(saved, toys, policy, tokenizer, tmp_pa
         (("--reward", "low"), "cannot read the reward"),
         ((*REWARDS, "--preferences", "/nowhere.txt"), "cannot read the preferences"),
         ((*REWARDS, "--payoff-prompts", "/nowhere.txt"), "cannot read the prompts"),
-        ((*REWARDS, "--base", "/nowhere"), "cannot load the adapter"),
+        ((*REWARDS, "--base", "/nowhere"), "there is no folder '/nowhere' for the base"),
         ((*REWARDS, "--texts", "2"), "greedy texts are all the same"),
         ((*REWARDS, "--max-new-tokens", "0"), "max_new_tokens is 0"),
         ((*REWARDS, "--baseline", "x"), "write NAME=FILE"),

@@ -103,7 +103,7 @@ def test_command_trains_one_router(saved: Path, toys: ModuleType) -> None:
         ((*REWARDS, "--updates", "0"), "--updates is 0"),
         ((*REWARDS, "--reward-timeout", "0"), "reward_timeout is 0"),
         (("--reward", "low=router_toys:hangs", *REWARDS[2:], "--reward-timeout", "0.05"), "within 0.05 s"),
-        ((*REWARDS, "--base", "/nowhere"), "cannot load the adapter"),
+        ((*REWARDS, "--base", "/nowhere"), "there is no folder '/nowhere' for the base"),
         ((*REWARDS, "--eval-prompts", "/nowhere.txt"), "cannot read the prompts"),
     ],
 )
