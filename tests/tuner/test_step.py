@@ -9,8 +9,7 @@ import weakref
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_hoe import record_votes, use_kernel
@@ -250,29 +249,6 @@ def test_the_prepared_product_is_the_votes_and_what_follows(hoe_llama, tokens, i
             written_out = model(tokens, preference=preference).logits
     torch.testing.assert_close(prepared, written_out, rtol=0, atol=1e-12)
     torch.testing.assert_close(dict(votes), dict(written_out_votes), rtol=0, atol=1e-12)
-
-
-def is_laid_out(model):
-    return all(layer.factors("default")[1].t().is_contiguous() for layer in layers(model))
-
-
-def test_columns_of_b_are_blocks_of_memory_however_they_came(hoe_llama, llama, tokens, tmp_path):
-    model = hoe_llama(trained=True)
-    model.save_pretrained(tmp_path)
-    for low_memory in (False, True):
-        loaded = PeftModel.from_pretrained(llama(), tmp_path, low_cpu_mem_usage=low_memory).eval()
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(tokens, preference=LIVE).logits, model(tokens, preference=LIVE).logits)
-        assert is_laid_out(loaded)
-    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
-        for layer in layers(model):
-            saved = file.get_tensor(f"base_model.model.{layer.module_name}.hoe_B.weight")
-            torch.testing.assert_close(saved, layer.factors("default")[1], rtol=0, atol=0)
-
-
-def test_experts_that_train_stay_as_torch_made_them(hoe_llama):
-    """What trains may be flattened by an optimiser or by processes that share it."""
-    assert all(layer.factors("default")[1].is_contiguous() for layer in layers(hoe_llama(train_experts=True)))
 
 
 def test_operations_do_not_grow_with_the_experts(hoe_llama, tokens):

@@ -18,21 +18,14 @@ from ..config import HoEConfig
 from ..errors import ExpertError
 from .layout import ExpertLayout
 from .lengths import ExpertLengths
-from .step import Steps, is_plain
+from .memory_order import columns_together, rows_together
+from .step import Steps
 
 # What a configuration may ask for in one module: it may be a stranger's.
 MOST_NUMBERS = 2**24
 MOST_TIMES = 64  # times the numbers that the module itself has
 
 _NEVER_ROUNDED = ("hoe_router", "hoe_length")
-
-
-def _rows_together(layer: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """A hook of `state_dict`: safetensors refuses the memory order of `lay_out`, and older PEFTs hand on what there is."""
-    for adapter in layer.hoe_B:
-        key = f"{prefix}hoe_B.{adapter}.weight"
-        if type(state.get(key)) is torch.Tensor:  # a Parameter is asked for itself (keep_vars)
-            state[key] = state[key].contiguous()
 
 
 class AdapterTensors(BaseTunerLayer):
@@ -68,7 +61,7 @@ class AdapterTensors(BaseTunerLayer):
         self._trained_before: dict[tuple[str, str], bool] = {}
         self._steps = Steps()  # what is prepared of the tensors
         whole: Any = self
-        whole.register_state_dict_post_hook(_rows_together)
+        whole.register_state_dict_post_hook(rows_together)
 
     # -- adapters ---
 
@@ -255,18 +248,8 @@ class AdapterTensors(BaseTunerLayer):
         self.lay_out(adapter)
 
     def lay_out(self, adapter: str) -> None:
-        """Lay the columns of a frozen B one behind the other in memory, as A's rows are.
-
-        A stretch of experts is then a block of memory, and a step of decoding reads it as fast as a whole matrix. Shapes,
-        and what is saved, stay as they are.
-        """
-        part = self.hoe_B[adapter]
-        weight = part.weight if is_plain(part) else None
-        if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_meta or weight.is_inference():
-            return
-        if weight.is_contiguous():
-            with torch.inference_mode(False):  # a later training step may use it
-                weight.data = weight.data.t().contiguous().t()
+        """Lay B in memory as decoding reads it, see `memory_order`; for those who put other weights there."""
+        columns_together(self.hoe_B[adapter])
 
     # -- what trains ---
 

@@ -26,10 +26,10 @@ from .calls import THIS_THREAD
 from .kernels.gate import over_ranks, scaled
 from .layer import HoELayer
 from .linear import HoELinear
+from .parameter_sources import is_plain
 from .plan import AdapterPlan
 from .rows import check_rows
 from .steering import Steering
-from .step import is_plain
 
 
 class HoEHead(HoELinear):

@@ -18,9 +18,9 @@ from ..growth import Change, with_expert, with_objective, with_router, without_e
 from ..specs import ExpertSpec, as_spec, checked_rank
 from .functional import adapter_of
 from .layer import HoELayer
+from .parameter_sources import is_plain
 from .rearranging import rearranged
 from .steering import Steering
-from .step import is_plain
 
 Weights = Mapping[str, Sequence[Tensor]]
 _PARTS = ("hoe_A", "hoe_B", "hoe_router")

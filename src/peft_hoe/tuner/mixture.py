@@ -30,8 +30,9 @@ from .kernels.fused import gate as fused_gate
 from .kernels.fused import router_logits as fused_logits
 from .kernels.gate import over_ranks, scaled, shares, token_votes, without_autocast
 from .layer import HoELayer, ModuleBias
+from .parameter_sources import Source, is_plain, is_there
 from .plan import AdapterPlan, place_of
-from .step import Source, Step, is_plain, is_there
+from .step import Step
 from .votes import PlacedVotes, module_votes
 
 _FEW_SLOTS = 32  # more are quicker as a matrix product

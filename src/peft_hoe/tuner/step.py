@@ -9,17 +9,17 @@ Shapes: of L experts S are in play, with ranks that sum to r; B rows; T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .kernels.choice import is_fused
 from .kernels.gate import MAX_FACTOR, over_ranks
 from .layout import ExpertLayout
 from .lengths import gram_root, lengthened
+from .parameter_sources import Source, are_unchanged
 from .plan import AdapterPlan
 from .selection import Selection
 from .votes import module_votes
@@ -27,70 +27,6 @@ from .votes import module_votes
 _MOST_SPANS = 8  # more stretches of neighbouring experts than this are read as all experts at once
 _MOST_STEPS = 16
 _LEAST_BYTES = 128  # so that a toy's layers prepare something too
-
-
-class Source(NamedTuple):
-    """A Parameter that something was made from, and its state then.
-
-    Attributes:
-        parts: the adapters' modules of one kind, such as all B of a layer, by adapter.
-        adapter: the key of `part` there.
-        part: that holds the Parameter.
-        name: of the Parameter in it.
-        parameter: itself.
-        pointer: where its values lay. No other tensor gets the place while `alias` is there.
-        version: how often it had been written to; None where that does not matter, because views are all that was made.
-        alias: of the same memory.
-    """
-
-    parts: Mapping[str, nn.Module | None]
-    adapter: str
-    part: nn.Module
-    name: str
-    parameter: torch.Tensor
-    pointer: int
-    version: int | None
-    alias: torch.Tensor
-
-    @staticmethod
-    def of(parts: nn.ModuleDict, adapter: str, name: str, *, viewed: bool) -> Source:
-        """The state of a Parameter now."""
-        part = parts[adapter]
-        parameter: torch.Tensor = getattr(part, name)
-        tells = type(parameter) is nn.Parameter and not parameter.is_inference()
-        version = None if viewed else parameter._version if tells else -1
-        return Source(parts._modules, adapter, part, name, parameter, parameter.data_ptr(), version, parameter.detach())
-
-
-def are_unchanged(sources: Iterable[Source]) -> bool:
-    """Whether all are read as they were, without reading their values (a write through `.data` is not seen)."""
-    for parts, adapter, part, name, parameter, pointer, version, _ in sources:  # for each token: no calls but C's
-        if (
-            parts.get(adapter) is not part
-            or part._parameters.get(name) is not parameter
-            or part._forward_pre_hooks
-            or part._forward_hooks
-            or "_hf_hook" in part.__dict__
-            or parameter.data_ptr() != pointer
-            or (version is not None and (version < 0 or parameter._version != version))
-        ):
-            return False
-    return True
-
-
-def is_there(part: nn.Module) -> bool:
-    """Whether a module's Parameters may be read without calling it: no hook fetches them."""
-    return not part._forward_hooks and not part._forward_pre_hooks and not hasattr(part, "_hf_hook")
-
-
-def is_plain(part: nn.Module) -> bool:
-    """Whether a linear's weight may be read without calling it: no hook and no wrapper fetches it."""
-    return (
-        type(part) is nn.Linear
-        and is_there(part)
-        and type(part.weight) in (nn.Parameter, torch.Tensor)
-        and not hasattr(part.weight, "ds_id")
-    )
 
 
 class Stretch(NamedTuple):
