@@ -28,7 +28,7 @@ import peft_hoe
 from peft_hoe import Decoding
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
-from peft_hoe.evaluation.reporting.measures import SweepComparison
+from peft_hoe.evaluation.reporting.comparison import SweepComparison
 from peft_hoe.generation.completer import Completer
 from peft_hoe.metrics import Interval
 from peft_hoe.objectives import RewardNormalizer, payoff_table

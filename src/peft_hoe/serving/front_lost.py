@@ -77,7 +77,7 @@ class FrontLost:
 
     def __init__(self, model: nn.Module, tokenizer: Any, sweep: Any, rewards: Any, *, batch_size: int = 128) -> None:
         try:
-            from ..evaluation.reporting import measures  # noqa: F401  # before the work, not after
+            from ..evaluation.reporting import comparison  # noqa: F401  # before the work, not after
         except ImportError as error:
             raise HoEError(str(error), argument="sweep") from None
         if tokenizer is None:
@@ -99,7 +99,7 @@ class FrontLost:
         Args:
             export: what a preference's LoRA holds.
         """
-        from ..evaluation.reporting.measures import compare
+        from ..evaluation.reporting.comparison import compare
 
         sweep = self.sweep
         rewards, completions, swept = sweep.rewards.copy(), [list(texts) for texts in sweep.completions[0]], 0

@@ -1,4 +1,4 @@
-"""Metrics, comparisons, tables and stacks of sweeps whose points are known."""
+"""Metrics and tables of sweeps whose points are known."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from peft_hoe import metrics, preference_grid
-from peft_hoe.errors import HoEError, HoEWarning
-from peft_hoe.evaluation import REFERENCE_POINT, Sweep
+from peft_hoe.errors import HoEWarning
+from peft_hoe.evaluation import REFERENCE_POINT
 from peft_hoe.objectives import RewardNormalizer
 
 LINE = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
@@ -47,15 +47,6 @@ def test_metrics_are_on_the_payoff_tables_scale(make_sweep):
     raw = [[20.0, 0.0], [15.0, 2.0], [10.0, 4.0]]
     found = make_sweep(raw, preferences=LINE, normalizer=scale).metrics(replicates=10)
     assert float(found.values["hypervolume"].estimate) == pytest.approx(0.46)
-
-
-def test_a_comparison_shows_differences_first_and_clipped_points_of_both(make_sweep):
-    a, b = make_sweep([[1.0, 1.0], [2.0, 0.0]]), make_sweep([[0.5, 0.5], [-0.2, 1.0]], name="other")
-    found = a.compare(b, replicates=10)
-    assert [*found.values][:2] == ["hypervolume A - B", "expected utility A - B"]
-    assert [*found.values][-1] == "relative hypervolume A / B"
-    assert found.clipped == (0, 1)
-    assert "below it (clipped) 0 of A and 1 of other" in found.note()
 
 
 def test_a_scale_of_own_corners_is_drawn_with_the_prompts(make_sweep):
@@ -119,84 +110,6 @@ def test_table_shows_front_and_intervals(make_sweep):
     assert lines[0].split() == ["preference", "(a,", "b)", "a", "b", "a", "(0-1)", "b", "(0-1)"]
     assert [line.startswith("*") for line in lines[1:]] == [True, False, True, True]
     assert "0.400 [0.400, 0.400]" in lines[2]
-
-
-def test_a_better_front_dominates(make_sweep):
-    a = make_sweep(np.asarray(LINE) + 0.3, preferences=LINE, noise=0.5)
-    b = make_sweep(LINE, preferences=LINE, name="B", noise=0.5)
-    found = a.compare(b, replicates=100)
-    # The same prompts are drawn for both, so the noise that they share cancels.
-    assert found.dominates == 1
-    assert found.dominated == 0
-    assert found.verdict() == "A dominates B (100.0% of the replicates)"
-    values = {name: float(interval.estimate) for name, interval in found.values.items()}
-    assert values["coverage C(A, B)"] == 1
-    assert values["coverage C(B, A)"] == 0
-    assert values["additive epsilon A to B"] == pytest.approx(-0.3)
-    assert values["IGD+ A to union"] == 0
-    assert values["IGD+ B to union"] == pytest.approx(0.3 * np.sqrt(2))
-    assert values["hypervolume A - B"] == pytest.approx(values["hypervolume A"] - values["hypervolume B"])
-    assert values["relative hypervolume A / B"] == pytest.approx(values["hypervolume A"] / values["hypervolume B"])
-    assert values["expected utility A - B"] == pytest.approx(0.3)
-    back = b.compare(a, replicates=100)
-    assert back.verdict() == "A dominates B (100.0% of the replicates)"
-    assert "A = B, B = A" in back.table()
-
-
-def test_equal_fronts_do_not_dominate(make_sweep):
-    found = make_sweep(LINE, preferences=LINE).compare(make_sweep(LINE, preferences=LINE, name="B"), replicates=10)
-    assert found.dominates == found.dominated == 0
-    assert "neither front dominates the other" in found.table()
-
-
-def test_comparisons_use_the_first_ones_scale(make_sweep):
-    a = make_sweep(LINE, preferences=LINE)
-    b = make_sweep(LINE, preferences=LINE, name="B", normalizer=RewardNormalizer(9 * np.eye(2), ["a", "b"]))
-    assert float(a.compare(b, replicates=10).values["hypervolume B"].estimate) == pytest.approx(0.46)
-
-
-def test_incomparable_sweeps(make_sweep):
-    a = make_sweep(LINE, preferences=LINE)
-    with pytest.raises(HoEError, match="different prompts"):
-        a.compare(make_sweep(LINE, preferences=LINE, prompts=5))
-    with pytest.raises(HoEError, match="different objectives"):
-        a.compare(make_sweep(np.eye(3)))
-    with pytest.raises(HoEError, match="shape"):
-        make_sweep(LINE, preferences=LINE[:2])
-
-
-def test_stacks_hold_the_runs_spread(make_sweep):
-    runs = [make_sweep(np.asarray(LINE) + shift, preferences=LINE) for shift in (-0.1, 0.0, 0.1)]
-    stacked = Sweep.stack(runs)
-    assert stacked.values.shape == (3, 3, 4, 2)
-    np.testing.assert_allclose(stacked.points, LINE, atol=1e-12)
-    interval = stacked.intervals(replicates=300)
-    assert interval.low[0, 0] == pytest.approx(0.9)  # three times the worst run, 1 in 27
-    assert interval.high[0, 0] == pytest.approx(1.1)
-    assert stacked.metrics(replicates=10).runs == 3
-
-
-def test_stacks_of_own_corners_have_the_mean_corners(make_sweep):
-    settings = {"preferences": LINE, "payoff_source": "own corners"}
-    runs = []
-    for shift in (0.0, 0.2):
-        corners = np.asarray([LINE[0], LINE[2]]) + shift
-        runs.append(make_sweep(np.asarray(LINE) + shift, normalizer=RewardNormalizer(corners, ["a", "b"]), **settings))
-    np.testing.assert_allclose(Sweep.stack(runs).normalizer.payoff, [[1.1, 0.1], [0.1, 1.1]])
-
-
-def test_stacks_of_what_differs(make_sweep):
-    first = make_sweep(LINE, preferences=LINE)
-    for other, match in (
-        (make_sweep(LINE, preferences=LINE, prompts=5), "differ in prompts"),
-        (make_sweep(LINE, preferences=LINE[::-1]), "differ in preferences"),
-        (make_sweep(LINE, preferences=LINE, normalizer=RewardNormalizer(2 * np.eye(2), ["a", "b"])), "payoff tables"),
-        (make_sweep(LINE, preferences=LINE, reference_point=-0.2), "reference_point"),
-    ):
-        with pytest.raises(HoEError, match=match):
-            Sweep.stack([first, other])
-    with pytest.raises(HoEError, match="no sweeps"):
-        Sweep.stack([])
 
 
 def test_the_papers_grids():

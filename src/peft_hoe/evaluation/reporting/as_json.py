@@ -9,7 +9,8 @@ from typing import Any
 
 from ...metrics import Interval
 from ..judging.win_rates import WinRates
-from .measures import SweepComparison, SweepMetrics
+from .comparison import SweepComparison
+from .measures import SweepMetrics
 
 
 def as_json(

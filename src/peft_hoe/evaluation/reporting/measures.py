@@ -1,8 +1,7 @@
-"""Metrics of a sweep, and of two against each other, with their uncertainty.
+"""Metrics of a sweep, with their uncertainty.
 
 Points are means over prompts and runs, on the payoff table's scale; intervals are percentiles of the hierarchical bootstrap of
-`peft_hoe.metrics`, in which the table's own prompts are drawn, too. A comparison is on the scale and with the reference point
-of its first sweep, for both; differences come first, because a ratio blows up where its denominator is small.
+`peft_hoe.metrics`, in which the table's own prompts are drawn, too.
 
 Shapes: K preferences, N objectives.
 """
@@ -11,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +20,7 @@ from ...errors import HoEError, HoEWarning, PreferenceError
 from ...metrics import HypervolumeRecord, Interval, Replicates
 from ...preference import FloatArray
 from ...triangulation import triangulate
-from ..sweeps.replicates import scaled_replicates
 from ..sweeps.result import REFERENCE_POINT, SweepResult
-
-CONFIDENCE = 0.95  # share of the replicates in which "A dominates B" must hold to be said
 
 
 @dataclass(frozen=True)
@@ -67,56 +62,6 @@ class SweepMetrics:
         )
 
 
-@dataclass(frozen=True)
-class SweepComparison:
-    """Two sweeps, A and B.
-
-    Attributes:
-        names: of A and B.
-        values: each metric with its interval.
-        dominates: share of the replicates in which each point of B is dominated by some point of A.
-        dominated: the other way round.
-        reference_point: for both, in A's normalised rewards.
-        clipped: how many points of A, and of B, lie below it in some objective and are clipped to it.
-        level: of the intervals.
-        replicates: number of bootstrap replicates.
-    """
-
-    names: tuple[str, str]
-    values: dict[str, Interval]
-    dominates: float
-    dominated: float
-    reference_point: list[float]
-    clipped: tuple[int, int]
-    level: float
-    replicates: int
-
-    def verdict(self) -> str:
-        """One sentence on dominance."""
-        a, b = self.names
-        for share, first, second in ((self.dominates, a, b), (self.dominated, b, a)):
-            if share >= CONFIDENCE:
-                return f"{first} dominates {second} ({share:.1%} of the replicates)"
-        shares = f"A over B in {self.dominates:.1%} of the replicates, B over A in {self.dominated:.1%}"
-        return f"neither front dominates the other ({shares})"
-
-    def table(self) -> str:
-        """The comparison as text."""
-        lines = [f"A = {self.names[0]}, B = {self.names[1]}: {self.verdict()}"]
-        lines += [f"{name:<28}{shown(interval)}" for name, interval in self.values.items()]
-        lines.append(self.note())
-        return "\n".join(lines)
-
-    def note(self, first: str = "A") -> str:
-        """What the numbers depend on; `first` is what A is called."""
-        point = compact(self.reference_point)
-        below = " and ".join(f"{count} of {name}" for count, name in zip(self.clipped, self.names, strict=True))
-        return (
-            f"reference point {point} on {first}'s scale, below it (clipped) {below}; {self.level:.0%} intervals, "
-            f"{self.replicates} replicates"
-        )
-
-
 def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> SweepMetrics:
     """Hypervolume, utilities, control regret, spread, sparsity, gaps, and for each objective Spearman and order violations.
 
@@ -125,8 +70,8 @@ def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, 
     Raises:
         HoEError: rewards without a scale and the project's reference point, which is for normalised ones.
     """
-    _check_scale(sweep)
-    with _each_warning_once():
+    check_scale(sweep)
+    with each_warning_once():
         _warn_of_scale(sweep)
         return _measure(sweep, level, replicates, seed)
 
@@ -148,59 +93,6 @@ def _measure(sweep: SweepResult, level: float, replicates: int, seed: int) -> Sw
     return SweepMetrics(sweep.name, values, front, source, level, replicates, len(sweep.rewards))
 
 
-def compare(
-    a: SweepResult, b: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
-) -> SweepComparison:
-    """Hypervolumes, coverage, ε, IGD+ and utility of A against B; prompts are drawn once for both.
-
-    Raises:
-        HoEError: they differ in objectives or prompts, or rewards without a scale.
-    """
-    if a.objectives != b.objectives or a.prompts != b.prompts:
-        what = "objectives" if a.objectives != b.objectives else "prompts"
-        raise HoEError(
-            f"{a.name!r} and {b.name!r} have different {what}; compare sweeps of the same prompts and objectives",
-            argument=what, value=getattr(b, what), allowed=getattr(a, what),
-        )  # fmt: skip
-    _check_scale(a)
-    with _each_warning_once():
-        return _compare(a, b, level, replicates, seed)
-
-
-def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed: int) -> SweepComparison:
-    drawn = scaled_replicates(
-        {"A": a.values, "B": b.values}, a.normalizer, own_corners=a.payoff_source == "own corners",
-        replicates=replicates, seed=seed,
-    )  # fmt: skip
-    reference, wanted = a.reference_point, a.preferences
-
-    def volume(points: FloatArray) -> float:
-        return metrics.hypervolume(points, reference_point=reference)
-
-    def utility(points: FloatArray) -> float:
-        return metrics.expected_utility(points, wanted)
-
-    pairs: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-        "hypervolume A - B": (lambda x, y: volume(x) - volume(y), ("A", "B")),
-        "expected utility A - B": (lambda x, y: utility(x) - utility(y), ("A", "B")),
-        "coverage C(A, B)": (metrics.coverage, ("A", "B")),
-        "coverage C(B, A)": (metrics.coverage, ("B", "A")),
-        "additive epsilon A to B": (metrics.epsilon, ("A", "B")),
-        "additive epsilon B to A": (metrics.epsilon, ("B", "A")),
-        "IGD+ A to union": (_igd_plus_to_union, ("A", "B")),
-        "IGD+ B to union": (_igd_plus_to_union, ("B", "A")),
-    }
-    values = {label: drawn.interval(statistic, *names, level=level) for label, (statistic, names) in pairs.items()}
-    values |= {f"hypervolume {name}": drawn.interval(volume, name, level=level) for name in ("A", "B")}
-    values |= _relative(drawn, volume, level)
-    point = np.broadcast_to(np.asarray(reference, dtype=float), (len(a.objectives),))
-    return SweepComparison(
-        (a.name, b.name), values, drawn.share(metrics.front_dominates, "A", "B"),
-        drawn.share(metrics.front_dominates, "B", "A"),
-        point.tolist(), (_clipped(drawn.estimates["A"], point), _clipped(drawn.estimates["B"], point)), level, replicates,
-    )  # fmt: skip
-
-
 def shown(interval: Interval) -> str:
     """A number with its interval."""
     undefined = f"   (undefined in {int(interval.undefined)} replicates)" if int(interval.undefined) else ""
@@ -212,7 +104,12 @@ def compact(point: list[float]) -> str:
     return f"{point[0]:g}" if len(set(point)) == 1 else "[" + ", ".join(f"{number:g}" for number in point) + "]"
 
 
-def _check_scale(sweep: SweepResult) -> None:
+def check_scale(sweep: SweepResult) -> None:
+    """Refuse rewards that are not on the scale of their reference point.
+
+    Raises:
+        HoEError: rewards without a scale and the project's reference point, which is for normalised ones.
+    """
     if not sweep.has_scale:
         raise HoEError(
             f"the rewards of {sweep.name!r} are not normalised, and {REFERENCE_POINT} is a reference point for normalised "
@@ -220,10 +117,6 @@ def _check_scale(sweep: SweepResult) -> None:
             "fixed beforehand",
             argument="normalizer", allowed="a RewardNormalizer, or a reference_point of raw rewards",
         )  # fmt: skip
-
-
-def _clipped(points: FloatArray, reference: FloatArray) -> int:
-    return int((points < reference).any(axis=1).sum())
 
 
 def _warn_of_scale(sweep: SweepResult) -> None:
@@ -267,27 +160,12 @@ def _spacing(drawn: Replicates, preferences: FloatArray, level: float) -> dict[s
     return {**found, "CV of gaps": drawn.interval(variation, level=level)}
 
 
-def _igd_plus_to_union(front: FloatArray, other: FloatArray) -> float:
-    union = np.concatenate([front, other])
-    return metrics.igd_plus(front, union[metrics.non_dominated_mask(union)])
-
-
-def _relative(drawn: Replicates, volume: Callable[[FloatArray], float], level: float) -> dict[str, Interval]:
-    """HV(A) / HV(B); NaN, and counted as undefined, in replicates where B encloses nothing."""
-
-    def ratio(a: FloatArray, b: FloatArray) -> float:
-        whole = volume(b)
-        return volume(a) / whole if whole > 0 else np.nan
-
-    return {"relative hypervolume A / B": drawn.interval(ratio, "A", "B", level=level)}
-
-
 def _part(interval: Interval, i: int) -> Interval:
     return Interval(interval.estimate[i], interval.low[i], interval.high[i], interval.level, interval.undefined[i])
 
 
 @contextlib.contextmanager
-def _each_warning_once() -> Iterator[None]:
+def each_warning_once() -> Iterator[None]:
     """Several metrics warn of the same thing, such as a front below the reference point."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

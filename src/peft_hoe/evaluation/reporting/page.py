@@ -19,7 +19,8 @@ from ...metrics import Interval
 from ...preference import written
 from ..judging.win_rates import WinRates
 from ..sweeps.result import SweepResult
-from .measures import SweepComparison, compare, measure, shown
+from .comparison import SweepComparison, compare
+from .measures import measure, shown
 from .plots import plot
 from .tables import header, overview, rounded, rows
 

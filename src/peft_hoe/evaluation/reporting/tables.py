@@ -13,7 +13,7 @@ from ...preference import written
 if TYPE_CHECKING:
     from ...metrics import Interval
     from ..sweeps.result import SweepResult
-    from .measures import SweepComparison
+    from .comparison import SweepComparison
 
 
 def sweep_table(sweep: SweepResult, interval: Interval) -> str:

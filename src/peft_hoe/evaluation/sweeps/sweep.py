@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .result import SweepResult
 
 if TYPE_CHECKING:
-    from ..reporting.measures import SweepComparison, SweepMetrics
+    from ..reporting.comparison import SweepComparison
+    from ..reporting.measures import SweepMetrics
 
 
 class Sweep(SweepResult):
@@ -34,8 +35,8 @@ class Sweep(SweepResult):
     def compare(
         self, other: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
     ) -> SweepComparison:
-        """This front against another on the same prompts, on this one's scale; see `reporting.measures`."""
-        from ..reporting.measures import compare
+        """This front against another on the same prompts, on this one's scale; see `reporting.comparison`."""
+        from ..reporting.comparison import compare
 
         return compare(self, other, level=level, replicates=replicates, seed=seed)
 
