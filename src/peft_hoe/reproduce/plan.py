@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from .. import recipes
-from ..errors import HoEError, RewardError, check_choice
-from ..evaluation.baselines import BASELINES
+from ..errors import HoEError, check_choice
 from ..generation.decoding import Decoding
 from ..placing import Budget
 from ..preference import parse_preference, preference_grid
 from ..router_recipe import MOST_UPDATES, RESPONSES, UPDATES, default_experts, default_routers
 from ..training.run.reports import check_reports
+from .plan_checks import check_baselines, check_batches, check_prompts, check_rewards, check_updates
 
 OWN = "own"
 TRAINERS = ("ppo", "grpo", "distill")
-_NOT_ONE_CALL = {"morlhf"}  # needs a policy of its own for each preference
 # What may be others when a run goes on: more baselines, and how it is computed; who runs out of memory takes smaller batches.
 _EXECUTION = ("output_dir", "baselines", "cpu", "micro_batch_size", "sweep_batch_size", "save_steps", "report_to")
 
@@ -241,63 +240,17 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     """What can be known before anything is loaded."""
     check_choice("trainer", plan.trainer, TRAINERS)
     check_reports(plan.report_to)
-    _check_updates(plan)
-    for name in ("batch_size", "micro_batch_size", "save_steps", "limit", "sweep_batch_size"):
-        value = getattr(plan, name)
-        if value is not None and value < 1:
-            raise HoEError(
-                f"{name} is {value}; it must be at least 1", argument=name, value=value, allowed="at least 1"
-            )
-    if plan.batch_size % (plan.micro_batch_size or plan.batch_size):
-        raise HoEError(
-            f"batch_size is {plan.batch_size} and micro_batch_size {plan.micro_batch_size}; the batch must be a multiple of "
-            "the micro-batch",
-            argument="micro_batch_size", value=plan.micro_batch_size, allowed=f"a divisor of {plan.batch_size}",
-        )  # fmt: skip
-    known = {*(recipe.objectives if recipe else ()), *plan.rewards}
-    missing = [name for name in plan.objectives if name not in known]
-    unknown = [name for name in plan.rewards if name not in plan.objectives]
-    if missing or unknown:
-        raise RewardError(
-            f"rewards are missing for {missing} and given for {unknown}, which have no policy; the objectives are "
-            f"{list(plan.objectives)} (--reward NAME=SOURCE)",
-            argument="rewards", value=list(plan.rewards), allowed=list(plan.objectives),
-        )  # fmt: skip
-    if recipe is None and plan.prompts is None:
-        raise HoEError("a task of one's own has no prompts; give them (--prompts FILE)", argument="prompts")
-    if recipe is None and plan.data is not None:
-        raise HoEError(
-            "data is a local copy of a recipe's dataset, and there is no recipe; give prompts (--prompts FILE)",
-            argument="data", value=plan.data,
-        )  # fmt: skip
-    known_baselines = sorted(BASELINES.keys() - _NOT_ONE_CALL)
-    if not set(plan.baselines) <= set(known_baselines) or len(set(plan.baselines)) < len(plan.baselines):
-        raise HoEError(
-            f"baselines are {list(plan.baselines)}; each can be given once, of {known_baselines}",
-            argument="baselines", value=list(plan.baselines), allowed=known_baselines,
-        )  # fmt: skip
-
-
-def _check_updates(plan: Plan) -> None:
-    auto = plan.updates == "auto"
-    if not auto and (isinstance(plan.updates, str) or plan.updates < 0):
-        raise HoEError(
-            f"updates is {plan.updates!r}; give a number, at least 0, or auto", argument="updates", value=plan.updates
-        )
-    if auto and plan.trainer == "distill":
-        raise HoEError(
-            "updates is auto, which follows the worst gap in rewards, but the trainer is distill, which has none; give a "
-            "number",
-            argument="updates",
-            value=plan.updates,
-        )
-    bound = plan.max_updates
-    if bound is not None and (bound < 1 or not auto):
-        raise HoEError(
-            f'max_updates is {bound} with updates={plan.updates!r}; it bounds updates="auto", and is at least 1',
-            argument="max_updates",
-            value=bound,
-        )
+    check_updates(plan.updates, plan.max_updates, plan.trainer)
+    check_batches(
+        batch_size=plan.batch_size,
+        micro_batch_size=plan.micro_batch_size,
+        save_steps=plan.save_steps,
+        limit=plan.limit,
+        sweep_batch_size=plan.sweep_batch_size,
+    )
+    check_rewards(plan.rewards, plan.objectives, recipe)
+    check_prompts(plan.prompts, plan.data, recipe)
+    check_baselines(plan.baselines)
 
 
 def _written(source: Any) -> str:
