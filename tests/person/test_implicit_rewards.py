@@ -33,6 +33,13 @@ def naive(model, tokenizer, prompt, text):
         return [logprob(preference=corner) - base for corner in ([1, 0], [0, 1])]
 
 
+def test_a_text_with_a_token_that_the_model_does_not_know_is_refused(model):
+    padded = demo.load_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(HoEError, match=r"token 123 .* in the texts is none of the 123"):
+        implicit_rewards(model, padded, demo.load_prompts()[0], [" a [PAD]"])
+
+
 def test_they_are_the_log_probability_ratios(model, tokenizer):
     prompt, texts = demo.load_prompts()[0], [" the happy cat sat", " red", " a bright blue sky over"]
     found = implicit_rewards(model, tokenizer, prompt, texts)

@@ -81,6 +81,14 @@ def train(base, folder, preference, rewards=None, dataset=PROMPTS, changes=None,
     )
 
 
+def test_padding_that_trl_would_look_up_is_refused(base, tmp_path):
+    """A padding token that was added to the tokenizer alone was an IndexError in the first update."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(HoEError, match=r"'\[PAD\]' is token 32, for which the model has no embedding"):
+        train(base, tmp_path / "low", [1, 0], processing_class=tokenizer)
+
+
 def means(log, name):
     return [entry[f"rewards/{name}/mean"] for entry in log if f"rewards/{name}/mean" in entry]
 

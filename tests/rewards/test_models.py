@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from peft_hoe.errors import RewardError
+from peft_hoe.errors import HoEError, RewardError
 from peft_hoe.rewards import ClassifierReward, ModuleReward, Rewards
 from peft_hoe.rewards.command_line import parse_rewards
 
@@ -103,6 +103,23 @@ def test_texts_of_a_classifier(tokenizer):
     assert chatting == pytest.approx(_logits(model, tokenizer, "Q w3 A w4")[0], abs=ROUNDING)
     with pytest.raises(RewardError, match="cannot be filled in"):
         ClassifierReward(model, tokenizer, template="{answer}")
+
+
+def test_a_tokenizer_of_another_model_is_told(tokenizer):
+    """It was an IndexError, and on a GPU the end of the process."""
+    reward = ClassifierReward(gpt2(vocab_size=8), tokenizer)
+    with pytest.raises(RewardError, match=r"reward 'a': GPT2.*token 9 \('w9'\) in the texts is none of the 8"):
+        Rewards([reward], ["a"])(PROMPTS, TEXTS)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_size": 1.5}, {"max_length": 0}])
+def test_sizes_are_whole_numbers(tokenizer, sizes):
+    (name,) = sizes
+    with pytest.raises(HoEError, match=f"{name} is .*whole number, at least 1"):
+        ClassifierReward(gpt2(), tokenizer, **sizes)
+    if name == "batch_size":
+        with pytest.raises(HoEError, match="batch_size is"):
+            ModuleReward(gpt2(), **sizes)
 
 
 def test_long_texts_lose_their_beginning(tokenizer):

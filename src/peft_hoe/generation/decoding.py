@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from ..errors import HoEError
 from . import checks
 from .checks import SAMPLING_OPTIONS
+from .vocabulary import vocabulary_size
 
 # Of a GenerationConfig, what does not change a text.
 _NO_MATTER = {"pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
@@ -176,8 +177,8 @@ class Decoding:
 def padding_token(model: Any, tokenizer: Any) -> int:
     """What rows that have ended go on with: the tokenizer's padding token, or 0 where the model has no embedding for it."""
     token: int = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
-    size = getattr(model.get_input_embeddings(), "num_embeddings", token + 1)
-    return token if token < size else 0
+    size = vocabulary_size(model)
+    return token if size is None or token < size else 0
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

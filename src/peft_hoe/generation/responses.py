@@ -16,6 +16,7 @@ from .decoding import Decoding
 from .prompts import PromptBatch
 from .settings import generating
 from .stop_strings import StopAtStrings, before_stop_string, holds, stop_string_lengths
+from .vocabulary import check_tokens
 
 
 @dataclass
@@ -59,8 +60,12 @@ def generate_responses(
         decoding: how.
         chunk: rows of one call.
         others: more arguments of `generate`.
+
+    Raises:
+        HoEError: a prompt holds a token that the policy has no embedding for.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    check_tokens(prompts.ids * prompts.mask, policy, tokenizer)
     settings = decoding.resolve(policy, tokenizer)
     # An encoder-decoder returns what it decoded, others the prompt too.
     width = 1 if getattr(policy.config, "is_encoder_decoder", False) else prompts.ids.shape[1]

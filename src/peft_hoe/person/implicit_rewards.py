@@ -17,6 +17,7 @@ from ..generation.fusion import steered_logits
 from ..generation.logits import response_logits, sequence_inputs
 from ..generation.prompts import PromptCollator
 from ..generation.settings import evaluating
+from ..generation.vocabulary import check_tokens
 from ..preference import FloatArray
 from ..tuner.functional import adapter_of
 
@@ -38,7 +39,7 @@ def implicit_rewards(model: Any, tokenizer: Any, prompt: Any, texts: Sequence[st
         `(T, N)`, float64.
 
     Raises:
-        HoEError: there are no texts, or one is empty.
+        HoEError: there are no texts, one is empty, or one holds a token that the model does not know.
 
     >>> from peft_hoe import demo
     >>> from peft_hoe.person import implicit_rewards
@@ -57,6 +58,7 @@ def implicit_rewards(model: Any, tokenizer: Any, prompt: Any, texts: Sequence[st
     device = next(model.parameters()).device
     batch = PromptCollator(tokenizer)([{"prompt": prompt}])
     ids, mask = _padded(batch["input_ids"], pieces)
+    check_tokens(ids, model, tokenizer, "texts")
     inputs = {name: value.to(device) for name, value in sequence_inputs(ids, mask).items()}
     length = max(map(len, pieces))
     corners = np.eye(len(adapter.objectives))

@@ -118,8 +118,8 @@ def train_policy(
         or NaN) in an objective of positive weight is left out.
 
     Raises:
-        HoEError: the folder is not empty, there are no prompts, `args` has reward weights of its own, or something that does
-            not go with stop strings.
+        HoEError: the folder is not empty, there are no prompts, the model has no embedding for the padding token, `args` has
+            reward weights of its own, or something that does not go with stop strings.
         PreferenceError: the preference does not fit the objectives.
         RewardError: nor do the rewards or the normalizer, or a reward fails.
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RewardError, check_choice
+from ..errors import HoEError, RewardError, check_choice
+from ..generation.checks import whole
 from ..generation.prompt_rows import is_chat
+from ..generation.vocabulary import check_tokens, vocabulary_size
 
 Text = str | tuple[str, str]
 Template = str | Callable[[Any, str], Text]
@@ -40,6 +42,7 @@ class ClassifierReward:
 
     Raises:
         RewardError: an output that the model does not have, a template that cannot be filled in, or another truncation_side.
+        HoEError: batch_size or max_length is no whole number of at least 1.
 
     >>> from transformers import LlamaConfig, LlamaForSequenceClassification
     >>> from peft_hoe import demo
@@ -64,6 +67,9 @@ class ClassifierReward:
 
     def __post_init__(self) -> None:
         check_choice("truncation_side", self.truncation_side, ("left", "right"), RewardError)
+        whole("batch_size", self.batch_size, 1)
+        if self.max_length is not None:
+            whole("max_length", self.max_length, 1)
         self.model.eval()
         wanted = [self.output] if isinstance(self.output, (int, str)) else list(self.output)
         self._columns = [_output_index(self.model.config, output) for output in wanted]
@@ -108,6 +114,12 @@ class ClassifierReward:
                 # Some fast tokenizers return them for decoders too: Llama refuses them, GPT-2 adds their embedding.
                 return_token_type_ids=bool(getattr(self.model.config, "type_vocab_size", 0)),
             )
+        try:
+            check_tokens(batch["input_ids"], self.model, self.tokenizer, "texts")
+        except HoEError as error:
+            raise RewardError(
+                f"{type(self.model).__name__}: {error}", argument="tokenizer", value=error.value
+            ) from None
         logits: Tensor = self.model(**batch.to(_device(self.model))).logits
         return logits.float().cpu()
 
@@ -132,7 +144,7 @@ class ClassifierReward:
 
         The model's embedding must have a row for it, too.
         """
-        padding, size = self.tokenizer.pad_token_id, _vocabulary(self.model)
+        padding, size = self.tokenizer.pad_token_id, vocabulary_size(self.model)
         return padding is not None and padding == self.model.config.pad_token_id and (size is None or padding < size)
 
 
@@ -151,6 +163,7 @@ class ModuleReward:
 
     Raises:
         RewardError: the module has another interface, or not these outputs.
+        HoEError: batch_size is no whole number of at least 1.
 
     >>> import torch
     >>> from peft_hoe.rewards import Rewards
@@ -171,6 +184,7 @@ class ModuleReward:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size, 1)
         prefix = getattr(self.model, "base_model_prefix", None)
         if not (isinstance(prefix, str) and hasattr(self.model, prefix) and hasattr(self.model, "score")):
             raise RewardError(
@@ -231,7 +245,7 @@ class ModuleReward:
 
     def _check_vocabulary(self, input_ids: Tensor) -> None:
         """Of the ids that it reads: those of padding are masked, and may be any."""
-        size = _vocabulary(self.model)
+        size = vocabulary_size(self.model)
         if size is not None and input_ids.numel() and int(input_ids.max()) >= size:
             raise RewardError(
                 f"{type(self.model).__name__} knows {size} tokens, but the policy's ids go up to {int(input_ids.max())}: "
@@ -285,13 +299,6 @@ def _truncating(tokenizer: Any, end: str) -> Iterator[None]:
         yield
     finally:
         tokenizer.truncation_side = side
-
-
-def _vocabulary(model: Any) -> int | None:
-    """How many tokens a model has an embedding for, where it tells."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    size: int | None = getattr(embedding, "num_embeddings", None)
-    return size
 
 
 def _device(model: Any) -> torch.device:

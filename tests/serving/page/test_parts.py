@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from peft_hoe import HoEError
+
 pytest.importorskip("gradio")
 from peft_hoe.serving.page.controls import WIDTH, Controls, draw_triangle, preference_at, told
 from peft_hoe.serving.page.writer import BASE, CHOSEN, PageWriter
@@ -36,6 +38,16 @@ def test_sliders_of_several_objectives_are_weights():
     assert two.read(0.25).tolist() == [0.25, 0.75]
     assert told(["a", "b"], np.array([0.25, 0.75])) == "a 25%, b 75%"
     assert told(["a", "b"], np.array([1.0, 0.0])) == "a 100%"
+
+
+def test_a_prompt_with_a_token_that_the_model_does_not_know_is_refused(toys):
+    """Before it is written, where it would fail with the texts of all others."""
+    tokenizer = toys.make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    engine = Engine(toys.make_policy().eval(), tokenizer, max_length=40)
+    assert engine.vocabulary == 32
+    with pytest.raises(HoEError, match=r"token 32 .* in the prompt is none of the 32"):
+        next(PageWriter(engine).write("w1 [PAD]", np.array([0.25, 0.75]), 6, 0.0))
 
 
 def test_all_texts_are_those_written_alone(toys):

@@ -13,7 +13,7 @@ TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor 
 def reader(toys):
     tokenizer = toys.make_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    return RequestReader("mine", tokenizer, ["low", "high"], {"low": 0.5, "high": 0.5}, 64)
+    return RequestReader("mine", tokenizer, ["low", "high"], {"low": 0.5, "high": 0.5}, 64, 32)
 
 
 def body(**more):
@@ -107,6 +107,13 @@ def test_other_bodies_and_models_are_refused(reader):
             reader.completion(wrong)
     with pytest.raises(RequestError, match="tools"):
         reader.chat({"model": "mine", "messages": [{"role": "w1", "content": "w2"}], "tools": [{"type": "function"}]})
+    reader.tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # and the model has no embedding for it
+    for ask, given in (
+        (reader.chat, {"messages": [{"role": "w1", "content": "[PAD]"}]}),
+        (reader.completion, {"prompt": "[PAD]"}),
+    ):
+        with pytest.raises(RequestError, match=r"(prompt|messages): there are tokens outside the vocabulary of 32"):
+            ask({"model": "mine", **given})
     reader.tokenizer.chat_template = None
     with pytest.raises(RequestError, match="no chat template"):
         reader.chat({"model": "mine", "messages": [{"role": "w1", "content": "w2"}]})

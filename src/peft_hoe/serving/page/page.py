@@ -10,6 +10,7 @@ import gradio as gr
 import numpy as np
 from fastapi import Response
 
+from ...errors import HoEError
 from ...tuner.functional import get_preference
 from ..server.engine import Engine
 from .controls import Controls, told
@@ -66,10 +67,13 @@ def make_page(engine: Engine, title: str, *, sweep: Any = None, prompts: Sequenc
 
         def write(text: str, tokens: float, heat: float, *values: Any) -> Iterator[list[str]]:
             preference = controls.read(*values)
-            for page_texts in writer.write(text or PROMPT, preference, int(tokens), heat):
-                if page_texts.error:
-                    raise gr.Error(page_texts.error)
-                yield _boxes(page_texts, names, told(objectives, preference))
+            try:
+                for page_texts in writer.write(text or PROMPT, preference, int(tokens), heat):
+                    if page_texts.error:
+                        raise gr.Error(page_texts.error)
+                    yield _boxes(page_texts, names, told(objectives, preference))
+            except HoEError as error:
+                raise gr.Error(str(error)) from None
 
         events = [button.click, prompt.submit, page.load, *controls.changes]
         inputs = [prompt, length, temperature, *controls.inputs]

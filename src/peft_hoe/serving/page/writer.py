@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...generation.vocabulary import check_tokens
 from ...preference import FloatArray
 from ...tuner.trace import trace_routing
 from ...tuner.trace_page import fragment
@@ -61,6 +62,9 @@ class PageWriter:
             preference: `(N,)`.
             length: tokens of a text.
             temperature: 0 takes the most likely token; otherwise all texts draw by the same random numbers.
+
+        Raises:
+            HoEError: the prompt holds tokens that the model does not know, or the engine takes no more texts.
         """
         engine = self.engine
         ids = self._tokens(prompt)
@@ -147,4 +151,7 @@ class PageWriter:
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = tokenizer(prompt)["input_ids"]
+        check_tokens(
+            torch.tensor(ids), self.engine.model, tokenizer, "prompt"
+        )  # else it fails with all texts under way
         return ids[-(self.engine.max_length - 1) :]

@@ -31,7 +31,9 @@ def create_app(engine: Engine, name: str, *, max_body: int = DEFAULT_MAX_BODY) -
         name: of the model.
         max_body: bytes of a request.
     """
-    reader = RequestReader(name, engine.tokenizer, engine.objectives, get_preference(engine.model), engine.max_length)
+    reader = RequestReader(
+        name, engine.tokenizer, engine.objectives, get_preference(engine.model), engine.max_length, engine.vocabulary
+    )
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:

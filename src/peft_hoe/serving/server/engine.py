@@ -19,6 +19,7 @@ from torch import nn
 
 from ...errors import HoEError, RowsError
 from ...generation.decoding import stop_tokens
+from ...generation.vocabulary import vocabulary_size
 from ...preference import FloatArray
 from ...tuner.steering import Steering
 from .batch import RunningBatch
@@ -68,6 +69,7 @@ class Engine:
 
     Attributes:
         objectives: names of the N objectives.
+        vocabulary: how many tokens prompts may hold: the tokenizer's, as far as the model has an embedding for them.
         stop_tokens: at which texts end: the tokenizer's, and those of the model's own settings.
         mixed: whether texts of different preferences run together; False where a module cannot tell rows apart.
         batches: whether texts run together at all; False where a model's cache cannot be joined.
@@ -97,6 +99,7 @@ class Engine:
         self.objectives = list(steering.adapters[steering.active_adapter()].objectives)
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.max_length = _max_length(model, max_length)
+        self.vocabulary = min(len(tokenizer), vocabulary_size(model) or len(tokenizer))
         self.stop_tokens = stop_tokens(model, tokenizer)
         self.mixed, self.batches = self._probe()
         self._waiting: deque[TextRequest] = deque()

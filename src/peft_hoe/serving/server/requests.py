@@ -108,13 +108,20 @@ class RequestReader:
         objectives: the N names.
         default: gives the preference in effect when a request brings none.
         max_length: tokens of a prompt and its text together.
+        vocabulary: prompts hold tokens below this number.
     """
 
     def __init__(
-        self, name: str, tokenizer: Any, objectives: Sequence[str], default: Mapping[str, float], max_length: int
+        self,
+        name: str,
+        tokenizer: Any,
+        objectives: Sequence[str],
+        default: Mapping[str, float],
+        max_length: int,
+        vocabulary: int,
     ) -> None:
         self.name, self.tokenizer, self.objectives = name, tokenizer, list(objectives)
-        self.default, self.max_length = dict(default), max_length
+        self.default, self.max_length, self.vocabulary = dict(default), max_length, vocabulary
 
     def completion(self, body: Any) -> Wanted:
         """Read a completion.
@@ -145,7 +152,9 @@ class RequestReader:
         except Exception as error:  # templates raise what they like
             raise RequestError(f"the chat template refuses the messages: {error}", argument="messages") from None
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._wanted(request, [ids], request.max_completion_tokens or request.max_tokens)
+        return self._wanted(
+            request, [self._checked(ids, "messages")], request.max_completion_tokens or request.max_tokens
+        )
 
     def _wanted(self, request: _Request, prompts: list[list[int]], length: int | None) -> Wanted:
         _refuse(request, frequency_penalty=0, presence_penalty=0, logit_bias=(None, {}))
@@ -212,9 +221,12 @@ class RequestReader:
             ids = prompt
         if not ids:
             raise RequestError("the prompt has no token", argument="prompt", value=prompt)
-        if not all(0 <= token < len(self.tokenizer) for token in ids):
+        return self._checked(ids, "prompt")
+
+    def _checked(self, ids: list[int], argument: str) -> list[int]:
+        if not all(0 <= token < self.vocabulary for token in ids):
             raise RequestError(
-                f"the prompt has tokens outside the vocabulary of {len(self.tokenizer)}", argument="prompt"
+                f"{argument}: there are tokens outside the vocabulary of {self.vocabulary}", argument=argument
             )
         return ids
 

@@ -12,6 +12,7 @@ from ...generation.fusion import divergence, fusion_logprobs
 from ...generation.logits import response_logits, sequence_inputs
 from ...generation.prompts import PromptBatch
 from ...generation.responses import generate_responses
+from ...generation.vocabulary import check_tokens
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.refused_arguments import check_given
@@ -157,6 +158,7 @@ class HoEDistillationTrainer(TransformersLoop):
             self.policy.training = True
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        check_tokens(ids * mask, self.policy, self.processing_class, "texts")
         length, counted = inputs["completion_ids"].shape[1], inputs["completion_mask"].bool()
         adapter, preference = self.router.adapter, self.router.preference
         teacher = fusion_logprobs(self.policy, adapter, preference, ids, mask, length)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
+from ..run.steered_policy import check_padding
 from .stop_strings import cut_texts, cut_tokens, stopping_at
 
 
@@ -17,11 +18,15 @@ class StoppingTrainer(GRPOTrainer):  # type: ignore[misc]
     Args:
         stop_strings: none for completions as GRPOTrainer writes them.
         others: GRPOTrainer's arguments.
+
+    Raises:
+        HoEError: the model has no embedding for the padding token.
     """
 
     def __init__(self, *, stop_strings: Sequence[str] = (), **others: Any) -> None:
         self.stop_strings = tuple(stop_strings)
         super().__init__(**others)
+        check_padding(self.model, self.processing_class, "GRPOTrainer")
 
     def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
         """Token ids of completions, and their log-probabilities where the engine says them, which TRL's own does not."""

@@ -29,7 +29,7 @@ from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.optimizer import frozen
 from ..run.refused_arguments import check_given, refuse_arguments
-from ..run.steered_policy import check_padding, reaching_threads
+from ..run.steered_policy import reaching_threads
 from ..run.transformers_loop import TransformersLoop
 from ..run.verdict import HeldOut
 from .config import HoEGRPOConfig
@@ -129,7 +129,6 @@ class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
                 callbacks=callbacks,
                 optimizers=optimizers,
             )
-        check_padding(policy, self.processing_class, "GRPOTrainer")
         for function in functions:  # TRL moves the classifiers that it knows
             if isinstance(function, ObjectiveFunction):
                 function.to(self.accelerator.device)

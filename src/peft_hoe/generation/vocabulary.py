@@ -1,0 +1,47 @@
+"""Which tokens a model has an embedding for.
+
+A tokenizer may know more: tokens that were added to it and not to the model. Padding is masked and may be any; every other id
+beyond the embedding would fail deep in the model, on a GPU with the whole process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import HoEError
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """How many tokens a model has an embedding for, where it tells."""
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    while hasattr(embedding, "get_base_layer"):  # adapted
+        embedding = embedding.get_base_layer()
+    size: int | None = getattr(embedding, "num_embeddings", None)
+    return size
+
+
+def check_tokens(ids: Tensor, model: Any, tokenizer: Any, argument: str = "prompts") -> None:
+    """See that a model knows the tokens that it shall read.
+
+    Args:
+        ids: of texts, of any shape; padding as 0.
+        model: any that tells its embedding.
+        tokenizer: for the token's name in the error.
+        argument: what the error calls the texts.
+
+    Raises:
+        HoEError: there is one that it does not know.
+    """
+    size, largest = vocabulary_size(model), int(ids.max()) if ids.numel() else 0
+    if size is not None and largest >= size:
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        raise HoEError(
+            f"token {largest} ({tokenizer.decode([largest])!r}) in the {argument} is none of the {size} that the model "
+            "knows; take the tokenizer that belongs to it, or leave tokens out that were added to it",
+            argument=argument, value=largest, allowed=f"below {size}",
+        )  # fmt: skip
