@@ -11,6 +11,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from peft_hoe import CheckpointError, HoEConfig, HoEWarning, build_adapter
+from peft_hoe.base_sample import differing, positions
+from peft_hoe.tuner.layer import HoELayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 QUIET = {"progress": False, "r": 2}
@@ -46,7 +48,18 @@ def adapter(llama, policies, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.filterwarnings("error::peft_hoe.HoEWarning")
 def test_the_base_is_known_in_any_precision(llama, adapter, dtype):
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama, dtype=dtype), adapter)
+    """Exactly: the next number of that precision is another base's."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama, dtype=dtype), adapter)
+    layers = [module for module in model.modules() if isinstance(module, HoELayer)]
+    weights = {layer.module_name: layer.get_base_layer().weight.detach() for layer in layers}
+    sample = model.peft_config["default"].base_sample
+    assert len(sample["values"]) == len(weights) == 7
+    assert differing(sample, weights) == []
+    for name, weight in weights.items():
+        row, column = positions(weight.shape)[-1]
+        other = weight.clone()
+        other[row, column] = weight[row, column] * (1 + torch.finfo(dtype).eps)
+        assert differing(sample, weights | {name: other}) == [name]
 
 
 def test_another_base_is_told_with_both_names(policies, llama, adapter):

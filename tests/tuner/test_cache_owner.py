@@ -54,8 +54,12 @@ def test_an_emptied_cache_is_anybodys(model, ids, agree):
 
 
 @torch.no_grad()
-def test_rows_may_come_together(model, ids):
+def test_rows_may_come_together(model, ids, agree):
     """A server joins the caches of texts of different preferences: what is right there only it can know."""
+    rows = [[1, 0], [0, 1]]
     cache = model(input_ids=ids[:, :4], preference=[1, 0], use_cache=True).past_key_values
-    model(input_ids=ids[:, 4:5], preference=[[1, 0], [0, 1]], past_key_values=cache)
-    model(input_ids=ids[:, 5:], preference=[0, 1], past_key_values=cache)
+    found = model(input_ids=ids[:, 4:], preference=rows, past_key_values=cache).logits
+    agree(found[0], model(input_ids=ids, preference=[1, 0]).logits[0, 4:])  # whose text has one preference throughout
+    cache = model(input_ids=ids[:, :4], preference=rows, use_cache=True).past_key_values
+    found = model(input_ids=ids[:, 4:], preference=[0, 1], past_key_values=cache).logits
+    agree(found[1], model(input_ids=ids, preference=[0, 1]).logits[1, 4:])

@@ -109,8 +109,9 @@ def test_experts_and_routers_in_another_order(saved, load, change):
 
 
 @EVERY_WAY
-def test_other_names_temperatures_and_defaults_are_no_contradiction(saved, load):
+def test_other_names_temperatures_and_defaults_are_no_contradiction(saved, load, tokens, agree):
     base, adapter = saved
+    alone = logits(by_peft(base, adapter), tokens, preference=[1, 0])
 
     def rename(config):
         config["experts"][0]["name"] = "first"
@@ -119,7 +120,11 @@ def test_other_names_temperatures_and_defaults_are_no_contradiction(saved, load)
         config["default_preference"] = [1, 0]
 
     edit(adapter, rename)
-    load(base, adapter)
+    model = load(base, adapter)
+    config = model.peft_config["default"]
+    assert [expert.name for expert in config.experts] == ["first", "b", "centroid"]
+    assert config.router_temperature == 2
+    agree(logits(model, tokens), alone)  # the default is the first expert alone now, where no router votes
 
 
 def test_target_modules_that_leave_tensors_unused(saved):
