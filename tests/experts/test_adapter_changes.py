@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEConfig, RouterSpec
+from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEConfig, HoEWarning, RouterSpec
 from peft_hoe.cli import main
 from peft_hoe.experts import add_expert, add_objective, add_router, build_adapter, remove, weight_writer
 
@@ -97,6 +99,20 @@ def test_an_expert_of_a_policy(llama, third, adapter, tmp_path, tiny):
     assert report["experts"][3]["policy"] == str(third)
 
 
+def test_a_policy_that_the_adapter_has_already_is_told(policies, third, adapter, tmp_path, tiny):
+    """As a build tells it: two objectives with one expert cannot be steered between."""
+    copy = tiny.rewrite(policies["kind"], tmp_path / "copy", lambda _, tensor: tensor)
+    text = "expert 'again' has exactly the weights of expert 'kind'; is one model given under two names?"
+    with pytest.warns(HoEWarning, match=re.escape(text)):
+        add_objective(adapter, "again", copy, tmp_path / "grown")
+    assert text in json.loads((tmp_path / "grown" / "build_report.json").read_text())["notes"]
+    with pytest.warns(HoEWarning, match="expert 'mixed' has exactly the weights of expert 'kind'"):
+        add_expert(adapter, ExpertSpec([0.75, 0.25], name="mixed", policy=copy), tmp_path / "mixed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HoEWarning)
+        add_objective(adapter, "third", third, tmp_path / "other")
+
+
 def test_routers_come_and_go(llama, adapter, tmp_path, tiny):
     add_router(adapter, RouterSpec([0.75, 0.25], name="new", votes_for="all"), tmp_path / "more")
     same_experts(tiny, adapter, tmp_path / "more", ["kind", "brief", "centroid"])
@@ -175,7 +191,7 @@ def test_on_the_command_line(llama, third, adapter, tmp_path, capsys):
     assert (
         main(["add-expert", out[0], "--expert", "0.25,0.25,0.5", "--name", "e", "--rank", "2", "--output", out[1]]) == 0
     )
-    assert main(["add-expert", out[1], "--expert", f"0.2,0,0.8={third}", "--output", out[2]]) == 0
+    assert main(["add-expert", out[1], "--expert", f"0.2,0,0.8={third}", "--rank", "2", "--output", out[2]]) == 0
     assert main(["add-router", out[2], "--router", "0.3,0.3,0.4", "--votes-for", "all", "--output", out[3]]) == 0
     capsys.readouterr()
     assert main(["remove", out[3], "--expert", "e", "--router", "r1", "--output", out[4]]) == 0

@@ -39,6 +39,16 @@ def test_a_policy_that_is_the_base_is_told(llama, policies, tmp_path, tiny, copi
     assert f"note: {told[0]}" in report.table()
 
 
+def test_of_a_policy_that_is_the_base_nothing_more_is_said(llama, policies, tmp_path):
+    """Its entries are all equal, so that pruning dropped none of them: that is no matter of 16-bit checkpoints."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HoEWarning)
+        build_adapter(llama, {"kind": policies["kind"], "same": llama}, tmp_path / "out", progress=False)
+    assert [str(each.message)[:29] for each in caught if each.category is HoEWarning] == [
+        "policy 'same' equals the base"
+    ]
+
+
 def test_one_policy_under_two_names_is_told_for_each_pair(llama, policies, tmp_path, tiny):
     copy = tiny.rewrite(policies["kind"], tmp_path / "copy", lambda _, tensor: tensor)
     names = {"kind": policies["kind"], "brief": policies["brief"], "again": policies["kind"], "copy": copy}

@@ -7,6 +7,7 @@ a policy of its own, or as a merge of the policies that the report names.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from ..config import HoEConfig
-from ..errors import ExpertError
+from ..errors import ExpertError, HoEWarning
 from ..growth import Change, with_expert, with_objective, with_router, without_expert, without_router
 from ..output_directory import check_output
 from ..preference import one_hot
@@ -24,7 +25,7 @@ from .adapter_files import WRITTEN
 from .checkpoints import PathOrHubId
 from .devices import CPU
 from .new_expert import ADDED, NewExpert, build_expert
-from .saved_adapter import SavedAdapter, open_adapter, write_adapter_changes
+from .saved_adapter import SavedAdapter, expert_weights, open_adapter, write_adapter_changes
 
 
 def add_expert(
@@ -187,8 +188,24 @@ def _checked_output(output_dir: PathOrHubId, overwrite: bool) -> Path:
 def _finished(saved: SavedAdapter, changes: Sequence[Change], built: NewExpert | None, output: Path) -> HoEConfig:
     config = changes[-1].after
     report = _changed_report(saved, config, built, output) if saved.report else {}
+    for same in [] if built is None else _same_experts(saved, built):
+        new = config.expert_names[-1]
+        note = f"expert {new!r} has exactly the weights of expert {same!r}; is one model given under two names?"
+        warnings.warn(note, HoEWarning, stacklevel=3)
+        report.setdefault("notes", []).append(note)
     write_adapter_changes(saved, changes, {} if built is None else built.weights, report, output)
     return config
+
+
+def _same_experts(saved: SavedAdapter, built: NewExpert) -> list[str]:
+    """The experts of an adapter that have exactly the new one's weights."""
+
+    def equal(module: str, index: int) -> bool:
+        there, new = expert_weights(saved, module, index), built.weights.get(module, ())
+        return len(there) == len(new) and all(torch.equal(x, y) for x, y in zip(there, new, strict=True))
+
+    names = saved.config.expert_names
+    return [name for index, name in enumerate(names) if all(equal(module, index) for module in saved.modules)]
 
 
 def _changed_report(saved: SavedAdapter, config: HoEConfig, built: NewExpert | None, output: Path) -> dict[str, Any]:

@@ -198,7 +198,8 @@ class BuildReport:
 def warn_about_pruning(report: BuildReport, asked: float) -> None:
     """Warn where pruning dropped another share than `asked`, or nearly everything of a module."""
     for name, policy in report.policies.items():
-        if policy.kind == "full" and abs(policy.dropped - asked) > _OFF_TARGET:
+        changed = policy.kind == "full" and policy.in_scope_norm > 0  # else the build says what is wrong
+        if changed and abs(policy.dropped - asked) > _OFF_TARGET:
             warnings.warn(
                 f"pruning dropped {policy.dropped:.1%} of policy {name!r} instead of {asked:.1%}, because "
                 "many of its entries are equal (16-bit checkpoints tie a lot)",
