@@ -49,11 +49,11 @@ def config(layers: int) -> LlamaConfig:
     return settings
 
 
-def make(folder: Path, layers: int, policy: int | None = None) -> Path:
+def make(folder: Path, layers: int, policy: int | None = None, *, ends: bool = False) -> Path:
     """The base, or the fine-tune of a number, in bfloat16, one file for each layer; kept where it is there already.
 
     A layer is the same however many there are, so its file is shared with folders beside this one that differ by the number
-    after the last hyphen.
+    after the last hyphen. With `ends` a fine-tune has changed its embeddings, its output head and its norms too.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -63,7 +63,7 @@ def make(folder: Path, layers: int, policy: int | None = None) -> Path:
         name = "model-ends.safetensors" if layer is None else f"model-{layer:03d}.safetensors"
         known = next(folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/{name}"), None)
         if known is None:
-            save_file(_tensors(layer, policy), folder / name, metadata={"format": "pt"})
+            save_file(_tensors(layer, policy, ends), folder / name, metadata={"format": "pt"})
         else:
             os.link(known, folder / name)
         with safe_open(folder / name, framework="pt") as file:
@@ -73,7 +73,7 @@ def make(folder: Path, layers: int, policy: int | None = None) -> Path:
     return folder
 
 
-def _tensors(layer: int | None, policy: int | None) -> dict[str, Tensor]:
+def _tensors(layer: int | None, policy: int | None, ends: bool) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0 if layer is None else layer + 1)
     changes = torch.Generator().manual_seed((policy or 0) * 10_000 + (0 if layer is None else layer + 1))
     if layer is None:
@@ -82,10 +82,11 @@ def _tensors(layer: int | None, policy: int | None) -> dict[str, Tensor]:
     else:
         shapes = {f"model.layers.{layer}.{name}": shape for name, shape in _LINEAR.items()}
         ones = [f"model.layers.{layer}.{name}_layernorm" for name in ("input", "post_attention")]
-    tensors = {f"{name}.weight": torch.ones(WIDTH).bfloat16() for name in ones}
+    norm = torch.ones(WIDTH) + (CHANGE * 100 * torch.randn(WIDTH, generator=changes) if ends else 0)
+    tensors = {f"{name}.weight": norm.bfloat16() for name in ones}
     for name, shape in shapes.items():
         weight = torch.randn(shape, generator=generator) * SPREAD
-        if policy is not None and layer is not None:
+        if policy is not None and (layer is not None or ends):
             weight += task_vector(*shape, changes)
         tensors[f"{name}.weight"] = weight.bfloat16()
     return tensors
