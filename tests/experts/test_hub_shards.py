@@ -272,8 +272,10 @@ def test_a_broken_connection_stops_a_build_that_goes_on_later(hub, tmp_path, mon
         patch.setattr("peft_hoe.experts.hub_shards.hf_hub_download", broken)
         with pytest.raises(
             InterruptedWork, match=r"could not be fetched .ConnectionError: reset by peer.; the same command goes on"
-        ):
+        ) as stopped:
             build_adapter(hub.base, hub.policies, hub.out, **SETTINGS)
+        assert stopped.value.argument == "the base"
+        assert stopped.value.value.endswith(".safetensors")
     build_adapter(hub.base, hub.policies, hub.out, **SETTINGS)
     local(hub, tmp_path / "local")
     assert weights(hub.out) == weights(tmp_path / "local")

@@ -161,8 +161,9 @@ def test_a_reward_that_hangs():
         released.wait()
         return [0.0, 0.0]
 
-    with pytest.raises(RewardError, match=r"reward 'a' did not return within 0\.1 s; raise timeout="):
+    with pytest.raises(RewardError, match=r"reward 'a' did not return within 0\.1 s; raise timeout=") as told:
         Rewards([hang, count], ["a", "b"], timeout=0.1)(PROMPTS, TEXTS)
+    assert (told.value.argument, told.value.allowed) == ("reward 'a'", "a result within 0.1 s")
     released.set()
     np.testing.assert_array_equal(Rewards([count], ["a"], timeout=600)(PROMPTS, TEXTS), [[3], [9]])
     with pytest.raises(RewardError, match="timeout is 0"):

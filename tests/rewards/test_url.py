@@ -84,8 +84,9 @@ def test_a_server_that_stays_silent(server):
     reward = URLReward(server.url, timeout=0.1, retries=1, backoff=0.01)
     with pytest.raises(
         RewardError, match=r"reward 'a': http.*/score gave no answer within 0\.1 s \(2 attempts\).*timeout="
-    ):
+    ) as refused:
         Rewards([reward], ["a"])(PROMPTS, TEXTS)
+    assert (refused.value.argument, refused.value.value) == ("reward 'a'", None)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,20 @@ def test_bad_answers_of_a_server(server, answer, match):
     server.answers.append(answer)
     with pytest.raises(RewardError, match=f"reward 'a'.*{match}"):
         Rewards([URLReward(server.url, retries=1, backoff=0.01)], ["a"])(PROMPTS, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"), [([(404, b"")], 404), ([(503, b""), (500, b"")], 500), ([(503, b""), None], None)]
+)
+def test_errors_carry_the_status_of_the_last_answer(server, answers, status):
+    server.answers.extend(answers)
+    with pytest.raises(RewardError) as refused:
+        URLReward(server.url, timeout=0.1, retries=1, backoff=0.01)(PROMPTS, TEXTS)
+    assert (refused.value.argument, refused.value.value) == (server.url, status)
+    server.answers.append((404, b""))
+    with pytest.raises(RewardError) as refused:
+        Rewards([URLReward(server.url)], ["a"])(PROMPTS, TEXTS)
+    assert (refused.value.argument, refused.value.value) == ("reward 'a'", 404)
 
 
 def test_urls_and_columns_that_cannot_be_sent(server):

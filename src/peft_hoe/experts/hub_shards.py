@@ -143,7 +143,9 @@ class HubShards:
     def _interrupt(self, shard: str, error: Exception) -> NoReturn:
         raise InterruptedWork(
             f"{self._label}: {shard} of {self._name!r} could not be fetched ({_short(error)}); the same command goes on where "
-            "this one stopped"
+            "this one stopped",
+            argument=self._label,
+            value=shard,
         ) from error
 
     def _keep_rows(self, shard: str) -> None:

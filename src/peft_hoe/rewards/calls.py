@@ -91,7 +91,7 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     except queue.Empty:
         raise took_too_long(label, timeout or 0.0) from None
     if isinstance(error, RewardError):
-        raise RewardError(f"{label}: {error}", argument=label) from error
+        raise RewardError(f"{label}: {error}", argument=label, value=error.value, allowed=error.allowed) from error
     if error is not None:
         raise RewardError(f"{label} raised {type(error).__name__}: {error}", argument=label) from error
     return returned
@@ -115,7 +115,11 @@ def _settled(returned: Any) -> Any:
 
 def took_too_long(label: str, timeout: float) -> RewardError:
     """The error of a call that is waited for no longer."""
-    return RewardError(f"{label} did not return within {timeout:g} s; raise timeout=, or make it faster")
+    return RewardError(
+        f"{label} did not return within {timeout:g} s; raise timeout=, or make it faster",
+        argument=label,
+        allowed=f"a result within {timeout:g} s",
+    )
 
 
 def read_rewards(returned: Any, reward: RewardSource, count: int) -> FloatArray:

@@ -139,8 +139,10 @@ def post(
         error: what to raise.
 
     Raises:
-        HoEError: of the class `error`; no answer, or an HTTP error.
+        HoEError: of the class `error`; no answer, or an HTTP error. Its `argument` is the URL, its `value` the HTTP status of
+            the last answer, or None where there was none.
     """
+    status: int | None = None
     everything = {"Content-Type": "application/json", **headers}
     for attempt in range(retries + 1):
         if attempt:
@@ -153,13 +155,21 @@ def post(
         except urllib.error.HTTPError as failure:
             with failure:
                 problem = f"answered with HTTP {failure.code} {failure.reason}: {shown(failure.read(_SHOWN))}"
-            if failure.code != 429 and failure.code < 500:
-                raise error(f"{url} {problem}; check the URL and what the server expects") from None
+            status = failure.code
+            if status != 429 and status < 500:
+                raise error(
+                    f"{url} {problem}; check the URL and what the server expects", argument=url, value=status
+                ) from None
         except (OSError, http.client.HTTPException) as failure:  # URLError, TimeoutError, broken connections
             reason = getattr(failure, "reason", failure)
             timed_out = isinstance(reason, TimeoutError)
+            status = None
             problem = f"gave no answer within {timeout:g} s" if timed_out else f"cannot be reached: {reason}"
-    raise error(f"{url} {problem} ({retries + 1} attempts); check that the server runs, or raise timeout= or retries=")
+    raise error(
+        f"{url} {problem} ({retries + 1} attempts); check that the server runs, or raise timeout= or retries=",
+        argument=url,
+        value=status,
+    )
 
 
 def shown(body: bytes) -> str:

@@ -82,8 +82,9 @@ def test_limits_and_the_end(engine, ask):
     with pytest.raises(EngineStoppedError):  # it has not begun
         running.submit([ask("w1", [1, 0])[0]])
     running = engine(max_waiting=2)
-    with pytest.raises(QueueFullError, match="0 texts wait, and 2 may"):
+    with pytest.raises(QueueFullError, match="0 texts wait, and 2 may") as refused:
         running.submit([ask("w1", [1, 0])[0] for _ in range(3)])
+    assert (refused.value.value, refused.value.allowed) == (3, "at most 2")
     asked = [ask("w1", [1, 0], 12, stop_tokens=()) for _ in range(2)]
     running.submit([text for text, _ in asked])
     running.stop()  # what was taken is written to its end

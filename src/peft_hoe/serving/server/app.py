@@ -91,9 +91,9 @@ async def _json(request: Request, limit: int) -> Any:
     async for part in request.stream():
         size += len(part)
         if size > limit:
-            raise RequestError(f"the body is larger than {limit} bytes", status=413)
+            raise RequestError(f"the body is larger than {limit} bytes", status=413, allowed=f"at most {limit} bytes")
         parts.append(part)
     try:
         return json.loads(b"".join(parts))
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {error}", status=400) from None
+        raise RequestError(f"the body is not JSON: {error}", status=400, allowed="JSON") from None

@@ -126,7 +126,11 @@ class Engine:
             if self._stopping or not self._thread.is_alive():
                 raise EngineStoppedError("the server is stopping; try another one")
             if len(self._waiting) + len(texts) > self.max_waiting:
-                raise QueueFullError(f"{len(self._waiting)} texts wait, and {self.max_waiting} may; try again later")
+                raise QueueFullError(
+                    f"{len(self._waiting)} texts wait, and {self.max_waiting} may; try again later",
+                    value=len(self._waiting) + len(texts),
+                    allowed=f"at most {self.max_waiting}",
+                )
             self._waiting.extend(texts)
             self._changed.notify()
 
