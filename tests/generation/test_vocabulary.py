@@ -48,6 +48,12 @@ def test_rows_that_end_early_go_on_with_a_known_token(toys: ModuleType, tokenize
     assert ends.complete(model, prompts)[1].split() == second
 
 
+@pytest.mark.parametrize("given", ["org/name", None])
+def test_a_name_in_place_of_a_tokenizer_is_told(toys: ModuleType, given: Any) -> None:
+    with pytest.raises(HoEError, match=r"the tokenizer is .*; load the policy's, with transformers\.AutoTokenizer"):
+        completer.Completer(toys.make_base(), given)
+
+
 def test_a_prompt_with_an_unknown_token_is_refused(toys: ModuleType, tokenizer: Any) -> None:
     """It was an IndexError deep in the model; on a GPU the process has to be started anew."""
     model = adapted(toys)

@@ -89,6 +89,16 @@ def test_padding_that_trl_would_look_up_is_refused(base, tmp_path):
         train(base, tmp_path / "low", [1, 0], processing_class=tokenizer)
 
 
+def test_a_loaded_model_and_another_peft_config_are_told(base, tmp_path):
+    """A HoEConfig trained nothing: its experts do not train, which was torch's error at the first update."""
+    with pytest.raises(HoEError, match=r"base is a LlamaForCausalLM; name its directory"):
+        train(AutoModelForCausalLM.from_pretrained(base), tmp_path / "low", [1, 0])
+    experts = peft_hoe.HoEConfig(objectives=["low", "high"], target_modules="all-linear")
+    for given in (experts, "adapter"):
+        with pytest.raises(HoEError, match=r"peft_config is a .*; give a LoraConfig, .*build_adapter"):
+            train(base, tmp_path / "low", [1, 0], peft_config=given)
+
+
 def means(log, name):
     return [entry[f"rewards/{name}/mean"] for entry in log if f"rewards/{name}/mean" in entry]
 

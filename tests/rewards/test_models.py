@@ -105,6 +105,15 @@ def test_texts_of_a_classifier(tokenizer):
         ClassifierReward(model, tokenizer, template="{answer}")
 
 
+def test_names_in_place_of_what_they_name_are_told(tokenizer):
+    with pytest.raises(
+        RewardError, match=r"the classifier is 'org/name'; load it, with AutoModelForSequenceClassification"
+    ):
+        ClassifierReward("org/name", tokenizer)
+    with pytest.raises(HoEError, match=r"the tokenizer is 'org/name'; load .*AutoTokenizer"):
+        ClassifierReward(gpt2(), "org/name")
+
+
 def test_a_tokenizer_of_another_model_is_told(tokenizer):
     """It was an IndexError, and on a GPU the end of the process."""
     reward = ClassifierReward(gpt2(vocab_size=8), tokenizer)

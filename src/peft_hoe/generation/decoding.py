@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from ..errors import HoEError
 from . import checks
 from .checks import SAMPLING_OPTIONS
-from .vocabulary import vocabulary_size
+from .vocabulary import tokenizer_of, vocabulary_size
 
 # Of a GenerationConfig, what does not change a text.
 _NO_MATTER = {"pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
@@ -156,7 +156,7 @@ class Decoding:
             model: whose stop tokens count where this has none of its own; of an encoder-decoder also where decoding begins.
             tokenizer: the policy's, with a padding token, or a processor that holds it.
         """
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        tokenizer = tokenizer_of(tokenizer)
         settings: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         if not self.do_sample:
             settings = {}
@@ -176,7 +176,7 @@ class Decoding:
 
 def padding_token(model: Any, tokenizer: Any) -> int:
     """What rows that have ended go on with: the tokenizer's padding token, or 0 where the model has no embedding for it."""
-    token: int = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
+    token: int = tokenizer_of(tokenizer).pad_token_id
     size = vocabulary_size(model)
     return token if size is None or token < size else 0
 
@@ -184,7 +184,7 @@ def padding_token(model: Any, tokenizer: Any) -> int:
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """The tokenizer's end of text, and what else the model's own settings stop at, such as the end of a turn."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    tokenizer = tokenizer_of(tokenizer)
     found = {tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])} - {None}
     return tuple(sorted(int(token) for token in found))
 

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import HoEError
 from .prompt_rows import check_prompt
+from .vocabulary import tokenizer_of
 
 _NOT_COLUMNS = ("prompt", "input_ids", "attention_mask")
 
@@ -52,7 +53,7 @@ class PromptCollator:
 
     def __init__(self, processing_class: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self.tokenizer = tokenizer_of(processing_class)
         if self.tokenizer.pad_token_id is None:
             raise HoEError(
                 "the tokenizer has no padding token; set tokenizer.pad_token, for example to its eos_token",
@@ -128,7 +129,7 @@ def as_prompt_batch(batch: Mapping[str, Any], processing_class: Any, device: tor
             argument="data_collator",
             value=sorted(batch),
         )
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     ids = batch["input_ids"].to(device)
     mask = batch["attention_mask"].to(device).bool() if "attention_mask" in batch else ids != tokenizer.pad_token_id
     if not bool(mask[:, -1].all()):

@@ -16,7 +16,7 @@ from .decoding import Decoding
 from .prompts import PromptBatch
 from .settings import generating
 from .stop_strings import StopAtStrings, before_stop_string, holds, stop_string_lengths
-from .vocabulary import check_tokens
+from .vocabulary import check_tokens, tokenizer_of
 
 
 @dataclass
@@ -64,7 +64,7 @@ def generate_responses(
     Raises:
         HoEError: a prompt holds a token that the policy has no embedding for.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     check_tokens(prompts.ids * prompts.mask, policy, tokenizer)
     settings = decoding.resolve(policy, tokenizer)
     # An encoder-decoder returns what it decoded, others the prompt too.

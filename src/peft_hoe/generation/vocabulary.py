@@ -1,4 +1,4 @@
-"""Which tokens a model has an embedding for.
+"""Tokenizers, and which of their tokens a model has an embedding for.
 
 A tokenizer may know more: tokens that were added to it and not to the model. Padding is masked and may be any; every other id
 beyond the embedding would fail deep in the model, on a GPU with the whole process.
@@ -25,6 +25,22 @@ def vocabulary_size(model: Any) -> int | None:
     return size
 
 
+def tokenizer_of(processing_class: Any) -> Any:
+    """A tokenizer, or the one that a processor holds.
+
+    Raises:
+        HoEError: it is neither.
+    """
+    found = getattr(processing_class, "tokenizer", processing_class)
+    if not hasattr(found, "pad_token_id"):
+        what = repr(processing_class) if isinstance(processing_class, (str, type(None))) else type(found).__name__
+        raise HoEError(
+            f"the tokenizer is {what}; load the policy's, with transformers.AutoTokenizer.from_pretrained",
+            argument="processing_class", value=processing_class,
+        )  # fmt: skip
+    return found
+
+
 def check_tokens(ids: Tensor, model: Any, tokenizer: Any, argument: str = "prompts") -> None:
     """See that a model knows the tokens that it shall read.
 
@@ -39,9 +55,9 @@ def check_tokens(ids: Tensor, model: Any, tokenizer: Any, argument: str = "promp
     """
     size, largest = vocabulary_size(model), int(ids.max()) if ids.numel() else 0
     if size is not None and largest >= size:
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        text = tokenizer_of(tokenizer).decode([largest])
         raise HoEError(
-            f"token {largest} ({tokenizer.decode([largest])!r}) in the {argument} is none of the {size} that the model "
+            f"token {largest} ({text!r}) in the {argument} is none of the {size} that the model "
             "knows; take the tokenizer that belongs to it, or leave tokens out that were added to it",
             argument=argument, value=largest, allowed=f"below {size}",
         )  # fmt: skip

@@ -17,7 +17,7 @@ from ..generation.fusion import steered_logits
 from ..generation.logits import response_logits, sequence_inputs
 from ..generation.prompts import PromptCollator
 from ..generation.settings import evaluating
-from ..generation.vocabulary import check_tokens
+from ..generation.vocabulary import check_tokens, tokenizer_of
 from ..preference import FloatArray
 from ..tuner.functional import adapter_of
 
@@ -76,7 +76,7 @@ def implicit_rewards(model: Any, tokenizer: Any, prompt: Any, texts: Sequence[st
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = getattr(tokenizer, "tokenizer", tokenizer)(text, add_special_tokens=False)["input_ids"]
+    found: list[int] = tokenizer_of(tokenizer)(text, add_special_tokens=False)["input_ids"]
     return found
 
 

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ..config import HoEConfig
 from ..errors import HoEError
 from ..generation.decoding import Decoding
 from ..generation.prompt_rows import check_prompts
@@ -118,8 +120,9 @@ def train_policy(
         or NaN) in an objective of positive weight is left out.
 
     Raises:
-        HoEError: the folder is not empty, there are no prompts, the model has no embedding for the padding token, `args` has
-            reward weights of its own, or something that does not go with stop strings.
+        HoEError: `base` or `peft_config` is of another kind, the folder is not empty, there are no prompts, the model has no
+            embedding for the padding token, `args` has reward weights of its own, or something that does not go with stop
+            strings.
         PreferenceError: the preference does not fit the objectives.
         RewardError: nor do the rewards or the normalizer, or a reward fails.
 
@@ -140,6 +143,7 @@ def train_policy(
     """
     from ..training.grpo.stopping_trainer import StoppingTrainer  # late: settings alone need no trainer
 
+    _check_model(base, peft_config)
     scores = Scores(rewards, preference, objectives, normalizer)
     _check_arguments(args)
     stops = Decoding(stop_strings=stop_strings).stop_strings  # type: ignore[arg-type]
@@ -184,6 +188,22 @@ class _Lines(TrainerCallback):
         parts = [f"{match[1]} {value:.3f}" for match, value in means if match]
         divergence = f", KL {logs['kl']:.3f} nats a token" if "kl" in logs else ""  # there is none with beta=0
         self.say(f"update {state.global_step} of {state.max_steps}: {', '.join(parts)}{divergence}")
+
+
+def _check_model(base: Any, peft_config: Any) -> None:
+    if not isinstance(base, (str, os.PathLike)):
+        raise HoEError(
+            f"base is a {type(base).__name__}; name its directory or Hub id, after base.save_pretrained(...) if it is new",
+            argument="base",
+            value=type(base).__name__,
+        )
+    if isinstance(peft_config, HoEConfig) or not isinstance(peft_config, (PeftConfig, type(None))):
+        raise HoEError(
+            f"peft_config is a {type(peft_config).__name__}; give a LoraConfig, or None to train every weight. Experts are "
+            "built from the policies afterwards, with peft_hoe.build_adapter",
+            argument="peft_config",
+            value=peft_config,
+        )
 
 
 def _check_arguments(args: Any) -> None:

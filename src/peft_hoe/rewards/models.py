@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import HoEError, RewardError, check_choice
 from ..generation.checks import whole
 from ..generation.prompt_rows import is_chat
-from ..generation.vocabulary import check_tokens, vocabulary_size
+from ..generation.vocabulary import check_tokens, tokenizer_of, vocabulary_size
 
 Text = str | tuple[str, str]
 Template = str | Callable[[Any, str], Text]
@@ -41,8 +41,9 @@ class ClassifierReward:
         truncation_side: where, "left" or, if the completion comes first, "right".
 
     Raises:
-        RewardError: an output that the model does not have, a template that cannot be filled in, or another truncation_side.
-        HoEError: batch_size or max_length is no whole number of at least 1.
+        RewardError: no loaded model, an output that it does not have, a template that cannot be filled in, or another
+            truncation_side.
+        HoEError: batch_size or max_length is no whole number of at least 1, or the tokenizer is none.
 
     >>> from transformers import LlamaConfig, LlamaForSequenceClassification
     >>> from peft_hoe import demo
@@ -70,6 +71,12 @@ class ClassifierReward:
         whole("batch_size", self.batch_size, 1)
         if self.max_length is not None:
             whole("max_length", self.max_length, 1)
+        if not hasattr(self.model, "config"):
+            raise RewardError(
+                f"the classifier is {self.model!r}; load it, with AutoModelForSequenceClassification.from_pretrained",
+                argument="model", value=self.model,
+            )  # fmt: skip
+        tokenizer_of(self.tokenizer)
         self.model.eval()
         wanted = [self.output] if isinstance(self.output, (int, str)) else list(self.output)
         self._columns = [_output_index(self.model.config, output) for output in wanted]

@@ -60,8 +60,8 @@ class Steering:
         found = Steering.find(model)
         if found is None:
             raise PreferenceError(
-                f"{type(model).__name__} has no HoE adapter; make one with peft.get_peft_model(model, "
-                "HoEConfig(...)) or load one with PeftModel.from_pretrained",
+                f"{type(model).__name__} has no HoE adapter; build one from policies with peft_hoe.build_adapter and load it "
+                "with PeftModel.from_pretrained, or make an empty one with peft.get_peft_model(model, HoEConfig(...))",
                 argument="model",
                 value=type(model).__name__,
             )
@@ -72,8 +72,15 @@ class Steering:
         """As `of`, but None where there is no HoE adapter.
 
         Raises:
-            PreferenceError: the model holds several models that are steered apart.
+            PreferenceError: the model holds several models that are steered apart, or is no model.
         """
+        if not isinstance(model, nn.Module):
+            what = f"the name {model!r}" if isinstance(model, str) else repr(model)
+            raise PreferenceError(
+                f"model is {what}; load it, and its adapter with PeftModel.from_pretrained",
+                argument="model",
+                value=model,
+            )
         found = {id(steering): steering for steering in map(_steering_of, model.modules()) if steering is not None}
         if len(found) > 1:
             raise PreferenceError(

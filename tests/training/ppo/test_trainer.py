@@ -437,6 +437,19 @@ def test_what_would_shard_the_router_is_refused(
         make_trainer()
 
 
+@pytest.mark.parametrize(
+    ("constructor", "text"),
+    [
+        ({"processing_class": None}, "processing_class is None, but it is required"),
+        ({"processing_class": "org/name"}, r"the tokenizer is 'org/name'; load the policy's, .*AutoTokenizer"),
+        ({"ref_model": "org/name"}, "ref_model is 'org/name'; load it, or leave it out"),
+    ],
+)
+def test_names_in_place_of_what_they_name_are_told(make_trainer: Make, constructor: dict[str, Any], text: str) -> None:
+    with pytest.raises(HoEError, match=text):
+        make_trainer(constructor=constructor)
+
+
 def test_experts_without_weights_are_refused(make_trainer: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     for name, parameter in model.named_parameters():

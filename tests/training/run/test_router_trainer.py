@@ -113,6 +113,27 @@ def test_an_adapter_is_put_on_a_plain_model(make: Make, toys: ModuleType, tmp_pa
         make(model=toys.make_policy(), constructor={"peft_config": tmp_path / "adapter"})
 
 
+@pytest.mark.parametrize(
+    ("constructor", "text"),
+    [
+        ({"model": "org/name", "peft_config": "adapter"}, "model is the name 'org/name'; load it"),
+        ({"model": "org/name"}, "model is the name 'org/name'; load it"),
+        (
+            {"peft_config": "nowhere/at/all"},
+            "cannot load the adapter that peft_config names, 'nowhere/at/all': Can't find",
+        ),
+        ({}, r"LlamaForCausalLM has no HoE adapter; build one from policies with peft_hoe\.build_adapter and load it"),
+    ],
+)
+def test_what_is_no_model_with_an_adapter_is_named(
+    make: Make, toys: ModuleType, constructor: dict[str, Any], text: str
+) -> None:
+    """As TRL's trainers take names and plain models; an AttributeError told nothing."""
+    given = {"model": toys.make_base(), **constructor}
+    with pytest.raises(HoEError, match=text):
+        make(model=given.pop("model"), constructor=given)
+
+
 def test_a_longer_schedule_goes_on_at_its_own_rate(make: Make, tmp_path: Path) -> None:
     """After a schedule that has come down to 0, the first update of the longer one moves the router."""
     settings = {"save_strategy": "steps", "save_steps": 2, "output_dir": tmp_path / "run", "average_routers": False}

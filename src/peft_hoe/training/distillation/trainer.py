@@ -12,7 +12,7 @@ from ...generation.fusion import divergence, fusion_logprobs
 from ...generation.logits import response_logits, sequence_inputs
 from ...generation.prompts import PromptBatch
 from ...generation.responses import generate_responses
-from ...generation.vocabulary import check_tokens
+from ...generation.vocabulary import check_tokens, tokenizer_of
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.refused_arguments import check_given
@@ -141,7 +141,7 @@ class HoEDistillationTrainer(TransformersLoop):
 
     def _sampled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The prompts with completions by the student."""
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = tokenizer_of(self.processing_class)
         prompts = PromptBatch(inputs["prompt_ids"], inputs["prompt_mask"].bool(), [], {})
         self.policy.eval()
         with self.accelerator.autocast():

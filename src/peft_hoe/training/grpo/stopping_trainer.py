@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
+from ...generation.vocabulary import tokenizer_of
 from ..run.steered_policy import check_padding
 from .stop_strings import cut_texts, cut_tokens, stopping_at
 
@@ -30,7 +31,7 @@ class StoppingTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
         """Token ids of completions, and their log-probabilities where the engine says them, which TRL's own does not."""
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer = tokenizer_of(self.processing_class)
         with stopping_at(self.accelerator.unwrap_model(self.model), tokenizer, self.stop_strings):
             ids, logprobs = super()._generate_single_turn(*args, **others)
         return (cut_tokens(ids, tokenizer, self.stop_strings) if self.stop_strings else ids), logprobs

@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from ...errors import HoEError, RewardError
 from ...generation.prompt_datasets import as_dataset, with_prompts
 from ...generation.settings import generating
+from ...generation.vocabulary import tokenizer_of
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.payoff import measure_payoff
 from ...objectives.weights import ObjectiveWeights
@@ -200,7 +201,7 @@ class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
             {"prompt": prompt, **{name: column[row] for name, column in columns.items()}}
             for row, prompt in enumerate(prompts)
         ]
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = tokenizer_of(self.processing_class)
         ids = tokenizer(list(completions), add_special_tokens=False)["input_ids"]
         answers: list[Any] = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -13,6 +13,7 @@ from ...errors import HoEError
 from ...generation.decoding import Decoding
 from ...generation.prompt_rows import check_prompts
 from ...generation.prompts import PromptCollator
+from ...generation.vocabulary import tokenizer_of
 from ...objectives.normalizer import RewardNormalizer
 from ...rewards.sources import Rewards
 from ..run.optimizer import critic_group, frozen
@@ -57,7 +58,8 @@ class PPOShell(UpdateLoop):
             raise HoEError(
                 f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig", argument="args"
             )
-        check_given(train_dataset=train_dataset, reward_model=reward_model)
+        check_given(train_dataset=train_dataset, reward_model=reward_model, processing_class=processing_class)
+        _check_reference(ref_model)
         args = copy.copy(args)  # sizes and numbers are counted out in it
         policy = steerable(model, peft_config)
         if args.shard_policy:  # before anything holds on to the weights that are given up
@@ -118,7 +120,7 @@ class PPOShell(UpdateLoop):
             rewards,
             _settings(self.args, decoding),
             reference=make_reference(self.actor_critic, self.ref_model, self.args.kl_reference),
-            tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
+            tokenizer=tokenizer_of(self.processing_class),
             accelerator=self.accelerator,
         )
 
@@ -174,3 +176,11 @@ def _settings(args: HoERouterConfig, decoding: Decoding) -> PPOSettings:
         max_grad_norm=args.max_grad_norm,
         seed=args.seed,
     )
+
+
+def _check_reference(ref_model: Any) -> None:
+    if ref_model is not None and not isinstance(ref_model, torch.nn.Module):
+        what = repr(ref_model) if isinstance(ref_model, str) else type(ref_model).__name__
+        raise HoEError(
+            f"ref_model is {what}; load it, or leave it out for kl_reference", argument="ref_model", value=ref_model
+        )

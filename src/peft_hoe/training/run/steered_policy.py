@@ -14,6 +14,7 @@ from ...config import HoEConfig
 from ...errors import ExpertError, HoEError
 from ...generation.decoding import padding_token
 from ...generation.settings import modes_kept
+from ...generation.vocabulary import tokenizer_of
 from ...tuner.functional import adapter_of, mark_trained, use_preference
 from ...tuner.steering import Steering
 from .optimizer import frozen
@@ -31,14 +32,9 @@ def steerable(model: Any, peft_config: Any = None) -> Any:
         PreferenceError: there is no HoE adapter.
         HoEError: `peft_config` is neither, or the model is none that this trainer can train.
     """
+    Steering.find(model)  # refuses what is no model
     if peft_config is not None:
         model = _with_adapter(model, peft_config)
-    if isinstance(model, str):
-        raise HoEError(
-            f"model is the name {model!r}; load it, and its adapter with PeftModel.from_pretrained",
-            argument="model",
-            value=model,
-        )
     Steering.of(model)
     if not isinstance(model, PeftModel):
         raise HoEError(
@@ -63,7 +59,15 @@ def _with_adapter(model: Any, peft_config: Any) -> Any:
             value=peft_config,
         )
     if isinstance(peft_config, (str, os.PathLike)):
-        return PeftModel.from_pretrained(model, os.fspath(peft_config))
+        try:
+            return PeftModel.from_pretrained(model, os.fspath(peft_config))
+        except HoEError:
+            raise
+        except (OSError, ValueError) as error:
+            raise HoEError(
+                f"cannot load the adapter that peft_config names, {os.fspath(peft_config)!r}: {error}",
+                argument="peft_config", value=peft_config,
+            ) from error  # fmt: skip
     if not isinstance(peft_config, HoEConfig):
         raise HoEError(
             f"peft_config is a {type(peft_config).__name__}; give the directory of a HoE adapter, or a model that has one",
@@ -84,7 +88,7 @@ def check_padding(policy: Any, processing_class: Any, trainer: str) -> None:
     Raises:
         HoEError: the embedding has no row for the tokenizer's padding token.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     if padding_token(policy, tokenizer) != tokenizer.pad_token_id:
         raise HoEError(
             f"the padding token {tokenizer.pad_token!r} is token {tokenizer.pad_token_id}, for which the model has no "
