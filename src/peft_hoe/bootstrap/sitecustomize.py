@@ -26,17 +26,22 @@ class _RegistersHoE(importlib.abc.Loader):
         return getattr(self._inner, name)
 
     def create_module(self, spec: Any) -> Any:
+        """As peft's own loader does."""
         return self._inner.create_module(spec)
 
     def exec_module(self, module: Any) -> None:
+        """Run peft, then import peft_hoe, which registers itself there."""
         self._inner.exec_module(module)
         importlib.import_module("peft_hoe")
 
 
 class _WatchesForPeft(importlib.abc.MetaPathFinder):
+    """The first finder that Python asks: it finds nothing but peft, as the others do, with a loader of ours around theirs."""
+
     _looking = False
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """The spec of peft; None for anything else, so that the other finders are asked."""
         # Programs also look for peft without importing it, so looking once does not end the watch.
         if fullname != "peft" or self._looking:
             return None

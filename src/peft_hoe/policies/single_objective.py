@@ -182,6 +182,7 @@ class _Lines(TrainerCallback):
         self.say = say
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
+        """Say the mean rewards and the divergence of an update; on the first process, and not of what is no update."""
         if not state.is_world_process_zero or "reward" not in logs:
             return
         means = [(re.fullmatch("rewards/(.+)/mean", key), value) for key, value in logs.items()]

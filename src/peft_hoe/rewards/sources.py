@@ -158,6 +158,7 @@ class Rewards:
             )
 
         def score(prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> FloatArray:
+            """Rewards `(B, N)` of B completions; `others` is what a trainer passes, its own settings among the columns."""
             some = {
                 name: column
                 for name, column in others.items()

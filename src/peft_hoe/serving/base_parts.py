@@ -113,7 +113,10 @@ def parts_of_files(base: str | os.PathLike[str], config: HoEConfig) -> BaseParts
 
 
 def _holder(parameter: str, tensor: Tensor) -> Callable[[], Tensor]:
+    """A reader of a parameter `(d,)` of a model, of which nothing is looked at before it is called."""
+
     def read() -> Tensor:
+        """The parameter on the CPU; CheckpointError where the model has it elsewhere than in memory."""
         if tensor.device.type == "meta" or hasattr(tensor, "ds_id"):
             raise CheckpointError(
                 f"the base's {parameter!r}, to which experts add, is not in memory (offloaded or sharded); save the adapter, "
@@ -126,7 +129,10 @@ def _holder(parameter: str, tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def _reader(weights: Checkpoint, located: Mapping[str, str], parameter: str) -> Callable[[], Tensor]:
+    """A reader of a parameter `(d,)` of a checkpoint; `located` is `{parameter: its tensor in the files}`."""
+
     def read() -> Tensor:
+        """The parameter on the CPU; CheckpointError where the files lack it, or hold a quantiser's numbers."""
         if parameter not in located:
             raise CheckpointError(
                 f"{weights.label} has no tensor for {parameter!r}, to which experts of the adapter add; give the base that it "

@@ -146,6 +146,7 @@ class _Frozen:
 
     @property
     def decoding(self) -> dict[str, Any]:
+        """The sweep's, as a sweep records it."""
         return self.completer.decoding.record
 
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:

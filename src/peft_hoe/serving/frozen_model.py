@@ -45,6 +45,8 @@ def frozen(
 
 
 def _adding(a: Tensor, b: Tensor) -> Any:
+    """A hook of a linear module that adds B A x; A `(r, d_in)`, B `(d_out, r)`."""
+
     def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inner = F.linear(args[0].to(a.dtype), a.to(output.device))
         return output + F.linear(inner, b.to(output.device)).to(output.dtype)
@@ -53,6 +55,8 @@ def _adding(a: Tensor, b: Tensor) -> Any:
 
 
 def _looking_up(a: Tensor, b: Tensor) -> Any:
+    """A hook of an embedding that adds B A of each token, by its scale; A `(r, vocabulary)`, B `(d, r)`."""
+
     def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         delta = F.linear(F.embedding(args[0], a.T.to(output.device)), b.to(output.device))
         return output + (delta * getattr(module.get_base_layer(), "embed_scale", 1.0)).to(output.dtype)
@@ -61,6 +65,7 @@ def _looking_up(a: Tensor, b: Tensor) -> Any:
 
 
 def _replacing(layer: HoENorm, norms: Mapping[str, Tensor]) -> Any:
+    """A hook of a norm that computes it again with the weights and biases `(d,)` that were saved whole."""
     own = layer.parameters_before_merging()
     whole = {name: norms[f"{layer.module_name}.{name}"].to(tensor.device, tensor.dtype) for name, tensor in own.items()}
 

@@ -130,6 +130,7 @@ def _scored(source: Any, names: tuple[str, ...], timeout: float | None) -> list[
     reads_text = isinstance(source, (ClassifierReward, URLReward))
 
     def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> FloatArray:
+        """Rewards `(B, K)` of B completions; RewardError names the source where it fails."""
         if reads_text:
             completions = [as_text(completion) for completion in completions]
             columns = {name: column for name, column in columns.items() if name not in NOT_COLUMNS}

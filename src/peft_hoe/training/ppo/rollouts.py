@@ -133,7 +133,12 @@ def evaluate_rollout(
 def make_reference(
     actor_critic: ActorCritic, ref_model: Any, kind: str
 ) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """The KL reference: a model, or what of the policy `HoERouterConfig.kl_reference` names."""
+    """The KL reference: a model, or what of the policy `HoERouterConfig.kl_reference` names.
+
+    Returns:
+        `reference(ids, mask, length)`: of texts `(B, P + T)` and their mask, the logits `(B, T, V)` of the positions that
+        predict the last T = `length` tokens.
+    """
     if ref_model is not None:
         return model_reference(ref_model)
     return {"base": base_reference, "static": static_reference}[kind](actor_critic)
