@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from peft_hoe import ExpertSpec
+from peft_hoe.experts import Merging
 from peft_hoe.experts.architecture import read_architecture
+from peft_hoe.experts.merging import METHODS
 from peft_hoe.experts.model_weights import ModelWeights
 
 Change = Callable[[str, torch.Tensor], torch.Tensor]
@@ -118,6 +122,36 @@ def policies(llama: Path, tmp_path: Path) -> dict[str, Path]:
         "kind": rewrite(llama, tmp_path / "kind", noisy(1)),
         "brief": rewrite(llama, tmp_path / "brief", noisy(2)),
     }
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> SimpleNamespace:
+    """All that a build takes at once: merges by every method, policies of single experts of both kinds, whatever is captured.
+
+    `base` (with a head of its own), `policies`, and the `settings` of a build.
+    """
+    torch.manual_seed(0)
+    base = tmp_path / "all-base"
+    tiny_llama(tie_word_embeddings=False).save_pretrained(base)
+    common = rewrite(
+        base, tmp_path / "all-common", noisy(4)
+    )  # what the policies share, without which model_stock makes nothing
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(base), LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False)
+    )
+    model.save_pretrained(tmp_path / "all-lora")
+    own = {"full": rewrite(base, tmp_path / "all-full", noisy(3)), "lora": tmp_path / "all-lora"}
+    names = [*METHODS, *own]
+    points = [(i / (len(names) + 1), 1 - i / (len(names) + 1)) for i in range(1, len(names) + 1)]
+    experts = [ExpertSpec(point, name=name, policy=own.get(name)) for name, point in zip(names, points, strict=True)]
+    return SimpleNamespace(
+        base=base,
+        policies={name: rewrite(common, tmp_path / f"all-{name}", noisy(seed)) for seed, name in enumerate("ab", 1)},
+        settings={
+            "experts": experts, "merging": Merging(experts={name: Merging(name) for name in METHODS}),
+            "capture": ["embeddings", "norms"], "progress": False,
+        },
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -160,6 +160,24 @@ def test_lora_policies_are_taken_on_the_device(llama, tmp_path, tiny, monkeypatc
         torch.testing.assert_close(far, near, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_every_merge_and_all_that_is_captured_is_computed_on_the_device(
+    everything, tmp_path, tiny, stand_in, decomposed
+):
+    settings = {**everything.settings, "r": 3, "dtype": "float32"}
+    for place, kind in (("cpu", torch.Tensor), ("meta", Far)):
+        decomposed.clear()
+        build_adapter(everything.base, everything.policies, tmp_path / place, device=place, **settings)
+        assert set(decomposed) == {kind}
+        assert len(decomposed) == 9 * (
+            2 + len(METHODS) + 1
+        )  # 7 linear layers, embedding and head; a LoRA is taken as it is
+    near, far = (tiny.tensors(tmp_path / place) for place in ("cpu", "meta"))
+    assert near.keys() == far.keys()
+    for name, tensor in near.items():
+        torch.testing.assert_close(far[name], tensor, rtol=1e-3, atol=1e-4)
+
+
 @pytest.fixture
 def decomposed(monkeypatch):
     """Where every task vector that was truncated lay."""
