@@ -235,7 +235,7 @@ def test_morlhf_answers_at_its_own_preferences_only(base, policies, tokenizer, p
     assert [row[0] for row in found.completions[0][list(own).index((0.5, 0.5))]] == texts
 
 
-def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, toys, prompts, tmp_path):
+def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, base, policies, toys, prompts, tmp_path):
     with pytest.raises(HoEError, match="no trained mixture"):
         make("lora_moe", r=4)
     settings = {
@@ -245,6 +245,14 @@ def test_lora_moe_trains_once_and_writes_the_same_at_every_preference(make, toys
     method = make("lora_moe", r=4, rewards=toys.REWARDS, train_dataset=toys.PROMPTS, training=settings)
     again = make("lora_moe")
     assert again.fingerprint() == method.fingerprint()
+    assert make("lora_moe", r=4, training={**settings, "disable_tqdm": False}).fingerprint() == method.fingerprint()
+    for others, what in (({"r": 2}, "build options"), ({"training": {**settings, "max_steps": 2}}, "training")):
+        with pytest.raises(HoEError, match=f"was trained with another {what} "):
+            make("lora_moe", **others)
+    with pytest.raises(HoEError, match="was trained with another policies "):
+        BASELINES["lora_moe"].make(
+            base, {"low": policies["high"], "high": policies["low"]}, tokenizer=None, folder=tmp_path
+        )
     config = again.model.peft_config["default"]
     assert config.routers[0].trained
     assert len(config.experts) == 2

@@ -8,6 +8,7 @@ space: it writes the same whatever the preference.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,15 @@ import numpy as np
 
 from ...errors import HoEError
 from ...preference import FloatArray, uniform
-from ..methods.fingerprints import Source
+from ..methods.fingerprints import Source, source_digest
 from ..methods.hoe import HoEMethod
 from .adapters import built_adapter, load_adapted
+
+# Of `training`: what may be others when a mixture is found again, for it says how a run is computed and told.
+_HOW_COMPUTED = (
+    "use_cpu", "disable_tqdm", "report_to", "logging_strategy", "logging_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "local_rollout_forward_batch_size", "save_strategy", "save_steps", "save_total_limit",
+)  # fmt: skip
 
 
 def lora_moe(
@@ -52,9 +59,12 @@ def lora_moe(
         build: options of `build_adapter`.
 
     Raises:
-        HoEError: it is not trained yet, and there are no rewards or prompts to train it with.
+        HoEError: it is not trained yet, and there are no rewards or prompts to train it with; or the one that is found was made
+            of another base or other policies, or with other options than those given.
     """
     trained = Path(folder) / "lora_moe" / "trained"
+    made_with = trained.with_name("trained.json")
+    request = _request(base, policies, build, training)
     if not (trained / "adapter_config.json").is_file():
         if rewards is None or train_dataset is None:
             raise HoEError(
@@ -62,11 +72,44 @@ def lora_moe(
                 argument="rewards" if rewards is None else "train_dataset",
             )
         router = {"preference": uniform(len(policies)).tolist(), "name": "mixture", "votes_for": "all"}
-        build = {"interpolation": "linear", **build}
-        untrained = built_adapter(trained.with_name("untrained"), base, policies, routers=[router], **build)
+        untrained = built_adapter(
+            trained.with_name("untrained"), base, policies, routers=[router], **{"interpolation": "linear", **build}
+        )
         model = load_adapted(base, untrained, model_options)
+        made_with.write_text(json.dumps(request) + "\n", encoding="utf-8")  # first, for the mixture is complete at once
         _train(model, tokenizer, rewards, train_dataset, normalizer, dict(training or {}), trained)
+    else:
+        _check_found(trained, made_with, request)
     return OnePoint(load_adapted(base, trained, model_options), tokenizer, decoding=decoding)
+
+
+def _request(
+    base: Source, policies: Mapping[str, Source], build: Mapping[str, Any], training: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What tells a mixture from another one, as plain JSON; rewards and prompts are not compared."""
+    training = {name: value for name, value in (training or {}).items() if name not in _HOW_COMPUTED}
+    given = {"build options": build, "training": training}
+    return {
+        "base": source_digest(base),
+        "policies": {name: source_digest(source) for name, source in policies.items()},
+        **{what: {name: str(options[name]) for name in sorted(options)} for what, options in given.items()},
+    }
+
+
+def _check_found(trained: Path, made_with: Path, request: Mapping[str, Any]) -> None:
+    """See that a mixture is the one that is asked for; options that are left out may be any.
+
+    Raises:
+        HoEError: it was made with others.
+    """
+    found = json.loads(made_with.read_text(encoding="utf-8")) if made_with.is_file() else {}
+    different = [what for what, value in request.items() if value and found.get(what) != value]
+    if different:
+        raise HoEError(
+            f"{trained} was trained with another {', '.join(different)} (as {made_with.name} beside it says); give another "
+            "folder=, or remove both yourself",
+            argument="folder", value=str(trained),
+        )  # fmt: skip
 
 
 def _train(
