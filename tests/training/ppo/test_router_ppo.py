@@ -21,7 +21,8 @@ from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.ppo.actor_critic import ActorCritic
 from peft_hoe.training.ppo.critics import make_critic
 from peft_hoe.training.ppo.rollouts import make_reference
-from peft_hoe.training.ppo.router_ppo import PPOSettings, RouterPPO
+from peft_hoe.training.ppo.router_ppo import RouterPPO
+from peft_hoe.training.ppo.settings import PPOSettings
 from peft_hoe.training.run.steered_policy import steered
 from peft_hoe.training.run.training_state import RouterTrainingState
 

@@ -18,8 +18,9 @@ from ...errors import RewardError
 from ...preference import FloatArray
 from ...rewards.calls import RewardSource, bind, read_rewards, run_call, took_too_long
 from ...rewards.functions import NOT_COLUMNS, ObjectiveFunction, as_text, split
+from ...rewards.matching import match_sources
 from ...rewards.models import ClassifierReward, ModuleReward
-from ...rewards.sources import Rewards, match_sources
+from ...rewards.sources import Rewards
 from ...rewards.url import URLReward
 
 

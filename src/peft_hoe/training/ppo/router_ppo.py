@@ -8,7 +8,7 @@ Shapes: B prompts on this process, T response positions, N objectives.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,57 +31,11 @@ from .actor_critic import ActorCritic
 from .advantages import estimate_advantages, leave_one_out, mix_advantages, place_rewards
 from .logged import rollout_metrics, scalar_metrics
 from .rollouts import Rollout, evaluate_rollout, have_end
-from .updates import LossSettings, Targets, update
+from .settings import PPOSettings
+from .updates import Targets, update
 
 # Logits `(B, T, V)` of the KL reference, from ids, mask and T.
 Reference = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class PPOSettings:
-    """What an update depends on; names are PPOConfig's where it has them, defaults HoERouterConfig's.
-
-    Attributes:
-        decoding: how responses are sampled, and the payoff table's.
-        missing_eos_penalty: what a response loses, in normalised rewards, that neither ended nor holds an end of text; None
-            for nothing.
-        gamma: discount of GAE.
-        lam: its trace decay.
-        advantage_scaling: see `mix_advantages`.
-        group: responses to one prompt, which stand one after the other and are each other's baseline; None for the critic.
-        cliprange: of the ratio.
-        cliprange_value: of the values.
-        vf_coef: weight of the value loss.
-        kl_coef: weight of the divergence from the reference.
-        num_ppo_epochs: passes over a rollout.
-        mini_batch: rows of an optimizer step, on this process.
-        micro_batch: rows of a forward with gradients.
-        rollout_batch: rows of a forward without, and of generation.
-        max_grad_norm: bound of the gradients of router and critic, each by itself; 0 for none.
-        seed: of the payoff table's sampling.
-    """
-
-    decoding: Decoding = field(default_factory=lambda: Decoding(53, do_sample=True))
-    missing_eos_penalty: float | None = None
-    gamma: float = 1.0
-    lam: float = 1.0
-    advantage_scaling: str = "joint"
-    group: int | None = None
-    cliprange: float = 0.2
-    cliprange_value: float = 0.2
-    vf_coef: float = 0.1
-    kl_coef: float = 0.0
-    num_ppo_epochs: int = 1
-    mini_batch: int = 8
-    micro_batch: int = 8
-    rollout_batch: int = 64
-    max_grad_norm: float = 1.0
-    seed: int = 42
-
-    @property
-    def loss(self) -> LossSettings:
-        """The coefficients of the loss."""
-        return LossSettings(self.decoding.temperature, self.cliprange, self.cliprange_value, self.vf_coef, self.kl_coef)
 
 
 class RouterPPO:

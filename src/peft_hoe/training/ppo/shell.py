@@ -24,7 +24,8 @@ from .batches import check_countable, count_batches
 from .config import HoERouterConfig
 from .critics import HEADS_LEARNING_RATE, ValueHeads, make_critic
 from .rollouts import make_reference
-from .router_ppo import PPOSettings, RouterPPO
+from .router_ppo import RouterPPO
+from .settings import PPOSettings
 from .sharding import shard
 from .update_loop import UpdateLoop
 
