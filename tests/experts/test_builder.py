@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEWarning, Merging, Pruning
-from peft_hoe.experts import build_adapter, module_builder, policy_statistics, weight_writer
+from peft_hoe.experts import build_adapter, module_builder, policy_statistics, svd, weight_writer
 from peft_hoe.experts.merging.ties import ties
 from peft_hoe.experts.pruning import drop_below
 from peft_hoe.experts.task_vectors import TaskVectorReader
@@ -165,6 +165,35 @@ def test_modules_that_no_policy_changed_get_no_expert(llama, tmp_path, tiny):
     same = tiny.rewrite(llama, tmp_path / "same", lambda _, t: t)
     with pytest.raises(CheckpointError, match="equal the base in every weight in scope"):
         build_adapter(llama, {"same": same}, tmp_path / "none", **QUIET)
+
+
+def test_a_solver_that_fails_gives_way_to_another_and_the_report_says_so(llama, policies, tmp_path, tiny, monkeypatch):
+    settings = {"r": 2, "experts": [], "progress": False}
+    build_adapter(llama, policies, tmp_path / "exact", svd="exact", **settings)
+    real, asked = svd.leading_triplets, []
+
+    def fails(matrix, *arguments, **options):
+        asked.append(matrix)
+        if len(asked) == 3:
+            raise torch.linalg.LinAlgError("did not converge")
+        return real(matrix, *arguments, **options)
+
+    monkeypatch.setattr(svd, "leading_triplets", fails)
+    report = build_adapter(llama, policies, tmp_path / "out", **settings)
+    (failed,) = [
+        (module, expert)
+        for module, rows in report.modules.items()
+        for expert, row in rows.items()
+        if row.solver == "exact (randomized failed)"
+    ]
+    where = f"{failed[0]} of {failed[1]} (exact (randomized failed))"
+    note = f"a solver failed and another took its place in 1 of 14 decompositions: {where}"
+    assert note in report.notes
+    assert f"note: {note}" in report.table()
+    index = list(policies).index(failed[1])
+    torch.testing.assert_close(
+        *(tiny.delta(tmp_path / name, failed[0], index) for name in ("out", "exact")), rtol=0, atol=1e-6
+    )
 
 
 def test_building_twice_gives_the_same_bytes(llama, policies, tmp_path):

@@ -29,7 +29,7 @@ from .checkpoints import PathOrHubId
 from .devices import CPU
 from .option_groups import Loading, Merging, Pruning, Ranks, TaskSVD
 from .options import DEFAULT_CAPTURE, DEFAULT_INTERPOLATION, DEFAULT_RESCALE, BuildOptions
-from .report import REPORT_FILE, BuildReport, warn_about_pruning
+from .report import REPORT_FILE, BuildReport, notes_on_solvers, warn_about_pruning
 from .search import Search
 from .sources import base_sample, read_sources
 from .stages import Build, Built, work_key
@@ -205,7 +205,7 @@ def _report(
         search=curve,
         notes=built.notes,
     )
-    report.notes += _notes_on_output_embeddings(report)
+    report.notes += [*_notes_on_output_embeddings(report), *notes_on_solvers(report)]
     n = len(inputs.objectives)
     if not routers and n > 1:
         point = [0.75, 0.25] + [0.0] * (n - 2)

@@ -214,9 +214,23 @@ def warn_about_pruning(report: BuildReport, asked: float) -> None:
     ]
     if low:
         warnings.warn(
-            f"pruning kept less than {_LOW_SHARE:.0%} of {len(low)} modules: {', '.join(low[:5])}"
-            f"{' ...' if len(low) > 5 else ''}; Pruning(scope='module') (--prune-scope module) or a smaller share keeps "
-            "more there",
+            f"pruning kept less than {_LOW_SHARE:.0%} of {len(low)} modules: {_first(low)}; Pruning(scope='module') "
+            "(--prune-scope module) or a smaller share keeps more there",
             HoEWarning,
             stacklevel=4,
         )
+
+
+def notes_on_solvers(report: BuildReport) -> list[str]:
+    """Which decompositions another solver than the one asked for had to make."""
+    made = [(module, expert, row.solver) for module, rows in report.modules.items() for expert, row in rows.items()]
+    failed = [f"{module} of {expert} ({solver})" for module, expert, solver in made if solver.endswith("failed)")]
+    if not failed:
+        return []
+    return [
+        f"a solver failed and another took its place in {len(failed)} of {len(made)} decompositions: {_first(failed)}"
+    ]
+
+
+def _first(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (" ..." if len(items) > 5 else "")
