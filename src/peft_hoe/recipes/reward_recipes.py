@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import RewardError
-from ..rewards.models import ClassifierReward, Text
+from ..rewards.classifier import ClassifierReward, Text
 from .templates import PromptTemplate
 
 Layout = str | tuple[str, str]

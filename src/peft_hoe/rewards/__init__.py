@@ -1,6 +1,7 @@
 """Rewards of completions: from functions, modules, classifiers and URLs to one column for each objective."""
 
-from .models import ClassifierReward, ModuleReward
+from .classifier import ClassifierReward
+from .module import ModuleReward
 from .sources import Rewards
 from .url import URLReward
 

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..errors import RewardError
-from .models import ClassifierReward
+from .classifier import ClassifierReward
 from .url import URLReward
 
 _FORMS = "NAME=module:function, NAME=hub:ID[#output][:-] or NAME=url:http://..."

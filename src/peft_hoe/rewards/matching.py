@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import RewardError
-from .models import ClassifierReward, ModuleReward
+from .classifier import ClassifierReward
+from .module import ModuleReward
 
 
 def match_sources(sources: Any, objectives: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:

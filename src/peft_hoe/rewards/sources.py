@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..errors import RewardError
 from ..preference import FloatArray
 from .calls import Columns, RewardSource, bind, check_numbers, read_rewards, run_call
+from .classifier import ClassifierReward
 from .functions import NOT_COLUMNS, ObjectiveFunction, as_text, split
 from .matching import as_source, match_sources
-from .models import ClassifierReward, ModuleReward
+from .module import ModuleReward
 
 
 class Rewards:

@@ -17,9 +17,10 @@ from torch import nn
 from ...errors import RewardError
 from ...preference import FloatArray
 from ...rewards.calls import RewardSource, bind, read_rewards, run_call, took_too_long
+from ...rewards.classifier import ClassifierReward
 from ...rewards.functions import NOT_COLUMNS, ObjectiveFunction, as_text, split
 from ...rewards.matching import match_sources
-from ...rewards.models import ClassifierReward, ModuleReward
+from ...rewards.module import ModuleReward
 from ...rewards.sources import Rewards
 from ...rewards.url import URLReward
 
