@@ -43,8 +43,7 @@ def test_choices():
 
 # Errors that have nothing to say but their text.
 BARE = {
-    "the first process failed", "this trainer has run", "nothing was recorded", "a model uses this configuration",
-    "the server is stopping",
+    "the first process failed", "this trainer has run", "nothing was recorded", "the server is stopping",
 }  # fmt: skip
 DATA = {"argument", "value", "allowed", "path", "tensor", "module", "routers", "shape"}
 

@@ -119,10 +119,11 @@ class Assigned:
         return {name: value for name, value in self.__dict__.items() if name != "_user"}
 
 
-def _fixed(*unused: Any, **unused_too: Any) -> NoReturn:
+def _fixed(self: list[Any] | dict[str, Any], *unused: Any, **unused_too: Any) -> NoReturn:
     raise ExpertError(
         "a model uses this configuration, so its lists cannot be changed in place; assign the whole field, or make another "
-        "configuration"
+        "configuration",
+        value=self.copy(),
     )
 
 

@@ -99,8 +99,9 @@ def test_experts_and_routers_are_fixed_too(hoe_llama):
         with pytest.raises(ExpertError, match="cannot be changed in place"):
             change()
     config.default_preference = [0.3, 0.7]
-    with pytest.raises(ExpertError, match="cannot be changed in place"):
+    with pytest.raises(ExpertError, match="cannot be changed in place") as refused:
         config.default_preference[0] = 1.0
+    assert refused.value.value == [0.3, 0.7]
 
 
 def test_the_bookkeeping_of_peft_stays_free(hoe_llama):
