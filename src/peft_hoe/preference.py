@@ -139,15 +139,17 @@ def read_preference(text: str) -> list[float] | dict[str, float]:
     """Read a preference from a command line: `0.7,0.3`, `helpful=0.7,harmless=0.3` or JSON.
 
     Raises:
-        PreferenceError: neither of these forms.
+        PreferenceError: neither of these forms, or an objective twice.
     """
     try:
         if text.lstrip().startswith(("[", "{")):
-            parsed: list[float] | dict[str, float] = json.loads(text)
+            parsed: list[float] | dict[str, float] = json.loads(text, object_pairs_hook=_each_once)
             return parsed
         if "=" in text:
             return _read_named(text)
         return [float(part) for part in text.split(",") if part.strip()]
+    except PreferenceError:
+        raise
     except ValueError:
         raise PreferenceError(
             f"cannot read the preference {text!r}; write it as 0.7,0.3 or as helpful=0.7,harmless=0.3",
@@ -158,18 +160,28 @@ def read_preference(text: str) -> list[float] | dict[str, float]:
 
 def _read_named(text: str) -> dict[str, float]:
     """`name=number,name=number`: a name goes up to the last `=` before a number, so that it may hold commas and blanks."""
-    named: dict[str, float] = {}
+    pairs: list[tuple[str, float]] = []
     pending: list[str] = []  # pieces of a name with commas
     for part in text.split(","):
         before, equals, after = part.rpartition("=")
         if equals and _is_number(after):
-            named[",".join([*pending, before]).strip()] = float(after)
+            pairs.append((",".join([*pending, before]).strip(), float(after)))
             pending = []
         elif part.strip() or pending:
             pending.append(part)
     if pending:
         raise ValueError(f"{','.join(pending)!r} has no weight")
-    return named
+    return _each_once(pairs)
+
+
+def _each_once(pairs: Sequence[tuple[str, float]]) -> dict[str, float]:
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PreferenceError(
+            f"the preference names {twice} twice; give each objective one weight", argument="preference", value=twice
+        )
+    return dict(pairs)
 
 
 def _is_number(text: str) -> bool:

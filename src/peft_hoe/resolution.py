@@ -60,8 +60,10 @@ def resolve_experts(given: Any, objectives: Sequence[str], r: int) -> list[Exper
         expert.preference = _point(expert.preference, objectives, f"expert {index}")
         expert.name = expert.name or _expert_name(expert.preference, index, objectives)
         expert.r = checked_rank(r if expert.r is None else expert.r, f"the rank of expert {expert.name!r}")
-    check_names([expert.name for expert in experts], "expert")
     check_apart(stacked(experts, len(objectives)), [str(expert.name) for expert in experts], "expert")
+    check_names(
+        [expert.name for expert in experts], "expert"
+    )  # after the places: two at one place have one name by default
     return experts
 
 

@@ -84,6 +84,17 @@ def test_defaults_print_a_table_and_how_to_add_a_router(models, capsys):
     assert "no routers; add one with routers=[[0.75, 0.25]] (--router 0.75,0.25) and train it" in shown
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("q_proj", {"q_proj"}), ("q_proj,v_proj", {"q_proj", "v_proj"}), (r".*\.[kv]_proj", {"k_proj", "v_proj"})],
+)
+def test_modules_by_one_name_by_several_or_by_an_expression(models, given, names):
+    # One name alone was taken for an expression that the whole name of a module must match, and matched none.
+    assert main(arguments(models, "--quiet", "--rank", "2", "--target-modules", given)) == 0
+    config = json.loads((models / "out" / "adapter_config.json").read_text())
+    assert {module.split(".")[-1] for module in config["target_modules"]} == names
+
+
 def test_quiet_prints_nothing(models, capsys):
     assert main(arguments(models, "--quiet")) == 0
     captured = capsys.readouterr()

@@ -145,6 +145,16 @@ def refusals(adapter, third, out):
         (lambda: add_objective(adapter, "kind", third, out), r"\['kind'\] are used twice"),
         (lambda: add_objective(adapter, "third", "./nowhere", out), "nowhere' is not a directory"),
         (lambda: add_objective(adapter, "third", third, out, expert=[0, 1]), "preference"),
+        (
+            lambda: add_objective(adapter, "third", third, out, expert=ExpertSpec([0, 0, 1], policy=third)),
+            "give one of them",
+        ),
+        (lambda: add_expert(adapter, ExpertSpec([0.7, 0.3], policy=""), out), "the place of a model is ''"),
+        (
+            lambda: add_expert(adapter, ExpertSpec([0.7, 0.3], name="kind", policy=third), out),
+            r"\['kind'\] are used twice",
+        ),
+        (lambda: add_expert(adapter, [0.7, 0.7], out), "sums to 1.4"),
         (lambda: add_expert(adapter, [0.501, 0.499], out), "apart; keep one"),
         (lambda: add_expert(adapter, ExpertSpec([0.7, 0.3], policy=third), out, base="./nowhere"), "nowhere"),
         (lambda: add_router(adapter, [0.25, 0.75], out), "apart; keep one"),

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEConfig
+from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEConfig, HoEError, PreferenceError
 from peft_hoe.commands.arguments import read_expert
 from peft_hoe.experts import build_adapter, plan_build
 from peft_hoe.experts.capture import MUCH
@@ -208,9 +208,19 @@ def test_a_policy_of_its_own_where_it_makes_no_sense(llama, policies, mixture, t
     for spec, message in (
         (ExpertSpec([1, 0], policy=mixture), "'kind' alone has a policy of its own.*as the policy of the objective"),
         (ExpertSpec([0.5, 0.5], name="nobody", policy=tmp_path / "nowhere"), "nowhere"),
+        (ExpertSpec([0.5, 0.5], policy=""), "the place of a model is ''; give a checkpoint's directory or a Hub id"),
+        (ExpertSpec([0.5, 0.5], policy=7), "the place of a model is 7; give"),
+        (ExpertSpec([0.5, 0.6], policy=mixture), "sums to 1.1"),
+        (ExpertSpec({"kind": 0.5, "funny": 0.5}, policy=mixture), r"names \['funny'\]; the objectives are"),
+        (ExpertSpec([0.5, 0.5], name="kind", policy=mixture), r"\['kind'\] are used twice"),
+        (ExpertSpec([0.25, 0.75], r=0, policy=mixture), "the rank of expert 'e2' is 0"),
     ):
-        with pytest.raises((ExpertError, CheckpointError), match=message):
+        with pytest.raises((ExpertError, CheckpointError, PreferenceError), match=message):
             build_adapter(llama, policies, tmp_path / "out", experts=[spec], progress=False)
+        assert not [path for path in tmp_path.iterdir() if "out" in path.name or path.name.startswith(".")]
+    twice = [ExpertSpec([0.5, 0.5], policy=mixture), [0.5, 0.5]]
+    with pytest.raises(ExpertError, match=r"'centroid' have preferences \[0.5, 0.5\] and \[0.5, 0.5\], only 0 apart"):
+        build_adapter(llama, policies, tmp_path / "out", experts=twice, progress=False)
     with pytest.raises(ExpertError, match="names the policy 'x', which only build_adapter"):
         HoEConfig(objectives=["a", "b"], experts=[[1, 0], [0, 1], ExpertSpec([0.5, 0.5], policy="x")])
 
@@ -239,3 +249,18 @@ def test_the_plan_counts_what_is_captured(llama, policies, mixture):
 def test_experts_on_the_command_line(text, preference, policy):
     spec = read_expert(text)
     assert (spec.preference, spec.policy) == (preference, policy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.5,0.5=", "--expert is '0.5,0.5=', with no policy after the last '='; write PREFERENCE=PATH"),
+        ("nan,1=models/a", "cannot read the preference 'nan,1=models/a'"),
+        ("=models/a", "cannot read the preference '=models/a'"),
+        ("kind=0.5,brief=0.5,kind=0.2=models/a", r"the preference names \['kind'\] twice"),
+        ('{"kind": 0.5, "brief": 0.25, "kind": 0.5}', r"the preference names \['kind'\] twice"),
+    ],
+)
+def test_what_is_no_expert_on_the_command_line(text, message):
+    with pytest.raises(HoEError, match=message):
+        read_expert(text)

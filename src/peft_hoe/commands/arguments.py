@@ -13,7 +13,7 @@ from ..router_recipe import MOST_UPDATES, UPDATES
 from ..specs import ExpertSpec
 
 _WEIGHT = r"([^=,]+=)?[-+.\deE]+"  # one of a preference, with or without the objective's name
-_EXPERT = re.compile(rf"(?P<preference>{_WEIGHT}(,{_WEIGHT})*)(=(?P<policy>.+))?")
+_EXPERT = re.compile(rf"(?P<preference>{_WEIGHT}(,{_WEIGHT})*)(=(?P<policy>.*))?")
 
 
 def read_pairs(items: Sequence[str] | None, option: str, form: str) -> dict[str, str]:
@@ -154,8 +154,14 @@ def read_expert(text: str) -> ExpertSpec:
 
     Raises:
         PreferenceError: it does not begin with a preference.
+        HoEError: nothing follows its last `=`.
     """
     match = _EXPERT.fullmatch(text)
     if match is None:
         return ExpertSpec(read_preference(text))  # JSON, or refused there
+    if match["policy"] == "":
+        raise HoEError(
+            f"--expert is {text!r}, with no policy after the last '='; write PREFERENCE=PATH, or PREFERENCE for a merge",
+            argument="--expert", value=text, allowed=["PREFERENCE", "PREFERENCE=PATH"],
+        )  # fmt: skip
     return ExpertSpec(read_preference(match["preference"]), policy=match["policy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from ..experts import Loading, Merging, Pruning, Ranks, TaskSVD
@@ -100,8 +101,8 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
         help=f"share of the energy that the randomized SVD may leave (default {TaskSVD.tolerance})",
     )
     add("--seed", type=int, default=0, help="seed of the randomized SVD")
-    add("--target-modules", default="all-linear", help="all-linear, a regular expression, or names with commas")
-    add("--exclude-modules", help="a regular expression, or names with commas")
+    add("--target-modules", default="all-linear", help="all-linear, a name, names with commas, or a regular expression")
+    add("--exclude-modules", help="a name, names with commas, or a regular expression")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -192,4 +193,7 @@ def _routers(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
 
 
 def _names(text: str | None) -> str | list[str] | None:
-    return [name.strip() for name in text.split(",")] if text and "," in text else text
+    """Names of modules: with commas, or one alone; anything else is a regular expression, or "all-linear"."""
+    if text and ("," in text or re.fullmatch(r"\w+", text)):
+        return [name.strip() for name in text.split(",")]
+    return text

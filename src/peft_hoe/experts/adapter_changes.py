@@ -109,11 +109,16 @@ def add_objective(
     saved = open_adapter(adapter)
     n = len(saved.config.objectives or []) + 1
     spec: ExpertSpec = as_spec(one_hot(n - 1, n) if expert is None else expert, ExpertSpec)
-    plain = replace(spec, policy=None)
-    with_objective(saved.config, name, plain, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
+    if spec.policy is not None:
+        raise ExpertError(
+            f"the expert of objective {name!r} names the policy {spec.policy!r} beside policy={policy!r}; give one of them, as "
+            "policy",
+            argument="expert", value=spec.policy,
+        )  # fmt: skip
+    with_objective(saved.config, name, spec, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
     output = _checked_output(output_dir, overwrite)
     built = build_expert(saved, replace(spec, policy=policy), base, device)
-    change = with_objective(saved.config, name, plain, built.ranks(saved.low_rank))
+    change = with_objective(saved.config, name, spec, built.ranks(saved.low_rank))
     return _finished(saved, [change], built, output)
 
 

@@ -50,6 +50,12 @@ def fetch(
     Raises:
         CheckpointError: `source` is neither a directory nor a repository that can be fetched.
     """
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(
+        source
+    ):  # an empty path would be the current directory
+        raise CheckpointError(
+            f"the place of a model is {source!r}; give a checkpoint's directory or a Hub id", value=source
+        )
     path = Path(source)
     if path.is_dir():
         return path
