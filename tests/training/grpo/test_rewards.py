@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from peft_hoe.rewards import ClassifierReward, ModuleReward, Rewards, URLReward
 from peft_hoe.training.grpo.rewards import fill_missing, known_means, processing_classes, reward_functions
 
 NAMES = ["low", "high"]
+UNUSED = SimpleNamespace(pad_token_id=0)  # a tokenizer where no text is read
 # What TRL passes beside prompts and completions.
 EXTRAS: dict[str, Any] = {
     "completion_ids": [[5], [6, 7]], "trainer_state": object(), "log_extra": print, "log_metric": print, "tag": [1, 2],
@@ -122,11 +123,11 @@ def test_errors_name_the_objective() -> None:
         ({"low": length, "hi": length}, r"unknown \['hi'\], missing \['high'\]"),
         ({("low", "high"): "org/model"}, "'org/model', which TRL runs for one objective only"),
         ({("low", "high"): classifier(2)}, "'LlamaForSequenceClassification', which TRL runs for one objective only"),
-        ({("low", "high"): ClassifierReward(classifier(2), None)}, "with 1 outputs, but 2 are needed"),
+        ({("low", "high"): ClassifierReward(classifier(2), UNUSED)}, "with 1 outputs, but 2 are needed"),
         (Rewards([length], ["low"]), r"the rewards are for \['low'\]"),
         ([length, 3], "'high' is 3"),
         ([length, classifier(2)], "LlamaForSequenceClassification with 2 outputs"),
-        ([length, ClassifierReward(classifier(2), None, output=[0, 1])], "ClassifierReward with 2 outputs"),
+        ([length, ClassifierReward(classifier(2), UNUSED, output=[0, 1])], "ClassifierReward with 2 outputs"),
         ([length, ModuleReward(classifier(1))], "reads the policy's tokens"),
     ],
 )
