@@ -40,12 +40,27 @@ def test_a_common_direction_of_all_policies_is_a_wrong_base(llama, tmp_path, tin
     assert notes(common, paths, tmp_path / "right") == []
 
 
-def test_a_configuration_that_changes_what_weights_mean_is_told(llama, policies, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", 0.1),
+        ("num_attention_heads", 4),
+        ("head_dim", 4),
+        ("hidden_act", "gelu"),
+        ("rope_theta", 500000.0),
+        ("tie_word_embeddings", False),
+        ("attention_bias", True),
+    ],
+)
+def test_a_configuration_that_changes_what_weights_mean_is_told(llama, policies, tmp_path, key, value):
     path = policies["kind"] / "config.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps({**settings, "rms_norm_eps": 0.1, "use_cache": False, "transformers_version": "1"}))
+    path.write_text(json.dumps({**settings, key: value, "use_cache": False, "transformers_version": "1"}))
     (told,) = notes(llama, policies, tmp_path / "out")
-    assert told == "policy 'kind' has another configuration than the base: rms_norm_eps is 0.1 (the base's is 1e-06)"
+    before = settings.get(key)
+    assert (
+        told == f"policy 'kind' has another configuration than the base: {key} is {value!r} (the base's is {before!r})"
+    )
 
 
 def test_the_share_of_rounding_is_that_of_a_policy_that_was_rounded(llama, tmp_path, tiny):
