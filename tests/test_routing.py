@@ -139,3 +139,12 @@ def test_the_order_of_experts_does_not_matter_where_triangulations_tie():
             again = np.empty(6)
             again[order] = coarse_weights(preference, midpoints[order])
             np.testing.assert_allclose(again, expected, atol=1e-9)
+
+
+def test_a_new_objective_leaves_the_choice_among_tied_triangulations_alone():
+    # What breaks the tie must not change when every preference gets a 0 behind it.
+    midpoints = np.array([(np.eye(4)[i] + np.eye(4)[j]) / 2 for i in range(4) for j in range(i)])
+    padded = np.pad(midpoints, ((0, 0), (0, 1)))
+    for preference in np.random.default_rng(5).dirichlet(np.ones(6), 20) @ midpoints:
+        expected = coarse_weights(preference, midpoints)
+        np.testing.assert_allclose(coarse_weights(np.append(preference, 0), padded), expected, atol=1e-9)

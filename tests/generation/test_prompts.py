@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from peft_hoe import HoEError
-from peft_hoe.generation.prompt_rows import check_prompts, drawn_rows, split_rows
+from peft_hoe.generation.prompt_rows import check_prompts, drawn_rows, rows_of_all, split_rows
 from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
 
 CHAT = [{"role": "user", "content": "w1"}]
@@ -107,6 +107,13 @@ def test_prompts_come_in_anything_that_can_be_gone_through():
     assert split_rows(["w3", chat]) == (["w3", chat], {})
     assert split_rows("w3") == (["w3"], {})
     assert split_rows(()) == ([], {})
+
+
+def test_datasets_by_name_are_drawn_from_together() -> None:
+    """Each may hold a task of its own; only the first was looked at."""
+    rows = rows_of_all({"a": [{"prompt": "1"}, {"prompt": "2"}], "b": [{"prompt": "3"}]})
+    assert [rows[number]["prompt"] for number in range(len(rows))] == ["1", "2", "3"]
+    assert rows_of_all(["itself"]) == ["itself"]
 
 
 def test_rows_to_measure_on_are_drawn_not_the_first():

@@ -267,6 +267,42 @@ def test_a_completion_without_a_reward_that_counts_is_left_out():
     assert echo.functions()[0](prompts=texts, completions=chat) == [97.0, 98.0, 99.0]
 
 
+def test_two_tasks_in_one_dataset_train(base, tmp_path):
+    """Each reward scores the prompts of its own task, and updates of one prompt have no number for the other objective."""
+
+    def of_task(task, reward):
+        def score(prompts, completions, row):
+            return [
+                value if number % 2 == task else None
+                for number, value in zip(row, reward(prompts, completions), strict=True)
+            ]
+
+        return score
+
+    rewards = {"low": of_task(0, low), "high": of_task(1, high)}
+    log = train(
+        base, tmp_path / "both", [0.5, 0.5], rewards, changes={"prompts": 1, "max_steps": 4, "learning_rate": 1e-2}
+    )
+    assert all(entry["grad_norm"] > 0 for entry in log if "grad_norm" in entry)
+    assert not same_weights(tmp_path / "both", base)
+    train(base, tmp_path / "low", [1, 0], {"low": low, "high": lambda prompts, completions: [None] * len(completions)})
+    with pytest.raises(
+        RewardError, match=r"the rewards of \['low'\] returned no number for any of .* leave prompts out"
+    ):
+        train(base, tmp_path / "none", [1, 0], rewards, changes={"prompts": 1, "max_steps": 8})
+
+
+def test_what_no_completion_of_a_prompt_has_leaves_none_out():
+    table = np.array([[1, None, 3, None, 5, None], [None, None, 1, 2, None, None]], dtype=float)
+    rewards = {"low": lambda p, c: table[0].tolist(), "high": lambda p, c: table[1].tolist()}
+    scores = Scores(rewards, [0.5, 0.5], None, None)
+    prompts = ["a", "a", "b", "b", "a", "c"]
+    found = [function(prompts=prompts, completions=list("uvwxyz")) for function in scores.functions()]
+    # "a" is of the first task alone, where its second completion has nothing; the second one of "b" lacks what the first has.
+    expected = [[1, np.nan, 3, np.nan, 5, np.nan], [np.nan, np.nan, 1, np.nan, np.nan, np.nan]]
+    np.testing.assert_array_equal(np.array(found, dtype=float), expected)
+
+
 def test_a_lora_policy_is_an_adapter_that_a_build_takes(base, tmp_path):
     lora = LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", task_type="CAUSAL_LM")
     train(base, tmp_path / "lora", [1, 0], peft_config=lora)

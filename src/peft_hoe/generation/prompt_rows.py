@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset
 
 from ..errors import HoEError, HoEWarning
 
@@ -197,6 +198,11 @@ def drawn_rows(size: int, count: int, seed: int) -> list[int]:
     Datasets are often sorted, so that the first rows are unlike the others.
     """
     return sorted(prompt_rows(size, 0, min(size, count), seed))
+
+
+def rows_of_all(source: Any) -> Any:
+    """A dataset itself, or the rows of several by name, one after the other: each may be of a task of its own."""
+    return ConcatDataset(list(source.values())) if isinstance(source, Mapping) else source
 
 
 def is_chat(prompt: Any) -> bool:

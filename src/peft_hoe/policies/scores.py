@@ -47,14 +47,35 @@ class Scores:
         return split(self._score, self.rewards.objectives)
 
     def _score(self, prompts: Sequence[Any], completions: Sequence[Any], **others: Any) -> FloatArray:
-        """`(B, N)`; a row that lacks a reward which counts is NaN throughout, which TRL leaves out."""
+        """`(B, N)`; a row that lacks a reward which counts is NaN throughout, which TRL leaves out.
+
+        An objective that no completion of a prompt has a reward in tells none of them from another, so none is left out for it:
+        a dataset may hold the prompts of several tasks.
+
+        Raises:
+            RewardError: a reward fails, or none that counts has a number.
+        """
         columns = {name: others[name] for name in self.columns}
-        table = self.rewards(prompts, [as_text(completion) for completion in completions], columns)
+        table = self.rewards(prompts, [as_text(completion) for completion in completions], columns, allow_empty=True)
+        known = ~np.isnan(table[:, self.preference > 0])
+        if not known.any():
+            names = [name for name, weight in zip(self.rewards.objectives, self.preference, strict=True) if weight > 0]
+            raise RewardError(
+                f"the rewards of {names} returned no number for any of {len(table)} completions, only None or NaN; a batch "
+                "without a reward cannot be trained on, so leave prompts out that they do not score",
+                argument="rewards", value=names,
+            )  # fmt: skip
         if self.normalizer is not None:
             table = self.normalizer.normalize(table)
-        incomplete = np.isnan(table[:, self.preference > 0]).any(axis=1)
-        table[incomplete] = np.nan
+        table[_incomplete(known, prompts)] = np.nan
         return table
+
+
+def _incomplete(known: Any, prompts: Sequence[Any]) -> Any:
+    """Which rows `(B,)` of `known` `(B, K)` lack what another of the same prompt has, or all."""
+    keys = np.unique([str(prompt) for prompt in prompts], return_inverse=True)[1]
+    anyone = np.stack([known[keys == key].any(axis=0) for key in range(keys.max() + 1)])[keys]
+    return (anyone & ~known).any(axis=1) | ~known.any(axis=1)
 
 
 def _objective_names(

@@ -117,7 +117,8 @@ def train_policy(
 
     Returns:
         what was logged; `rewards/<objective>/mean` is on the scale of the normalizer. A completion that has no reward (None
-        or NaN) in an objective of positive weight is left out.
+        or NaN) in an objective of positive weight is left out, if another one of its prompt has one; prompts of several tasks
+        train together.
 
     Raises:
         HoEError: `base` or `peft_config` is of another kind, the folder is not empty, there are no prompts, the model has no

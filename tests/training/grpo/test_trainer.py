@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -239,6 +240,11 @@ def test_two_tasks_in_one_dataset_train(make_grpo: Make, toys: ModuleType) -> No
     seen = [{name for name in entry if name.startswith("reward/")} for entry in trainer.state.log_history]
     assert {"reward/low"} in seen
     assert {"reward/low", "reward/high"} in seen
+    by_task = {task: [row for row in rows if row["task_name"] == task] for task in "ab"}
+    measured = make_grpo(constructor={"reward_funcs": rewards, "train_dataset": rows, "eval_dataset": by_task})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HoEWarning)  # of few prompts
+        assert np.isfinite(measured.measure_payoff().payoff).all()  # the first evaluation set has no number for "high"
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -103,3 +104,8 @@ def test_two_tasks_in_one_dataset_train(make_trainer: Make, toys: ModuleType) ->
     assert {"reward/low"} in seen
     assert {"reward/low", "reward/high"} in seen
     assert all(np.isfinite(entry["objective/scores"]) for entry in trainer.state.log_history)
+    by_task = {task: [row for row in rows if row["task_name"] == task] for task in "ab"}
+    measured = make_trainer(constructor={"reward_model": rewards, "train_dataset": rows, "eval_dataset": by_task})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HoEWarning)  # of few prompts
+        assert np.isfinite(measured.measure_payoff().payoff).all()  # the first evaluation set has no number for "high"

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from ...generation.completer import Completer
 from ...generation.decoding import Decoding
-from ...generation.prompt_rows import drawn_rows
+from ...generation.prompt_rows import drawn_rows, rows_of_all
 from ...rewards.sources import Rewards
 from ..run.verdict import HeldOut
 from .config import HoEGRPOConfig
@@ -25,18 +25,18 @@ def held_out(
     Args:
         policy: the PeftModel.
         processing_class: its tokenizer.
-        source: a dataset, or several by name, of which the first is taken; a stream gives its first rows.
+        source: a dataset, or several by name, which are drawn from together; streams give their first rows, as many each.
         rewards: what scores the texts.
         generation: how TRL samples completions in the run.
         args: of the run.
     """
     settings: Any = args
-    if isinstance(source, Mapping):
-        source = next(iter(source.values()))
-    if hasattr(source, "__len__"):
+    each = list(source.values()) if isinstance(source, Mapping) else [source]
+    if all(hasattr(one, "__len__") for one in each):
+        source = rows_of_all(source)
         rows = [source[row] for row in drawn_rows(len(source), args.payoff_prompts, settings.seed)]
-    else:  # a stream
-        rows = list(itertools.islice(source, args.payoff_prompts))
+    else:
+        rows = [row for one in each for row in itertools.islice(one, -(-args.payoff_prompts // len(each)))]
     decoding = replace(
         Decoding.of(generation),
         chat_template_kwargs=settings.chat_template_kwargs,

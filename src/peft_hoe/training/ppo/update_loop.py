@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 
 from ...errors import HoEError
-from ...generation.prompt_rows import drawn_rows, prompt_rows
+from ...generation.prompt_rows import drawn_rows, prompt_rows, rows_of_all
 from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch
 from ...generation.settings import evaluating
 from ...objectives.normalizer import RewardNormalizer
@@ -85,8 +85,8 @@ class UpdateLoop(RouterTrainer):
         )
 
     def _drawn(self, source: Any) -> PromptBatch:
-        """Prompts of a dataset, or of the first of several, drawn by the seed."""
-        source = next(iter(source.values())) if isinstance(source, Mapping) else source
+        """Prompts of a dataset, or of several together, drawn by the seed."""
+        source = rows_of_all(source)
         return self._prompts(source, drawn_rows(len(source), self.args.payoff_prompts, self.args.seed))
 
     def _held_out(self) -> HeldOut | None:
