@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from peft_hoe import HoEConfig
-from peft_hoe.experts import build_adapter, inspect_adapter, plan_build
+from peft_hoe import ExpertSpec, HoEConfig
+from peft_hoe.experts import Merging, add_expert, build_adapter, inspect_adapter, plan_build
 from peft_hoe.experts.journal import Journal
 from peft_hoe.experts.merging import METHODS, check_merge, merge
 from peft_hoe.experts.module_builder import ModuleBuilder, _seed
@@ -86,6 +86,23 @@ def test_the_plan_and_what_is_shown_count_all_of_it(everything, tmp_path, tiny, 
     assert {"merging", "SVD"} <= plan.parts.keys()
     shown = inspect_adapter(tmp_path / "out").text()
     assert all(f" {spec.name} " in shown for spec in everything.settings["experts"])
+
+
+@pytest.mark.parametrize("method", ["ties", "dare"])
+def test_it_grows_by_what_a_build_would_have_made(everything, tmp_path, tiny, method):
+    everything.settings["merging"] = Merging(method)
+    built(everything, tmp_path / "out")
+    own = tiny.rewrite(everything.base, tmp_path / "all-own", tiny.noisy(8))
+    new = [ExpertSpec([0.25, 0.75], name="new"), ExpertSpec([0.75, 0.25], name="own", policy=own)]
+    add_expert(tmp_path / "out", new[0], tmp_path / "one")
+    add_expert(tmp_path / "one", new[1], tmp_path / "two")
+    everything.settings["experts"] += new
+    built(everything, tmp_path / "whole")
+    grown, whole = (tiny.tensors(tmp_path / name) for name in ("two", "whole"))
+    assert grown.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in grown.items() if ".hoe_length." not in name)
+    for name, tensor in grown.items():
+        torch.testing.assert_close(tensor, whole[name])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from peft_hoe import CheckpointError, HoEConfig, HoEWarning, build_adapter
 from peft_hoe.base_sample import differing, positions
+from peft_hoe.experts import Loading
 from peft_hoe.tuner.layer import HoELayer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -69,6 +70,14 @@ def test_another_base_is_told_with_both_names(policies, llama, adapter):
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policies["kind"]), adapter)
     assert str(llama) in str(told[0].message)
     assert str(policies["kind"]) in str(told[0].message)
+
+
+def test_the_revision_of_the_base_is_recorded_and_told(llama, policies, tmp_path):
+    build_adapter(llama, policies, tmp_path / "out", loading=Loading(revision="v2"), **QUIET)
+    config = HoEConfig.from_pretrained(tmp_path / "out")
+    assert (config.base_model_name_or_path, config.revision) == (str(llama), "v2")
+    with pytest.warns(HoEWarning, match=r"was built on '.*base \(revision v2\)', but '.*kind' has other weights"):
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policies["kind"]), tmp_path / "out")
 
 
 def test_a_second_adapter_on_the_same_base_is_no_other_base(llama, adapter):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from peft_hoe import ExpertError
+from peft_hoe.cli import main
 from peft_hoe.experts.merging import METHODS, check_merge, merge
+from peft_hoe.experts.merging.methods import MergeMethod
 
 SEEDS = [11, 22, 33]
 CASES = [
@@ -132,6 +136,47 @@ def test_the_seed_of_a_policy_decides_and_the_global_generator_is_left_alone(del
 def test_unknown_methods_and_options_are_named(method, options, message):
     with pytest.raises(ExpertError, match=message):
         check_merge(method, options)
+
+
+def test_a_method_is_added_in_one_place(llama, policies, tmp_path, tiny, monkeypatch, capsys):
+    """`METHODS` has it: a build, its plan and the command line need no more."""
+
+    def first(deltas, weights, *, share):
+        return deltas[0] * share
+
+    monkeypatch.setitem(METHODS, "first", MergeMethod(first, {"share": 0.5}, "nobody"))
+    paths = [part for name, path in policies.items() for part in ("--policy", f"{name}={path}")]
+    options = [
+        "--merge",
+        "first",
+        "--merge-option",
+        "share=0.25",
+        "--rank",
+        "full",
+        "--rescale",
+        "none",
+        "--prune",
+        "none",
+    ]
+    assert main(["merges"]) == 0
+    assert any(line.split()[:2] == ["first", "share=0.5"] for line in capsys.readouterr().out.splitlines())
+    assert main(["plan", str(llama), *paths, *options]) == 0
+    assert main(["build", str(llama), *paths, *options, "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    name = "model.layers.0.mlp.up_proj"
+    before, after = (tiny.tensors_of(path)[f"{name}.weight"] for path in (llama, policies["kind"]))
+    torch.testing.assert_close(tiny.delta(tmp_path / "out", name, 2), 0.25 * (after - before), atol=1e-5, rtol=1e-4)
+
+
+def test_the_page_on_building_lists_every_method_with_its_defaults():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "build.md").read_text(encoding="utf-8")
+    rows = {
+        found[1]: found[2] for found in re.finditer(r'^\| `"(\w+)"`(?: \(default\))? \| (.*?) \|', page, re.MULTILINE)
+    }
+    written = {
+        name: ", ".join(f"`{option}={value:g}`" for option, value in method.options.items()) or "none"
+        for name, method in METHODS.items()
+    }
+    assert rows == written
 
 
 def test_every_method_says_where_it_is_from():
