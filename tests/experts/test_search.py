@@ -8,7 +8,7 @@ import json
 import pytest
 
 from peft_hoe import CheckpointError, ExpertError, HoEError, Merging, build_adapter
-from peft_hoe.experts import builder, search
+from peft_hoe.experts import builder, plan_build, search
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 SETTINGS = {"r": 2, "progress": False}
@@ -35,6 +35,7 @@ def test_the_best_factor_is_built_and_the_curve_reported(llama, policies, tmp_pa
     assert [row["score"] for row in report.search] == pytest.approx([-0.4, -0.1, -0.6])
     assert json.loads((tmp_path / "out" / "build_report.json").read_text())["search"] == report.search
     assert "searched: rescale 1.5: -0.1 (best)" in report.table()
+    assert report.table().count("(best)") == 1
     assert not any(adapter.exists() for adapter in seen)
     build_adapter(llama, policies, tmp_path / "fixed", rescale=1.5, **SETTINGS)
     weights = "adapter_model.safetensors"
@@ -60,6 +61,27 @@ def test_factor_pruning_and_options_of_the_merge_together(llama, policies, tmp_p
         "experts": {},
     }
     assert report.options["rescale"] == "norm"
+
+
+def test_of_candidates_with_one_score_the_first_is_the_best(llama, policies, tmp_path):
+    report = build_adapter(llama, policies, tmp_path / "out", rescale=search(lambda adapter: 1, [1.2, 1.0]), **SETTINGS)
+    assert report.options["rescale"] == 1.2
+    assert [line for line in report.table().splitlines() if "(best)" in line] == ["searched: rescale 1.2: 1 (best)"]
+
+
+def test_the_plan_of_a_search_counts_all_its_builds(llama, policies, monkeypatch):
+    monkeypatch.setattr("peft_hoe.experts.plan.estimated_seconds", lambda *given: {"SVD": 2.0})
+    once = plan_build(llama, policies)
+    grid = plan_build(llama, policies, rescale=search(None, {"rescale": [1, 1.5, 2], "density": [0.4, 0.6]}))
+    space = {"rescale": (0.5, 2), "density": (0.1, 0.9)}
+    cma = plan_build(llama, policies, rescale=search(None, space, method="cma", evaluations=30))
+    assert (once.builds, grid.builds, cma.builds) == (1, 7, 31)
+    assert (grid.seconds, grid.parts, grid.read_bytes) == (14.0, {"SVD": 14.0}, 7 * once.read_bytes)
+    assert grid.adapter_bytes == once.adapter_bytes
+    assert "7 builds, without their scores" in grid.table()
+    assert "search" not in once.table()
+    with pytest.raises(ExpertError, match=r"the grid names \['gamma'\]"):
+        plan_build(llama, policies, rescale=search(None, {"gamma": [0.1]}))
 
 
 @pytest.mark.slow

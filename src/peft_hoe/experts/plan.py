@@ -6,7 +6,7 @@ Shapes come from configurations alone. Time is an estimate (`plan_times`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from .build_inputs import shards_to_fetch
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
 from .option_groups import Loading
-from .options import AUTO_CAPTURE, DEFAULT_CAPTURE, BuildOptions
+from .options import AUTO_CAPTURE, DEFAULT_CAPTURE, DEFAULT_RESCALE, BuildOptions
 from .plan_times import DIRECTIONS, estimated_seconds
+from .search import Search, check_settings
 
 _PROCESS = 450 << 20  # bytes of a process that has imported everything
 
@@ -51,6 +52,8 @@ class BuildPlan:
         device_bytes: of a GPU, likewise; 0 on the CPU.
         seconds: of one thread, about; divided by `num_processes`.
         parts: the same by kind of work.
+        builds: how many a search makes, at most, the last one included; 1 without. Bytes that are read and seconds count them
+            all, without the scores.
     """
 
     modules: int
@@ -65,6 +68,7 @@ class BuildPlan:
     device_bytes: int
     seconds: float
     parts: dict[str, float]
+    builds: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -86,6 +90,7 @@ class BuildPlan:
                 f"memory     about {_size(self.memory_bytes)} for each process"
                 + (f", and {_size(self.device_bytes)} of the GPU" if self.device_bytes else ""),
                 f"time       about {_duration(self.seconds)}" + (f" ({parts})" if parts else ""),
+                *([f"search     {self.builds} builds, without their scores"] if self.builds > 1 else []),
             ]
         )
 
@@ -145,7 +150,12 @@ def plan_build(
             "policies is empty; give at least one, as {objective: directory or Hub id}",
             argument="policies", value=policies, allowed="at least one",
         )  # fmt: skip
-    options = BuildOptions.checked(**{**_DEFAULTS, **settings})
+    settings, builds = {**_DEFAULTS, **settings}, 1
+    if isinstance(settings["rescale"], Search):
+        check_settings(settings["rescale"].space, settings)
+        builds, loading = 1 + settings["rescale"].candidates, replace(loading, keep_shards=True)
+        settings["rescale"] = DEFAULT_RESCALE
+    options = BuildOptions.checked(**settings)
     hub: dict[str, Any] = {"allow_pickle": loading.allow_pickle, "token": loading.token}
     specs = expert_specs(experts, check_names(list(policies), "objective"))
     sources = {**policies, **{str(spec.name): spec.policy for spec in specs if spec.policy is not None}}
@@ -163,11 +173,15 @@ def plan_build(
     models = [(base, base_place), *((sources[name], places[name]) for name in full)] if full else []
     size = sum(architecture.sizes.values()) * (architecture.dtype or torch.float32).itemsize
     fetched = [_fetched(source, place, loading, size, passes) for source, place in models]
-    return _plan(declared, options, config, passes, fetched)
+    once = _plan(declared, options, config, passes, fetched)
+    return replace(
+        once, builds=builds, read_bytes=builds * once.read_bytes, seconds=builds * once.seconds,
+        parts={name: builds * seconds for name, seconds in once.parts.items()},
+    )  # fmt: skip
 
 
 _DEFAULTS: dict[str, Any] = {
-    "r": "auto", "pruning": 0.4, "merging": "ties", "svd": "randomized", "rescale": "norm", "interpolation": "norm",
+    "r": "auto", "pruning": 0.4, "merging": "ties", "svd": "randomized", "rescale": DEFAULT_RESCALE, "interpolation": "norm",
     "capture": DEFAULT_CAPTURE, "seed": 0, "dtype": None,
 }  # fmt: skip
 

@@ -157,11 +157,13 @@ class BuildReport:
         return [f"is r enough for the energy? {', '.join(parts)}"] if parts else []
 
     def _searched(self) -> list[str]:
-        best = max((row["score"] for row in self.search), default=None)
+        best = max(
+            self.search, key=lambda row: row["score"], default=None
+        )  # the first of equals, as the search takes it
         lines = []
         for row in self.search:
             point = ", ".join(f"{name} {value:.4g}" for name, value in row["point"].items())
-            lines.append(f"searched: {point}: {row['score']:.6g}{' (best)' if row['score'] == best else ''}")
+            lines.append(f"searched: {point}: {row['score']:.6g}{' (best)' if row is best else ''}")
         return lines
 
     def table(self) -> str:

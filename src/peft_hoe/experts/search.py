@@ -44,6 +44,11 @@ class Search:
     evaluations: int
     seed: int
 
+    @property
+    def candidates(self) -> int:
+        """How many are built, at most; the best is then built once more."""
+        return self.evaluations if self.method == "cma" else math.prod(map(len, self.space.values()))
+
     def run(
         self, build: Callable[..., Any], settings: Mapping[str, Any]
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
