@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -144,16 +145,22 @@ class SafetensorsFile(WeightFile):
 
     def _read(self, target: Tensor, offset: int) -> None:
         """Fill `target` `(bytes,)`."""
-        if "_file" not in vars(self):
-            self._file = self._path.open("rb", buffering=0)
-        self._file.seek(offset)
-        fill(target, self._file)
+        file = self._opened()
+        file.seek(offset)
+        fill(target, file)
 
     def expect(self, name: str) -> None:
         """Ask the system to read ahead."""
-        if hasattr(os, "posix_fadvise") and "_file" in vars(self):
+        if hasattr(os, "posix_fadvise"):
             place = self._places[name]
-            os.posix_fadvise(self._file.fileno(), place.begin, place.end - place.begin, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # which the reading will tell of
+                number = self._opened().fileno()
+                os.posix_fadvise(number, place.begin, place.end - place.begin, os.POSIX_FADV_WILLNEED)
+
+    def _opened(self) -> FileIO:
+        if "_file" not in vars(self):
+            self._file = self._path.open("rb", buffering=0)
+        return self._file
 
 
 def fill(target: Tensor, file: FileIO) -> None:
