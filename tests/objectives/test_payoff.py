@@ -199,6 +199,8 @@ def test_modules_read_the_tokens(policy, tokenizer):
 
 
 def test_bad_input(policy, tokenizer):
+    with pytest.raises(HoEError, match="batch_size is 0; it must be a whole number, at least 1"):
+        payoff_table(policy, PROMPTS, [low, low], processing_class=tokenizer, batch_size=0)
     with pytest.raises(RewardError, match="no prompts"):
         payoff_table(policy, [], [low, low], processing_class=tokenizer)
     with pytest.raises(RewardError, match="'even' is constant"):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import RewardError
+from ..generation.checks import whole
 from ..generation.completer import Completer, steered_responses
 from ..generation.decoding import Decoding
 from ..generation.prompt_rows import split_rows
@@ -53,7 +54,7 @@ def payoff_table(
         a normaliser that records the decoding. Samples without a reward (NaN) are left out of their objective's mean.
 
     Raises:
-        HoEError: the decoding is none.
+        HoEError: the decoding is none, or batch_size no whole number of at least 1.
         RewardError: there are no prompts, a reward fails, or an objective is constant.
 
     >>> from peft_hoe import Decoding, demo, payoff_table
@@ -64,6 +65,7 @@ def payoff_table(
     >>> table.payoff.shape, table.decoding["do_sample"]
     ((2, 2), False)
     """
+    whole("batch_size", batch_size, 1)
     adapter = adapter_of(model)
     scorer = Rewards.of(rewards, adapter.objectives)
     texts, columns = split_rows(prompts)

@@ -158,5 +158,9 @@ def test_servers_that_recover_and_that_do_not(server):
 def test_bad_judges():
     with pytest.raises(HoEError, match="must begin with http"):
         URLJudge("localhost", "m")
+    for wrong in ({"timeout": 0}, {"retries": -1}, {"backoff": -1}, {"max_tokens": 0}, {"workers": 0}):
+        (name,) = wrong
+        with pytest.raises(HoEError, match=f"the judge's {name} is .*; it must be"):
+            URLJudge("http://x", "m", **wrong)
     with pytest.raises(HoEError, match="cannot be filled in"):
         URLJudge("http://x", "m", instruction="{question}")

@@ -159,3 +159,24 @@ def test_the_users_configuration_is_not_written_to(make_trainer: Make, toys: Mod
 def test_schedules_that_follow_a_metric_are_refused(make_trainer: Make) -> None:
     with pytest.raises(HoEError, match="'reduce_lr_on_plateau', which follows a metric"):
         make_trainer(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "num_ppo_epochs",
+            "num_mini_batches", "local_rollout_forward_batch_size", "payoff_prompts", "total_episodes",
+        )),
+        *((name, -1) for name in (
+            "total_episodes", "num_sample_generations", "verdict_texts", "num_train_epochs", "learning_rate",
+            "value_learning_rate", "gamma", "lam", "cliprange", "cliprange_value", "vf_coef", "kl_coef",
+        )),
+        ("gamma", 1.01), ("lam", 2), ("kl_coef", float("nan")), ("payoff_prompts", 2.5), ("verdict_texts", 1.5),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_named(tmp_path: Any, name: str, value: Any) -> None:
+    """Some ended a run with a ZeroDivisionError, and some trained the contrary: a KL coefficient below 0 rewards distance."""
+    with pytest.raises(HoEError, match=f"{name} is {value}; it must be") as caught:
+        HoERouterConfig(str(tmp_path), use_cpu=True, **{name: value})
+    assert caught.value.argument == name

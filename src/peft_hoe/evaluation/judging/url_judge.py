@@ -40,7 +40,7 @@ class URLJudge:
         workers: questions under way at once.
 
     Raises:
-        HoEError: the URL is not http, or the instruction cannot be filled in.
+        HoEError: the URL is not http, a number is out of range, or the instruction cannot be filled in.
 
     >>> from peft_hoe.evaluation import URLJudge
     >>> judge = URLJudge("http://127.0.0.1:8000/v1", model="judge")
@@ -62,6 +62,19 @@ class URLJudge:
             raise HoEError(
                 f"the judge's URL {self.url!r} must begin with http:// or https://", argument="url", value=self.url
             )
+        wrong = {
+            "timeout": self.timeout <= 0, "retries": self.retries < 0, "backoff": self.backoff < 0,
+            "max_tokens": self.max_tokens < 1, "workers": self.workers < 1,
+        }  # fmt: skip
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                allowed = {"timeout": "above 0", "retries": "at least 0", "backoff": "at least 0"}.get(
+                    name, "at least 1"
+                )
+                value = getattr(self, name)
+                raise HoEError(
+                    f"the judge's {name} is {value}; it must be {allowed}", argument=name, value=value, allowed=allowed
+                )
         try:
             self.instruction.format(prompt="", first="", second="", criterion="")
         except (KeyError, IndexError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from transformers import SchedulerType
 from ...errors import HoEError, check_choice
 from ...generation.decoding import Decoding
 from ..run.arguments import ObjectiveArguments, RouterArguments
+from ..run.bounds import check_range, check_whole
 from ..run.refused_arguments import refuse_changed
 from ..trl_versions import trl_ppo
 from .advantages import BASELINES, SCALINGS
@@ -19,6 +21,15 @@ if TYPE_CHECKING or trl_ppo() is None:
     from .ppo_fields import PPOFields as PPOConfig
 else:
     from trl.experimental.ppo import PPOConfig
+
+_LEAST = {
+    "total_episodes": 1, "num_ppo_epochs": 1, "num_mini_batches": 1, "local_rollout_forward_batch_size": 1,
+    "num_sample_generations": 0,
+}  # fmt: skip
+_LIMITS = {
+    "gamma": (0, 1), "lam": (0, 1), "cliprange": (0, math.inf), "cliprange_value": (0, math.inf), "vf_coef": (0, math.inf),
+    "kl_coef": (0, math.inf), "value_learning_rate": (0, math.inf),
+}  # fmt: skip
 
 
 @dataclass
@@ -80,6 +91,8 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
 
     def __post_init__(self) -> None:
         refuse_changed(self, REFUSED)
+        check_whole(self, _LEAST)
+        check_range(self, _LIMITS)
         super().__post_init__()
         check_choice("baseline", self.baseline, BASELINES)
         if self.num_generations < 1 + (self.baseline == "group"):

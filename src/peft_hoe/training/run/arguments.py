@@ -5,6 +5,7 @@ Mixins before a configuration of TRL or transformers: their defaults win over th
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import SchedulerType
 
 from ...errors import HoEError, check_choice
 from ...router_recipe import FORWARD, MOST_UPDATES, RESPONSES, UPDATES
+from .bounds import check_range, check_whole
 from .refused_arguments import REFUSED_BY_ALL, refuse_changed
 
 
@@ -55,6 +57,10 @@ class RouterArguments:
         settings: Any = self
         _check_launch(settings.deepspeed, settings.fsdp)  # first: transformers would start what is refused
         refuse_changed(self, REFUSED_BY_ALL)
+        check_whole(
+            self, {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1}
+        )
+        check_range(self, {"learning_rate": (0, math.inf), "num_train_epochs": (0, math.inf)})
         if not _is_counted(settings):
             settings.max_steps = UPDATES
         if settings.num_train_epochs is None:
@@ -100,18 +106,7 @@ class ObjectiveArguments:
         if self.auto_stop:
             _check_schedule(self)
         check_choice("weighting", self.weighting, ("saddle", "paper"))
-        if self.payoff_prompts < 1:
-            raise HoEError(
-                f"payoff_prompts is {self.payoff_prompts}; at least 1 prompt is needed",
-                argument="payoff_prompts", value=self.payoff_prompts, allowed="at least 1",
-            )  # fmt: skip
-        if self.verdict_texts < 0:
-            raise HoEError(
-                f"verdict_texts is {self.verdict_texts}; give a number of texts, or 0 for no verdict",
-                argument="verdict_texts",
-                value=self.verdict_texts,
-                allowed="at least 0",
-            )
+        check_whole(self, {"payoff_prompts": 1, "verdict_texts": 0})
         if self.reward_timeout is not None and not self.reward_timeout > 0:
             raise HoEError(
                 f"reward_timeout is {self.reward_timeout}; give seconds above 0, or None to wait for ever",
