@@ -1,8 +1,10 @@
-"""TRL's script examples/scripts/ppo/ppo.py, called as its documentation calls it: what it does, in its order, offline.
+"""TRL's scripts examples/scripts/ppo/ppo.py and ppo_tldr.py, called as their documentation calls them, offline.
+
+What they do is done here in their order, in words of our own.
 
 HoERouterTrainer and HoERouterConfig stand in the places of PPOTrainer and PPOConfig. The policy has a HoE adapter, and there is
 a reward model for each objective. TRL's distributions do not ship the script; where TRL_CHECKOUT names a clone of its
-repository (1.9 to 1.12), the file itself runs too.
+repository (1.9 to 1.12), ppo.py itself runs too.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +31,6 @@ from transformers import (
 )
 
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
-
-CHAT = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n\n' }}{% endfor %}"
 
 
 @pytest.fixture
@@ -100,59 +101,83 @@ def test_the_file_itself(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     check_saved(saved, capsys.readouterr().out)
 
 
-def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A padding token that is added and not resized for, a fine for the missing end without a stop token, tokenised rows."""
+def loaded(kind: Any, path: Any, model_args: Any, **others: Any) -> Any:
+    """A model as the scripts load it, with what `ModelConfig` says."""
+    from trl import get_quantization_config
+
+    dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
+    settings = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": dtype,
+    }
+    assert get_quantization_config(model_args) is None
+    return kind.from_pretrained(path, **settings, **others)
+
+
+def tokenized(rows: Any, tokenizer: Any, settings: Any, *, with_lengths: bool) -> Any:
+    """Rows of `input_ids` alone, made in batches; or one by one, with their lengths beside them, by which some are left out."""
+    others = {"remove_columns": rows.column_names, "num_proc": settings.dataset_num_proc}
+
+    def ids(texts: Any) -> Any:
+        return tokenizer(texts, padding=False)["input_ids"]
+
+    if not with_lengths:
+        return rows.map(lambda batch: {"input_ids": ids(batch["prompt"])}, batched=True, **others)
+    found = rows.map(lambda row: {"input_ids": ids(row["prompt"]), "lengths": len(ids(row["prompt"]))}, **others)
+    return found.filter(lambda row: row["lengths"] <= 512, num_proc=settings.dataset_num_proc)
+
+
+@pytest.mark.parametrize("script", ["ppo", "ppo_tldr"])
+def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[str], script: str) -> None:
+    """A padding token that is added and not resized for, a fine for the missing end without a stop token, tokenised rows.
+
+    The policy has its adapter, or gets it by `peft_config`, where the script hands on what `get_peft_config` gave it.
+    """
     trl = pytest.importorskip("trl")
+    from accelerate import PartialState
     from datasets import load_dataset
 
+    tldr = script == "ppo_tldr"
+    more = ["--stop_token", "eos", "--eval_strategy", "steps", "--eval_steps", "2"] if tldr else []
     parser = HfArgumentParser((trl.ScriptArguments, HoERouterConfig, trl.ModelConfig))
-    script_args, training_args, model_args = parser.parse_args_into_dataclasses(call(saved))
+    script_args, training_args, model_args = parser.parse_args_into_dataclasses([*call(saved), *more])
+    shutil.rmtree(training_args.output_dir, ignore_errors=True)
 
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, padding_side="left")
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT
-
-    def classifier() -> Any:
-        path = training_args.reward_model_path
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
-
+    scorer, policy = training_args.reward_model_path, training_args.sft_model_path
+    value_model = loaded(AutoModelForSequenceClassification, scorer, model_args, num_labels=1)
+    reward_model = loaded(AutoModelForSequenceClassification, scorer, model_args, num_labels=1)
+    model, peft_config = loaded(AutoModelForCausalLM, policy, model_args), trl.get_peft_config(model_args)
+    assert peft_config is None
+    if tldr:
+        peft_config = saved / "adapter"
+    else:
+        model = PeftModel.from_pretrained(model, saved / "adapter")
     dataset = load_dataset(
-        script_args.dataset_name,
-        name=script_args.dataset_config,
-        split=script_args.dataset_train_split,
+        script_args.dataset_name, name=script_args.dataset_config, split=script_args.dataset_train_split
     )
     train, held_out = dataset.select(range(len(dataset) - 100)), dataset.select(range(len(dataset) - 100, len(dataset)))
-
-    def tokenized(rows: Any) -> Any:
-        return rows.map(
-            lambda batch: {"input_ids": tokenizer(batch["prompt"], padding=False)["input_ids"]},
-            batched=True,
-            remove_columns=rows.column_names,
-            num_proc=training_args.dataset_num_proc,
-        )
-
-    reward_model = classifier()
+    with PartialState().local_main_process_first():
+        train, held_out = (tokenized(rows, tokenizer, training_args, with_lengths=tldr) for rows in (train, held_out))
     torch.manual_seed(5)
-    other = LlamaForSequenceClassification(reward_model.config)
-    policy = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(training_args.sft_model_path), saved / "adapter"
-    )
     trainer = HoERouterTrainer(
         args=training_args,
         processing_class=tokenizer,
-        model=policy,
-        ref_model=AutoModelForCausalLM.from_pretrained(training_args.sft_model_path),
-        reward_model={"low": reward_model, "high": other},
-        value_model=classifier(),
-        train_dataset=tokenized(train),
-        eval_dataset=tokenized(held_out),
-        peft_config=None,
+        model=model,
+        ref_model=loaded(AutoModelForCausalLM, policy, model_args),
+        reward_model={"low": reward_model, "high": LlamaForSequenceClassification(reward_model.config)},
+        value_model=value_model,
+        train_dataset=train,
+        eval_dataset=held_out,
+        peft_config=peft_config,
     )
     trainer.train()
     trainer.save_model(training_args.output_dir)
+    assert not training_args.push_to_hub
     trainer.generate_completions()
 
-    assert trainer.state.global_step == 4
-    assert trainer.state.episode == 32
+    assert (trainer.state.global_step, trainer.state.episode) == (4, 32)
+    assert sum("eval_objective/scores" in entry for entry in trainer.state.log_history) == (2 if tldr else 0)
     check_saved(saved, capsys.readouterr().out)
