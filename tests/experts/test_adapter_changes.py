@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from peft_hoe import CheckpointError, ExpertError, ExpertSpec, HoEConfig, HoEWarning, RouterSpec
 from peft_hoe.cli import main
 from peft_hoe.experts import add_expert, add_objective, add_router, build_adapter, remove, weight_writer
+from peft_hoe.experts.journal import Journal
+from peft_hoe.experts.module_work import ModuleWork
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 UP = "model.layers.0.mlp.up_proj"
@@ -185,6 +187,65 @@ def test_a_full_disk_leaves_the_adapter_as_it_was(adapter, tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match="No space left"):
         add_router(adapter, [0.75, 0.25], adapter, overwrite=True)
     assert bytes_of(adapter) == before
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "calls", "left"),
+    [(Journal, "save_measurement", 0, 7), (Journal, "add", 3, 4), (HoEConfig, "save_pretrained", 1, 7)],
+    ids=["measuring", "making", "putting together"],
+)
+@pytest.mark.parametrize("place", ["new", "its own"])
+def test_an_addition_that_was_interrupted_goes_on(adapter, tmp_path, monkeypatch, owner, method, calls, left, place):
+    add_expert(adapter, [0.75, 0.25], tmp_path / "whole")
+    before = bytes_of(adapter)
+    output = adapter if place == "its own" else tmp_path / "out"
+    real, called, make, made = getattr(owner, method), [], ModuleWork.make, []
+
+    def interrupt(*arguments, **options):
+        called.append(1)
+        if len(called) > calls:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    def add(preference=(0.75, 0.25)):
+        add_expert(adapter, preference, output, overwrite=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            add()
+    assert bytes_of_files(adapter) == before
+    assert len(hidden(tmp_path) + hidden(adapter)) == 1
+    monkeypatch.setattr(ModuleWork, "make", lambda work, index, *rest: made.append(index) or make(work, index, *rest))
+    add()
+    assert len(made) == left
+    for name, content in bytes_of_files(tmp_path / "whole").items():
+        assert (output / name).read_bytes() == content or name == "build_report.json", name
+    assert hidden(tmp_path) + hidden(adapter) == []
+
+
+def test_what_an_interrupted_addition_left_is_removed_by_another(adapter, tmp_path, monkeypatch):
+    # It lay in the system's folder for temporary files, and stayed there.
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            add_expert(adapter, [0.75, 0.25], tmp_path / "out")
+    (left,) = hidden(tmp_path)
+    assert list((tmp_path / left / "state").glob(".peft_hoe-*/state/measurement.pt"))
+    add_router(adapter, [0.75, 0.25], tmp_path / "out")
+    assert hidden(tmp_path) == []
+    assert HoEConfig.from_pretrained(tmp_path / "out").router_names == ["r0", "r1"]
+
+
+def bytes_of_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".peft_hoe-")]
 
 
 def test_without_a_report_only_policies_of_their_own(adapter, third, tmp_path):

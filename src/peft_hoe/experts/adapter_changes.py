@@ -1,14 +1,14 @@
 """A saved adapter gains and loses experts, routers and objectives: a new adapter is written, in another place or in its own.
 
 What stays is copied bit by bit. A new expert is built as the others were, with the settings of the adapter's build report, from
-a policy of its own, or as a merge of the policies that the report names.
+a policy of its own, or as a merge of the policies that the report names. As a build does, one that was killed goes on.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import torch
 from ..config import HoEConfig
 from ..errors import ExpertError, HoEWarning
 from ..growth import Change, with_expert, with_objective, with_router, without_expert, without_router
-from ..output_directory import check_output
+from ..output_directory import check_output, disk_errors, resumable_directory
 from ..preference import one_hot
 from ..specs import ExpertSpec, as_spec
+from ..unfinished import Unfinished
 from .adapter_files import WRITTEN
+from .changed_report import changed_report
 from .checkpoints import PathOrHubId
 from .devices import CPU
-from .new_expert import ADDED, NewExpert, build_expert
+from .new_expert import NewExpert, build_expert, expert_key
 from .saved_adapter import SavedAdapter, expert_weights, open_adapter, write_adapter_changes
 
 
@@ -65,10 +67,10 @@ def add_expert(
     spec: ExpertSpec = as_spec(expert, ExpertSpec)
     plain = replace(spec, policy=None)
     with_expert(saved.config, plain, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
-    output = _checked_output(output_dir, overwrite)
-    built = build_expert(saved, spec, base, device)
-    change = with_expert(saved.config, plain, built.ranks(saved.low_rank))
-    return _finished(saved, [change], built, output)
+    with _place(output_dir, overwrite, expert_key(saved, spec, base)) as place:
+        built = build_expert(saved, spec, base, place.state, device)
+        change = with_expert(saved.config, plain, built.ranks(saved.low_rank))
+        return _finished(saved, [change], built, place, output_dir)
 
 
 def add_objective(
@@ -116,10 +118,11 @@ def add_objective(
             argument="expert", value=spec.policy,
         )  # fmt: skip
     with_objective(saved.config, name, spec, dict.fromkeys(saved.low_rank, 1))  # refuses before anything is built
-    output = _checked_output(output_dir, overwrite)
-    built = build_expert(saved, replace(spec, policy=policy), base, device)
-    change = with_objective(saved.config, name, spec, built.ranks(saved.low_rank))
-    return _finished(saved, [change], built, output)
+    own = replace(spec, policy=policy)
+    with _place(output_dir, overwrite, expert_key(saved, own, base)) as place:
+        built = build_expert(saved, own, base, place.state, device)
+        change = with_objective(saved.config, name, spec, built.ranks(saved.low_rank))
+        return _finished(saved, [change], built, place, output_dir)
 
 
 def add_router(adapter: PathOrHubId, router: Any, output_dir: PathOrHubId, *, overwrite: bool = False) -> HoEConfig:
@@ -143,7 +146,8 @@ def add_router(adapter: PathOrHubId, router: Any, output_dir: PathOrHubId, *, ov
     """
     saved = open_adapter(adapter)
     change = with_router(saved.config, router)
-    return _finished(saved, [change], None, _checked_output(output_dir, overwrite))
+    with _place(output_dir, overwrite) as place:
+        return _finished(saved, [change], None, place, output_dir)
 
 
 def remove(
@@ -181,24 +185,32 @@ def remove(
         changes.append(without_router(changes[-1].after if changes else saved.config, name))
     for name in experts:
         changes.append(without_expert(changes[-1].after if changes else saved.config, name, saved.low_rank))
-    return _finished(saved, changes, None, _checked_output(output_dir, overwrite))
+    with _place(output_dir, overwrite) as place:
+        return _finished(saved, changes, None, place, output_dir)
 
 
-def _checked_output(output_dir: PathOrHubId, overwrite: bool) -> Path:
+@contextmanager
+def _place(output_dir: PathOrHubId, overwrite: bool, key: str | None = None) -> Iterator[Unfinished]:
+    """Where the new adapter grows; after a kill the same work is gone on with where it has a key."""
     output = Path(output_dir)
     check_output(output, overwrite, names=WRITTEN)
-    return output
+    with resumable_directory(output, key) as place:
+        yield place
 
 
-def _finished(saved: SavedAdapter, changes: Sequence[Change], built: NewExpert | None, output: Path) -> HoEConfig:
-    config = changes[-1].after
-    report = _changed_report(saved, config, built, output) if saved.report else {}
+def _finished(
+    saved: SavedAdapter, changes: Sequence[Change], built: NewExpert | None, place: Unfinished, output_dir: PathOrHubId
+) -> HoEConfig:
+    config, output = changes[-1].after, Path(output_dir)
+    report = changed_report(saved, config, built, output) if saved.report else {}
     for same in [] if built is None else _same_experts(saved, built):
         new = config.expert_names[-1]
         note = f"expert {new!r} has exactly the weights of expert {same!r}; is one model given under two names?"
         warnings.warn(note, HoEWarning, stacklevel=3)
-        report.setdefault("notes", []).append(note)
-    write_adapter_changes(saved, changes, {} if built is None else built.weights, report, output)
+        if report:
+            report["notes"].append(note)
+    with disk_errors(output):
+        write_adapter_changes(saved, changes, {} if built is None else built.weights, report, place.files)
     return config
 
 
@@ -211,43 +223,3 @@ def _same_experts(saved: SavedAdapter, built: NewExpert) -> list[str]:
 
     names = saved.config.expert_names
     return [name for index, name in enumerate(names) if all(equal(module, index) for module in saved.modules)]
-
-
-def _changed_report(saved: SavedAdapter, config: HoEConfig, built: NewExpert | None, output: Path) -> dict[str, Any]:
-    """The build report as it reads after a change."""
-    report: dict[str, Any] = json.loads(json.dumps(saved.report))
-    known = {expert["name"]: expert for expert in report["experts"]}
-    names = config.expert_names
-    report["output_dir"] = str(output)
-    report["experts"] = [
-        {**known.get(spec.name, {}), "name": spec.name, "preference": list(spec.preference), "r": spec.r}
-        for spec in config.experts or []
-    ]
-    report["routers"] = [
-        {"name": spec.name, "preference": list(spec.preference), "votes_for": list(spec.votes_for)}
-        for spec in config.routers or []
-    ]
-    for module, experts in report["modules"].items():
-        report["modules"][module] = {name: row for name, row in experts.items() if name in names}
-    if built is not None:
-        new = next(name for name in names if name not in saved.config.expert_names)
-        _add_to_report(report, saved, config, built, new)
-    return report
-
-
-def _add_to_report(report: dict[str, Any], saved: SavedAdapter, config: HoEConfig, built: NewExpert, new: str) -> None:
-    """Add the expert `new`: its rows, its policy, and what it lost."""
-    for module, experts in built.report["modules"].items():
-        if module in report["modules"]:
-            report["modules"][module][new] = experts[built.name]
-    if built.name != ADDED:
-        policy = built.report["policies"]["policy"]
-        objectives = [name for name in config.objectives or [] if name not in (saved.config.objectives or [])]
-        report["policies"][objectives[0] if objectives else new] = policy
-        if not objectives:
-            next(expert for expert in report["experts"] if expert["name"] == new)["policy"] = policy["source"]
-    lost = sorted(set(built.weights) - set(saved.modules))
-    if lost:
-        report["notes"].append(
-            f"expert {new!r} lacks what its policy changed in {lost}, where the adapter has no experts"
-        )

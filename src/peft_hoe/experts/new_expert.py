@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,36 @@ class NewExpert:
         return {module: self.weights[module][0].shape[0] if module in self.weights else 0 for module in modules}
 
 
+def expert_key(saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None) -> str:
+    """Says which expert is added to which adapter, by the sizes and times of its files."""
+    files = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in saved.directory.iterdir()
+        if path.is_file()
+    )
+    return repr([str(saved.directory.resolve()), files, asdict(spec), None if base is None else str(base)])
+
+
 def build_expert(
-    saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None, device: torch.device | str = CPU
+    saved: SavedAdapter,
+    spec: ExpertSpec,
+    base: PathOrHubId | None,
+    folder: Path,
+    device: torch.device | str = CPU,
 ) -> NewExpert:
-    """Build an expert alone, in a temporary directory, as the adapter's others were built; on which device is open."""
+    """Build an expert alone, as the adapter's others were built.
+
+    Args:
+        saved: the adapter.
+        spec: the expert, with its policy if it has one.
+        base: directory or Hub id; default the one that the adapter names.
+        folder: where it is built; one that was killed goes on there.
+        device: where it is computed.
+
+    Raises:
+        CheckpointError: something cannot be read or found.
+        ExpertError: the device is none for a build.
+    """
     base = base or saved.config.base_model_name_or_path
     if not base:
         raise CheckpointError(
@@ -52,17 +77,16 @@ def build_expert(
         policies, experts = _reported_policies(saved), [replace(spec, name=ADDED)]
     linear = [module for module in saved.low_rank if not saved.config.votes_statically(module)]
     capture = [name for name, field in _CAPTURED.items() if getattr(saved.config, field)]
-    with tempfile.TemporaryDirectory() as directory:
-        output = Path(directory) / "expert"
-        build_adapter(
-            base, policies, output, experts=experts, target_modules=linear, capture=capture, interpolation="linear",
-            dtype=saved.dtype, device=device, progress=False, **_settings(saved.report),
-        )  # fmt: skip
-        alone = open_adapter(output)
-        name = ADDED if spec.policy is None else "policy"
-        index = alone.config.expert_names.index(name)
-        found = {module: expert_weights(alone, module, index) for module in alone.modules}
-        return NewExpert({module: weights for module, weights in found.items() if weights}, name, alone.report)
+    output = folder / "expert"
+    build_adapter(
+        base, policies, output, experts=experts, target_modules=linear, capture=capture, interpolation="linear",
+        dtype=saved.dtype, device=device, overwrite=True, progress=False, **_settings(saved.report),
+    )  # fmt: skip
+    alone = open_adapter(output)
+    name = ADDED if spec.policy is None else "policy"
+    index = alone.config.expert_names.index(name)
+    found = {module: expert_weights(alone, module, index) for module in alone.modules}
+    return NewExpert({module: weights for module, weights in found.items() if weights}, name, alone.report)
 
 
 def _reported_policies(saved: SavedAdapter) -> dict[str, PathOrHubId]:

@@ -17,7 +17,7 @@ from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from ..growth import Change
-from ..output_directory import CARD, complete_directory, disk_errors
+from ..output_directory import CARD
 from ..tuner.rearranging import rearranged
 from .checkpoints import PEFT_PREFIX, Checkpoint, PathOrHubId, fetch
 from .report import REPORT_FILE
@@ -102,28 +102,27 @@ def expert_weights(saved: SavedAdapter, module: str, index: int) -> tuple[Tensor
 
 
 def write_adapter_changes(
-    saved: SavedAdapter, changes: Sequence[Change], added: Weights, report: Mapping[str, Any], output: Path
+    saved: SavedAdapter, changes: Sequence[Change], added: Weights, report: Mapping[str, Any], directory: Path
 ) -> None:
-    """Write the adapter as it is after the changes, all of it or nothing.
+    """Write the adapter as it is after the changes.
 
     Args:
         saved: the adapter.
         changes: one after the other.
         added: the weights of the expert that is new.
         report: of its build; none is written if empty.
-        output: where it goes.
+        directory: where its files go.
 
     Raises:
-        CheckpointError: there is no room, or the place cannot be written to.
+        OSError: there is no room.
     """
-    with complete_directory(output) as directory, disk_errors(output):
-        if (saved.directory / CARD).is_file() and not (directory / CARD).is_file():
-            shutil.copyfile(saved.directory / CARD, directory / CARD)
-        _write_weights(saved, changes, added, directory / ADAPTER_WEIGHTS)
-        changes[-1].after.save_pretrained(str(directory))
-        if report:
-            text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-            (directory / REPORT_FILE).write_text(text, encoding="utf-8")
+    if (saved.directory / CARD).is_file() and not (directory / CARD).is_file():
+        shutil.copyfile(saved.directory / CARD, directory / CARD)
+    _write_weights(saved, changes, added, directory / ADAPTER_WEIGHTS)
+    changes[-1].after.save_pretrained(str(directory))
+    if report:
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        (directory / REPORT_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_weights(saved: SavedAdapter, changes: Sequence[Change], added: Weights, path: Path) -> None:

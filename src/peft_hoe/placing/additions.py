@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,9 @@ class Additions:
         if self.source is None:
             raise HoEError("there is no adapter on disk to make an expert by; give source=", argument="source")
         spec = ExpertSpec(list(preference))
-        self.model.add_expert(spec, build_expert(self.source, spec, self.base).weights)
+        with tempfile.TemporaryDirectory() as folder:
+            built = build_expert(self.source, spec, self.base, Path(folder))
+        self.model.add_expert(spec, built.weights)
         return adapter_of(self.model).expert_names[-1]
 
     def train(self, router: str) -> None:
