@@ -78,7 +78,7 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     def work() -> None:
         try:
             with torch.no_grad():
-                outcome.put((_settled(call()), None))
+                outcome.put((settled(call()), None))
         except Exception as error:
             outcome.put((None, error))
 
@@ -97,8 +97,8 @@ def run_call(call: Callable[[], Any], label: str, timeout: float | None) -> Any:
     return returned
 
 
-def _settled(returned: Any) -> Any:
-    """What a call returned; of a coroutine function what it comes to, also where an event loop runs already."""
+def settled(returned: Any) -> Any:
+    """What a call of a user's function returned; of a coroutine function what it comes to, also where an event loop runs."""
     if not inspect.isawaitable(returned):
         return returned
 

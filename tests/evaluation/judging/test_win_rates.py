@@ -43,6 +43,24 @@ def test_wins_ties_and_losses(pair):
     assert "each of 8 pairs asked in both orders; 0 contradictions" in lines[4]
 
 
+def test_a_coroutine_function_judges(pair):
+    """Its coroutines were taken for answers that are no verdict, and every pair for a tie."""
+
+    async def asked(prompt, first, second):
+        return longer(prompt, first, second)
+
+    np.testing.assert_array_equal(
+        win_rates(*pair, asked, progress=False).scores, [[1, 1, 0.5, 0.5], [0.5, 0.5, 0.5, 0]]
+    )
+
+
+def test_a_judge_that_never_answers_is_told(pair):
+    with pytest.raises(
+        HoEError, match="none of the 16 answers of the judge is a verdict, such as 'None'; it must answer"
+    ):
+        win_rates(*pair, lambda prompt, first, second: None, progress=False)
+
+
 def test_a_judge_that_likes_what_comes_first_ties(pair):
     found = win_rates(*pair, lambda prompt, first, second: "A", progress=False)
     assert (found.scores == 0.5).all()
@@ -64,10 +82,10 @@ def test_a_win_in_one_order_and_a_tie_in_the_other_is_a_tie(pair):
 def test_how_verdicts_are_read(make_sweep, answer, expected):
     sweep = make_sweep(LINE[:1], prompts=1)
     sweep.completions = [[[["ours"]]]]
-    other = {1: 0, 0: 1, 0.5: 0.5}.get(expected, answer)
+    other = {1: 0, 0: 1, 0.5: 0.5}.get(expected, "tie")
     found = win_rates(sweep, ["theirs"], lambda p, first, s: answer if first == "ours" else other, progress=False)
     assert found.scores.item() == (0.5 if expected is None else expected)
-    assert found.unread == (2 if expected is None else 0)
+    assert found.unread == (1 if expected is None else 0)
 
 
 def test_only_shared_preferences_are_judged(pair, make_sweep):

@@ -398,8 +398,22 @@ def test_methods_must_return_texts(prompts, toys):
     def short(prompts, preferences):
         return ["one"]
 
-    with pytest.raises(HoEError, match=r"'short' returned .* it must return 12 texts"):
-        sweep(prompts=prompts, rewards=toys.REWARDS, preferences=[[1, 0], [0, 1]], generate=short, progress=False)
+    def nothing(prompts, preferences):
+        return None
+
+    for method in (short, nothing):
+        with pytest.raises(HoEError, match=rf"'{method.__name__}' returned .* it must return 12 texts"):
+            sweep(prompts=prompts, rewards=toys.REWARDS, preferences=[[1, 0], [0, 1]], generate=method, progress=False)
+
+
+def test_a_method_may_be_a_coroutine_function(prompts, toys):
+    async def written(prompts, preferences):
+        return ["w1"] * len(prompts)
+
+    found = sweep(
+        prompts=prompts, rewards=toys.REWARDS, preferences=[[1, 0], [0, 1]], generate=written, progress=False, payoff=_unit()
+    )  # fmt: skip
+    assert found.completions[0][0][0] == ["w1"]
 
 
 def test_modules_that_read_tokens_are_refused(policy, tokenizer, prompts):

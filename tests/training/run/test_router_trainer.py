@@ -134,6 +134,15 @@ def test_what_is_no_model_with_an_adapter_is_named(
         make(model=given.pop("model"), constructor=given)
 
 
+@pytest.mark.parametrize("kind", ["make_trainer", "make_grpo", "make_distillation"])
+def test_evaluation_sets_by_name(kind: str, request: pytest.FixtureRequest, toys: ModuleType) -> None:
+    make: Make = request.getfixturevalue(kind)
+    rows = toys.TEXTS if kind == "make_distillation" else toys.PROMPTS
+    found = make(constructor={"eval_dataset": {"a": rows[:2], "b": rows[2:4]}}).evaluate()
+    for name in "ab":
+        assert any(key.startswith(f"eval_{name}_") for key in found)
+
+
 def test_a_longer_schedule_goes_on_at_its_own_rate(make: Make, tmp_path: Path) -> None:
     """After a schedule that has come down to 0, the first update of the longer one moves the router."""
     settings = {"save_strategy": "steps", "save_steps": 2, "output_dir": tmp_path / "run", "average_routers": False}

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ...errors import HoEError
 from ...preference import FloatArray, written
+from ...rewards.calls import settled
 from ..reporting.tables import aligned
 from ..sweeps.generations import preference_key
 from ..sweeps.result import SweepResult
@@ -117,11 +118,12 @@ def win_rates(
         a: a sweep.
         b: a sweep of the same prompts, or P texts that stand against A's at every preference, such as a base model's.
         judge: `(prompt, first, second)`; returns "A", "B" or "tie", or 1 for the first, 0 for the second, 0.5 for neither.
-            A `URLJudge`, or any function. Its attribute `workers` says how many calls may be under way at once.
+            A `URLJudge`, or any function, also a coroutine function. Its attribute `workers` says how many calls may be under
+            way at once.
         progress: show a bar.
 
     Raises:
-        HoEError: the prompts differ, no preference is in both, or the judge fails.
+        HoEError: the prompts differ, no preference is in both, the judge fails, or none of its answers is a verdict.
 
     >>> from peft_hoe import Sweep
     >>> from peft_hoe.evaluation import win_rates
@@ -138,9 +140,15 @@ def win_rates(
     asked += [(prompt, theirs, ours) for prompt, ours, theirs in contenders]
     workers = int(getattr(judge, "workers", 1))
     with ThreadPoolExecutor(workers) if workers > 1 else contextlib.nullcontext() as pool:
-        replies = (map if pool is None else pool.map)(lambda item: judge(*item), asked)
+        replies = (map if pool is None else pool.map)(lambda item: settled(judge(*item)), asked)
         answers = list(tqdm(replies, total=len(asked), desc="judge", disable=not progress))
     verdicts = [_verdict(answer) for answer in answers]
+    if verdicts and all(value is None for value in verdicts):
+        raise HoEError(
+            f"none of the {len(answers)} answers of the judge is a verdict, such as {str(answers[0])[:100]!r}; it must answer "
+            '"A", "B" or "tie"',
+            argument="judge", value=answers[0], allowed=("A", "B", "tie"),
+        )  # fmt: skip
     scores = np.full((len(at), len(a.prompts)), np.nan)
     contradictions = np.zeros(scores.shape, dtype=bool)
     for (k, p, _, _), forward, backward in zip(jobs, verdicts[: len(jobs)], verdicts[len(jobs) :], strict=True):

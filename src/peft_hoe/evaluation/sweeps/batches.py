@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ...errors import HoEError
 from ...generation.settings import seeded
 from ...preference import FloatArray
+from ...rewards.calls import settled
 from .generations import GenerationLog, Row, row_key
 
 Texts = list[list[list[str | None]]]  # (K, P, T), None where there is no completion
@@ -135,10 +136,11 @@ class BatchedMethod:
             left, number = [row for row in left if id(row) not in taken], number + 1
 
     def _call(self, batch: list[Row], prompts: list[Any]) -> list[str]:
-        texts = self.method(
-            [prompts[row["prompt_id"]] for row in batch], np.asarray([row["preference"] for row in batch])
+        texts = settled(
+            self.method([prompts[row["prompt_id"]] for row in batch], np.asarray([row["preference"] for row in batch]))
         )
-        if isinstance(texts, str) or len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
+        listed = isinstance(texts, Sequence) and not isinstance(texts, str)
+        if not listed or len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
             raise HoEError(
                 f"the method {self.name!r} returned {str(texts)[:100]!r} for {len(batch)} prompts; it must return "
                 f"{len(batch)} texts",
