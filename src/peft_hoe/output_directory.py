@@ -147,11 +147,7 @@ def resumable_directory(output: Path, key: str | None) -> Iterator[Unfinished]:
         CheckpointError: as there; or another process is at the same work.
     """
     real = resolved(output)
-    exists = real.is_dir()
-    with disk_errors(output):
-        if not exists:
-            real.parent.mkdir(parents=True, exist_ok=True)
-        building = Unfinished(real if exists else real.parent, real.name, key)
+    exists, building = real.is_dir(), _begun(output, real, key)
     interrupted = False
     try:
         if (real / CARD).is_file():
@@ -168,6 +164,29 @@ def resumable_directory(output: Path, key: str | None) -> Iterator[Unfinished]:
         raise
     finally:
         building.close(keep=interrupted)
+
+
+@contextmanager
+def scratch_directory(output: Path) -> Iterator[Path]:
+    """A directory for work that comes before `output`, on its disk; after a kill the next work for that output removes it.
+
+    Raises:
+        CheckpointError: there is no room, or the place cannot be written to.
+    """
+    work = _begun(output, resolved(output), None)
+    try:
+        yield work.state
+    finally:
+        work.close()
+
+
+def _begun(output: Path, real: Path, key: str | None) -> Unfinished:
+    """A directory to fill, in `output` or beside it."""
+    with disk_errors(output):
+        if real.is_dir():
+            return Unfinished(real, real.name, key)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        return Unfinished(real.parent, real.name, key)
 
 
 def _open_to_others(folder: Path) -> None:

@@ -134,6 +134,20 @@ def test_what_cannot_be_searched_or_written_is_refused_before_the_work(llama, po
         build_adapter(llama, policies, tmp_path / "full", rescale=search(lambda adapter: 0.0, [1.0]), **SETTINGS)
 
 
+def test_what_a_killed_search_left_is_removed_by_the_next_work_for_its_output(llama, policies, tmp_path, monkeypatch):
+    def score(adapter):
+        assert adapter.is_relative_to(tmp_path)  # on the disk of the output, which must hold an adapter anyway
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft_hoe.unfinished.shutil.rmtree", lambda *arguments, **options: None)  # as after a kill
+        with pytest.raises(KeyboardInterrupt):
+            build_adapter(llama, policies, tmp_path / "out", rescale=search(score, [1.0]), **SETTINGS)
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".peft_hoe-")]
+    build_adapter(llama, policies, tmp_path / "out", **SETTINGS)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".peft_hoe-")]
+
+
 @pytest.mark.parametrize("score", [None, float("nan"), "good"])
 def test_a_score_that_is_no_number_is_refused_with_its_point(llama, policies, tmp_path, score):
     with pytest.raises(HoEError, match=r"the score of \{'rescale': 1.0\} is .*; it must be a finite number"):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .. import model_card
 from ..config import HoEConfig
 from ..errors import HoEWarning
-from ..output_directory import check_output, disk_errors, resumable_directory
+from ..output_directory import check_output, disk_errors, resumable_directory, scratch_directory
 from ..specs import check_names
 from .adapter_config import adapter_config, expert_specs
 from .adapter_files import WRITTEN
@@ -121,7 +121,8 @@ def build_adapter(
         check_output(Path(output_dir), overwrite, names=WRITTEN)
         build = functools.partial(_build, base, policies, overwrite=False, progress=False, curve=[])
         loading = replace(loading, keep_shards=True)  # many builds of the same files
-        settings, curve = rescale.run(build, {**settings, "rescale": DEFAULT_RESCALE, "loading": loading})
+        with scratch_directory(Path(output_dir)) as folder:
+            settings, curve = rescale.run(build, {**settings, "rescale": DEFAULT_RESCALE, "loading": loading}, folder)
     return _build(base, policies, output_dir, overwrite=overwrite, progress=progress, curve=curve, **settings)
 
 

@@ -50,13 +50,14 @@ class Search:
         return self.evaluations if self.method == "cma" else math.prod(map(len, self.space.values()))
 
     def run(
-        self, build: Callable[..., Any], settings: Mapping[str, Any]
+        self, build: Callable[..., Any], settings: Mapping[str, Any], folder: Path
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Build and score candidates.
 
         Args:
             build: takes `output_dir` and settings.
             settings: of `build_adapter`, those that stay.
+            folder: where candidates are built, one after the other.
 
         Returns:
             the settings with the best point in them, and the curve: `{"point": ..., "score": ...}` in order.
@@ -69,9 +70,9 @@ class Search:
         curve: list[dict[str, Any]] = []
 
         def evaluate(point: Point) -> float:
-            with tempfile.TemporaryDirectory(prefix="peft_hoe-search-") as folder, warnings.catch_warnings():
+            with tempfile.TemporaryDirectory(dir=folder) as place, warnings.catch_warnings():
                 warnings.simplefilter("ignore", HoEWarning)  # the chosen build gives them
-                output = Path(folder) / "adapter"
+                output = Path(place) / "adapter"
                 build(output_dir=output, **applied(point, settings))
                 found = _number(self.score(output), point)
             curve.append({"point": point, "score": found})
@@ -128,8 +129,8 @@ def search(
 ) -> Search:
     """For `build_adapter(rescale=search(score, grid))`: choose settings by a score on validation data.
 
-    Every candidate is built in a temporary folder and scored; then the best is built where it belongs. The report holds the
-    curve.
+    Every candidate is built in a hidden folder beside the output, scored and deleted; then the best is built where it belongs.
+    The report holds the curve.
 
     Args:
         score: takes the directory of an adapter and returns a number; higher is better. It must know nothing of test data.
