@@ -17,6 +17,7 @@ from peft_hoe.cli import main
 from peft_hoe.experts import add_expert, add_objective, add_router, build_adapter, remove, weight_writer
 from peft_hoe.experts.journal import Journal
 from peft_hoe.experts.module_work import ModuleWork
+from peft_hoe.experts.new_expert import WeightsOnDisk
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 UP = "model.layers.0.mlp.up_proj"
@@ -91,6 +92,24 @@ def test_a_merged_expert_is_the_one_that_a_build_would_make(llama, policies, ada
     assert torch.equal(tiny.delta(tmp_path / "grown", UP, 3), tiny.delta(tmp_path / "built", UP, 3))
     same_experts(tiny, adapter, tmp_path / "grown", ["kind", "brief", "centroid"])
     assert HoEConfig.from_pretrained(tmp_path / "grown").routers[0].votes_for == ["brief", "centroid"]
+
+
+def test_the_weights_that_are_added_are_read_as_they_are_written(adapter, tmp_path, monkeypatch):
+    # All of them were in memory: of a 70B some gigabytes.
+    seen, read, write = [], WeightsOnDisk.__getitem__, weight_writer.WeightWriter.add
+    monkeypatch.setattr(WeightsOnDisk, "__getitem__", lambda own, module: seen.append(module) or read(own, module))
+    monkeypatch.setattr(
+        weight_writer.WeightWriter, "add", lambda own, name, tensor: seen.append(name) or write(own, name, tensor)
+    )
+    add_expert(adapter, [0.75, 0.25], tmp_path / "out")
+    current, written = None, set()
+    for event in seen:  # a module that is read, or a tensor that is written
+        if not event.startswith("base_model.model."):
+            current = event
+        elif current is not None:  # the expert alone is complete
+            assert event.startswith(f"base_model.model.{current}.")
+            written.add(current)
+    assert len(written) == 7 + 3
 
 
 def test_an_expert_of_a_policy(llama, third, adapter, tmp_path, tiny):

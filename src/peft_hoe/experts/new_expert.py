@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..specs import ExpertSpec
@@ -16,23 +17,49 @@ from .builder import build_adapter
 from .checkpoints import PathOrHubId
 from .devices import CPU
 from .option_groups import Merging, Pruning, Ranks, TaskSVD
-from .saved_adapter import SavedAdapter, Weights, expert_weights, open_adapter
+from .saved_adapter import SavedAdapter, expert_weights, open_adapter
 
 ADDED = "added"  # the expert's name while it is alone
 _CAPTURED = {"embeddings": "target_embeddings", "norms": "target_norms"}
+
+
+class WeightsOnDisk(Mapping[str, Sequence[Tensor]]):
+    """One expert's weights by module, each read when it is asked for; an expert of a large model is never in memory whole.
+
+    Args:
+        saved: the adapter that has the expert, which must stay where it is.
+        index: of the expert.
+    """
+
+    def __init__(self, saved: SavedAdapter, index: int) -> None:
+        self._saved, self._index = saved, index
+        low_rank = set(saved.low_rank)
+        self.ranks = {module: saved.config.ranks(module)[index] for module in saved.modules if module in low_rank}
+        self._modules = [module for module in saved.modules if self.ranks.get(module, 1)]
+
+    def __getitem__(self, module: str) -> Sequence[Tensor]:
+        if module not in self._modules:
+            raise KeyError(module)
+        return expert_weights(self._saved, module, self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
 
 
 @dataclass(frozen=True)
 class NewExpert:
     """A new expert's weights, and its part of a build report."""
 
-    weights: Weights
+    weights: WeightsOnDisk
     name: str
     report: dict[str, Any]
 
     def ranks(self, modules: Sequence[str]) -> dict[str, int]:
         """Its rank in each of the modules."""
-        return {module: self.weights[module][0].shape[0] if module in self.weights else 0 for module in modules}
+        return {module: self.weights.ranks.get(module, 0) for module in modules}
 
 
 def expert_key(saved: SavedAdapter, spec: ExpertSpec, base: PathOrHubId | None) -> str:
@@ -58,7 +85,7 @@ def build_expert(
         saved: the adapter.
         spec: the expert, with its policy if it has one.
         base: directory or Hub id; default the one that the adapter names.
-        folder: where it is built; one that was killed goes on there.
+        folder: where it is built, and its weights stay; one that was killed goes on there.
         device: where it is computed.
 
     Raises:
@@ -84,9 +111,7 @@ def build_expert(
     )  # fmt: skip
     alone = open_adapter(output)
     name = ADDED if spec.policy is None else "policy"
-    index = alone.config.expert_names.index(name)
-    found = {module: expert_weights(alone, module, index) for module in alone.modules}
-    return NewExpert({module: weights for module, weights in found.items() if weights}, name, alone.report)
+    return NewExpert(WeightsOnDisk(alone, alone.config.expert_names.index(name)), name, alone.report)
 
 
 def _reported_policies(saved: SavedAdapter) -> dict[str, PathOrHubId]:

@@ -84,8 +84,8 @@ class Additions:
             raise HoEError("there is no adapter on disk to make an expert by; give source=", argument="source")
         spec = ExpertSpec(list(preference))
         with tempfile.TemporaryDirectory() as folder:
-            built = build_expert(self.source, spec, self.base, Path(folder))
-        self.model.add_expert(spec, built.weights)
+            weights = build_expert(self.source, spec, self.base, Path(folder)).weights
+            self.model.add_expert(spec, dict(weights))
         return adapter_of(self.model).expert_names[-1]
 
     def train(self, router: str) -> None:
