@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..preference import FloatArray
-from ..tuner.functional import use_preference
+from ..tuner.functional import check_in_effect, use_preference
 from .by_preference import by_preference
 from .decoding import Decoding
 from .prompts import PromptBatch, PromptCollator, as_prompt_batch
@@ -82,7 +82,11 @@ def steered_responses(
 
     Returns:
         the responses, and whether such rows ran together: a layer that cannot tell rows apart refuses it.
+
+    Raises:
+        PreferenceError: the adapter is disabled.
     """
+    check_in_effect(model, adapter)
 
     def respond(rows: Any, wanted: FloatArray) -> Responses:
         parts = []

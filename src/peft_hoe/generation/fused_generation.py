@@ -19,7 +19,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper,
 
 from ..errors import HoEError
 from ..preference import FloatArray
-from ..tuner.functional import use_preference
+from ..tuner.functional import check_in_effect, use_preference
 from .checks import SAMPLING_OPTIONS
 from .decoding import Decoding
 from .prompts import PromptBatch
@@ -61,8 +61,10 @@ def generate_fused(
 
     Raises:
         HoEError: the decoding is none that `check_fusible` lets pass.
+        PreferenceError: the adapter is disabled.
     """
     check_fusible(decoding)
+    check_in_effect(model, adapter)
     rows, objectives = preferences.shape
     fusion = _Fusion(torch.as_tensor(preferences.T, dtype=torch.float32, device=prompts.ids.device), decoding)
     plain = replace(decoding, do_sample=False, temperature=1.0, top_k=0, top_p=1.0)

@@ -19,7 +19,7 @@ from ..generation.prompts import PromptCollator
 from ..generation.settings import evaluating
 from ..generation.vocabulary import check_tokens, tokenizer_of
 from ..preference import FloatArray
-from ..tuner.functional import adapter_of
+from ..tuner.functional import adapter_of, check_in_effect
 
 
 @torch.no_grad()
@@ -47,6 +47,7 @@ def implicit_rewards(model: Any, tokenizer: Any, prompt: Any, texts: Sequence[st
     >>> implicit_rewards(model, tokenizer, demo.load_prompts()[0], [" a happy day", " a red house"]).shape
     (2, 2)
     """
+    check_in_effect(model)
     adapter = adapter_of(model)
     pieces = [_ids(tokenizer, text) for text in texts]
     if not pieces or not all(pieces):

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ExpertError
+from ..errors import ExpertError, PreferenceError
 from ..routing import Route
 from .adapter import Adapter
 from .calls import THIS_THREAD
+from .layer import HoELayer
 from .steering import Steering
 
 
@@ -32,6 +33,28 @@ def adapter_of(model: nn.Module, adapter_name: str | None = None) -> Adapter:
     """
     steering = Steering.of(model)
     return steering.adapters[steering.adapter_named(adapter_name)]
+
+
+def check_in_effect(model: nn.Module, adapter_name: str | None = None, *, unmerged: bool = False) -> None:
+    """See that a preference changes what a model does.
+
+    Args:
+        model: any model that carries HoE layers.
+        adapter_name: default the first active adapter.
+        unmerged: whether the adapter must not be merged either; a merged one serves its own preference and refuses others.
+
+    Raises:
+        PreferenceError: all of the adapter's layers are disabled, or merged.
+    """
+    name = adapter_of(model, adapter_name).name
+    layers = [layer for layer in model.modules() if isinstance(layer, HoELayer) and name in layer.hoe_layouts]
+    problem = None
+    if layers and all(layer.disable_adapters for layer in layers):
+        problem = "disabled, so that the model is its base at every preference; call enable_adapter_layers() first"
+    elif unmerged and any(name in layer.merged_adapters for layer in layers):
+        problem = "merged into the base, so that it has one preference; call unmerge_adapter() first"
+    if problem is not None:
+        raise PreferenceError(f"adapter {name!r} is {problem}", argument="model", value=name)
 
 
 def get_preference(model: nn.Module) -> Mapping[str, float]:

@@ -394,6 +394,18 @@ def test_bad_input(policy, tokenizer, prompts, toys, changes, error, match):
         sweep(policy, tokenizer, **given)
 
 
+def test_a_disabled_adapter_is_refused(policy, tokenizer, prompts, toys):
+    """Its base was swept at every preference."""
+    policy.base_model.disable_adapter_layers()
+    try:
+        with pytest.raises(PreferenceError, match="adapter 'default' is disabled, so that the model is its base"):
+            sweep(policy, tokenizer, prompts, toys.REWARDS, [[1, 0], [0, 1]], progress=False)
+        with pytest.raises(PreferenceError, match="adapter 'default' is disabled"):
+            payoff_table(policy, prompts, toys.REWARDS, processing_class=tokenizer)
+    finally:
+        policy.base_model.enable_adapter_layers()
+
+
 def test_methods_must_return_texts(prompts, toys):
     def short(prompts, preferences):
         return ["one"]

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from peft_hoe import HoEError, RowsError
+from peft_hoe import HoEError, PreferenceError, RowsError
 from peft_hoe.serving.server import batch as batch_module
 from peft_hoe.serving.server.engine import EngineStoppedError, QueueFullError
 
@@ -161,3 +161,15 @@ def test_the_thread_ends(engine):
     running = engine()
     running.stop()
     assert "peft-hoe engine" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_disabled_or_merged_adapter_is_not_served(engine, toys):
+    model = toys.make_policy()
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(PreferenceError, match="adapter 'default' is disabled"):
+        engine(model)
+    model.base_model.enable_adapter_layers()
+    model.set_preference([1, 0])
+    model.merge_adapter()
+    with pytest.raises(PreferenceError, match="adapter 'default' is merged into the base"):
+        engine(model)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError, RouterSpec
+from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError, PreferenceError, RouterSpec
 
 Make = Callable[..., Any]
 TRAINERS = ["make_trainer", "make_grpo", "make_dpo_trainer", "make_distillation"]
@@ -198,6 +198,24 @@ def test_padding_that_trl_would_look_up_is_refused(kind: str, request: pytest.Fi
     make: Make = request.getfixturevalue(kind)
     with pytest.raises(HoEError, match=r"'\[PAD\]' is token 32, for which the model has no embedding"):
         make(constructor={"processing_class": padded})
+
+
+def test_an_adapter_that_is_disabled_or_merged_is_refused(make: Make, toys: ModuleType) -> None:
+    """PPO trained a disabled one to no effect and marked its router as trained; DPO took a merged one apart."""
+    model = toys.make_policy()
+    trainer = make(model=model)
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(PreferenceError, match=r"adapter 'default' is disabled.*enable_adapter_layers\(\)"):
+        trainer.train()
+    model.base_model.enable_adapter_layers()
+    model.set_preference([1, 0])
+    model.merge_adapter()
+    with pytest.raises(PreferenceError, match=r"adapter 'default' is merged.*unmerge_adapter\(\)"):
+        trainer.train()
+    assert not toys.is_trained(model)
+    model.unmerge_adapter()
+    trainer.train()
+    assert toys.is_trained(model)
 
 
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:

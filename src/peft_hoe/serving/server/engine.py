@@ -21,6 +21,7 @@ from ...errors import HoEError, RowsError
 from ...generation.decoding import stop_tokens
 from ...generation.vocabulary import vocabulary_size
 from ...preference import FloatArray
+from ...tuner.functional import check_in_effect
 from ...tuner.steering import Steering
 from .batch import RunningBatch
 from .sampling import Sampling
@@ -75,7 +76,7 @@ class Engine:
         batches: whether texts run together at all; False where a model's cache cannot be joined.
 
     Raises:
-        PreferenceError: the model has no active HoE adapter.
+        PreferenceError: the model has no active HoE adapter, or it is disabled or merged.
         HoEError: a limit is out of range, or the model cannot be served.
     """
 
@@ -95,6 +96,7 @@ class Engine:
                 argument=name, value=value, allowed="at least 1",
             )  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
+        check_in_effect(model, unmerged=True)
         steering = Steering.of(model)
         self.objectives = list(steering.adapters[steering.active_adapter()].objectives)
         self.max_batch, self.max_waiting = max_batch, max_waiting

@@ -15,7 +15,7 @@ from ...errors import ExpertError, HoEError
 from ...generation.decoding import padding_token
 from ...generation.settings import modes_kept
 from ...generation.vocabulary import tokenizer_of
-from ...tuner.functional import adapter_of, mark_trained, use_preference
+from ...tuner.functional import adapter_of, check_in_effect, mark_trained, use_preference
 from ...tuner.steering import Steering
 from .optimizer import frozen
 from .trained_router import TrainedRouter
@@ -179,7 +179,9 @@ def steered(policy: Any, router: TrainedRouter) -> Iterator[None]:
 
     Raises:
         ExpertError: the router is not what serves its preference.
+        PreferenceError: the adapter is disabled or merged.
     """
+    check_in_effect(policy, router.adapter, unmerged=True)
     adapter = adapter_of(policy, router.adapter)
     before = bool(adapter.trained[router.index])
     mark_trained(policy, router.router, adapter_name=router.adapter)
