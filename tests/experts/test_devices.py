@@ -191,6 +191,7 @@ def decomposed(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_what_an_adapter_gains_is_computed_on_the_device(llama, policies, tmp_path, tiny, stand_in, decomposed):
     # `build` took a device, and the commands that add to what it built did not.
     third = tiny.rewrite(llama, tmp_path / "third", tiny.noisy(3))
