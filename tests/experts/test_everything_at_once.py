@@ -74,6 +74,21 @@ def test_each_expert_is_what_its_method_makes_of_the_task_vectors(everything, tm
     assert not norms[names.index("lora")].any()
 
 
+def test_the_time_is_that_of_what_is_merged_and_decomposed(everything, monkeypatch):
+    merged, decomposed = [], []
+    monkeypatch.setattr("peft_hoe.experts.plan_times._SIDE", 64)
+    monkeypatch.setattr(
+        "peft_hoe.experts.plan_times.merge",
+        lambda deltas, weights, method, options: merged.append((method, len(deltas))),
+    )
+    monkeypatch.setattr("peft_hoe.experts.plan_times._svd_seconds", lambda *given: decomposed.extend(given[2]) or 1.0)
+    given = {key: value for key, value in everything.settings.items() if key != "progress"}
+    plan_build(everything.base, everything.policies, **given, r=3)
+    sums = {name for name in METHODS if METHODS[name].sums}  # nearly nothing beside the reading
+    assert set(merged) == {(name, 2) for name in METHODS.keys() - sums}
+    assert decomposed == [3] * (2 + len(METHODS) + 1)  # ranks; a LoRA policy is taken as it is
+
+
 def test_the_plan_and_what_is_shown_count_all_of_it(everything, tmp_path, tiny, monkeypatch):
     monkeypatch.setattr("peft_hoe.experts.plan_times._SIDE", 64)  # what is timed
     given = {key: value for key, value in everything.settings.items() if key != "progress"}

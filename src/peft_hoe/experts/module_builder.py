@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import HoEConfig
 from ..routing import corner
+from .adapter_config import Declared
 from .architecture import LinearModule
 from .build_inputs import BuildInputs
 from .lora_policy import LoraPolicy
@@ -164,7 +165,7 @@ def _seed(seed: int, module: str, policy: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {module} {policy}".encode()).digest()[:8], "little") >> 1
 
 
-def expert_shares(inputs: BuildInputs, config: HoEConfig) -> list[dict[str, float]]:
+def expert_shares(inputs: Declared, config: HoEConfig) -> list[dict[str, float]]:
     """For each expert the weights above 0 of the policies that it is made of: its own alone, or those of its preference."""
     own = set(inputs.policies) - set(inputs.objectives)
     return [

@@ -21,6 +21,7 @@ from .architecture import Architecture, LinearModule, read_architecture
 from .build_inputs import shards_to_fetch
 from .checkpoints import PathOrHubId, fetch
 from .lora_policy import is_adapter
+from .module_builder import expert_shares
 from .option_groups import Loading
 from .options import AUTO_CAPTURE, DEFAULT_CAPTURE, DEFAULT_RESCALE, BuildOptions
 from .plan_times import DIRECTIONS, estimated_seconds
@@ -206,7 +207,7 @@ def _plan(
     weights = sum(target.d_in * target.d_out for target in targets)
     everything = sum(declared.architecture.sizes.values()) * dtype.itemsize
     models = len(full) + 1 if full else 0
-    parts = estimated_seconds(targets, options, config, list(declared.policies), full)
+    parts = estimated_seconds(targets, options, config, expert_shares(declared, config), full)
     seconds = sum(parts.values())
     gpu, working = options.device.type != "cpu", _working_bytes(targets, config, len(full))
     adapter_bytes = _adapter_bytes(declared.architecture, options, config, options.dtype or dtype)

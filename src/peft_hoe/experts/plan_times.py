@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def estimated_seconds(
     targets: Sequence[LinearModule],
     options: BuildOptions,
     config: HoEConfig,
-    policies: Sequence[str],
+    shares: Sequence[Mapping[str, float]],
     full: Sequence[str],
 ) -> dict[str, float]:
     """Seconds of one thread by kind of work.
@@ -37,7 +37,7 @@ def estimated_seconds(
         targets: the weights in scope.
         options: the settings.
         config: the experts.
-        policies: names of all.
+        shares: of each expert the weights of the policies that it is made of, as `expert_shares` gives them.
         full: names of those that are no LoRA adapters.
     """
     if not full:
@@ -58,31 +58,28 @@ def estimated_seconds(
         search = ThresholdSearch(options.pruning.share, read[0][0])
         parts["thresholds"] = len(full) * entries * _timed(lambda: search.count(first), device)
         parts["pruning"] = len(full) * entries * _timed(lambda: drop_below(first, 0.5), device)
-    own = set(policies) - set(config.objectives or [])
-    merged = [spec for spec in config.experts or [] if sum(w > 0 for w in spec.preference) > 1 and spec.name not in own]
-    if len(full) > 1:
-        raw, weights = list(deltas.values()), [1 / len(deltas)] * len(deltas)
-        for spec in merged:
-            merging = options.merging.of_expert(str(spec.name))
-            if not METHODS[merging.method].sums:
-                once = _timed(functools.partial(merge, raw, weights, merging.method, merging.options), device)
-                parts["merging"] = parts.get("merging", 0.0) + entries * once
-    parts["SVD"] = _svd_seconds(targets, options, config)
+    made = zip(config.experts or [], shares, strict=True)
+    dense = [(spec, share) for spec, share in made if share.keys() & set(full)]  # a LoRA policy is taken as it is
+    for spec, share in (pair for pair in dense if len(pair[1]) > 1):
+        merging = options.merging.of_expert(str(spec.name))
+        if not METHODS[merging.method].sums:
+            raw = [deltas.get(name, first) for name in share]
+            call = functools.partial(merge, raw, list(share.values()), merging.method, merging.options)
+            parts["merging"] = parts.get("merging", 0.0) + entries * _timed(call, device)
+    parts["SVD"] = _svd_seconds(targets, options, [spec.r or 1 for spec, _ in dense])
     return parts
 
 
-def _svd_seconds(targets: Sequence[LinearModule], options: BuildOptions, config: HoEConfig) -> float:
+def _svd_seconds(targets: Sequence[LinearModule], options: BuildOptions, ranks: Sequence[int]) -> float:
     """One decomposition is timed; the rest follow from the work in products with a matrix, which is nearly all."""
     device = options.device
     solver: dict[str, Any] = {"solver": options.svd.solver, "tolerance": options.svd.tolerance}
     side = _side(device)
-    rank = min(max(spec.r for spec in config.experts or []), side // 4)
+    rank = min(max(ranks), side // 4)
     decaying = _decaying(side, rank).to(device)
     seconds = _timed(lambda: truncated_svd(decaying, rank, **solver), device)
     probe = _svd_work(side, side, rank, options)
-    work = sum(
-        _svd_work(target.d_out, target.d_in, spec.r, options) for target in targets for spec in config.experts or []
-    )
+    work = sum(_svd_work(target.d_out, target.d_in, r, options) for target in targets for r in ranks)
     return seconds * work / probe
 
 
