@@ -137,11 +137,14 @@ def test_what_does_not_fit_is_refused(sources: Any, said: str) -> None:
 
 
 def test_tokenizers_by_objective() -> None:
-    assert processing_classes({"high": "tokenizer"}, NAMES) == [None, "tokenizer"]
-    assert processing_classes([None, "tokenizer"], NAMES) == [None, "tokenizer"]
-    assert processing_classes(None, NAMES) is None
+    rewards = [len, "classifier"]
+    assert processing_classes({"high": "tokenizer"}, NAMES, rewards) == [None, "tokenizer"]
+    assert processing_classes([None, "tokenizer"], NAMES, rewards) == [None, "tokenizer"]
+    assert processing_classes(None, NAMES, rewards) is None
     with pytest.raises(RewardError, match=r"for \['hi'\]"):
-        processing_classes({"hi": "tokenizer"}, NAMES)
+        processing_classes({"hi": "tokenizer"}, NAMES, rewards)
+    with pytest.raises(RewardError, match="a tokenizer for 'low', whose reward is called with text; leave it out"):
+        processing_classes({"low": "tokenizer"}, NAMES, rewards)
 
 
 def test_missing_rewards_become_their_groups_mean() -> None:

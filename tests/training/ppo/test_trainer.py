@@ -442,7 +442,7 @@ def test_what_would_shard_the_router_is_refused(
     [
         ({"processing_class": None}, "processing_class is None, but it is required"),
         ({"processing_class": "org/name"}, r"the tokenizer is 'org/name'; load the policy's, .*AutoTokenizer"),
-        ({"ref_model": "org/name"}, "ref_model is 'org/name'; load it, or leave it out"),
+        ({"ref_model": "org/name"}, "ref_model is 'org/name'; load it, or leave it out for the base"),
     ],
 )
 def test_names_in_place_of_what_they_name_are_told(make_trainer: Make, constructor: dict[str, Any], text: str) -> None:

@@ -218,6 +218,19 @@ def test_an_adapter_that_is_disabled_or_merged_is_refused(make: Make, toys: Modu
     assert toys.is_trained(model)
 
 
+@pytest.mark.parametrize("kind", ["make_trainer", "make_dpo_trainer"])
+def test_a_reference_that_is_the_policy_itself_is_refused(
+    kind: str, request: pytest.FixtureRequest, toys: ModuleType
+) -> None:
+    """The base that was given to PEFT carries the adapter: the KL divergence from it was 0 throughout."""
+    make: Make = request.getfixturevalue(kind)
+    model = toys.make_policy()
+    for reference in (model, model.get_base_model()):
+        with pytest.raises(HoEError, match=r"ref_model carries the policy's own adapter.*load the base a second time"):
+            make(model=model, constructor={"ref_model": reference})
+    make(model=model, constructor={"ref_model": toys.make_base()})
+
+
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     model.add_adapter("second", model.peft_config["default"])

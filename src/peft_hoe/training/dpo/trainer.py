@@ -19,7 +19,7 @@ from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
 from ..run.refused_arguments import check_given, refuse_arguments
-from ..run.steered_policy import check_padding
+from ..run.steered_policy import check_padding, check_reference
 from ..run.transformers_loop import TransformersLoop
 from .config import HoEDPOConfig
 from .margins import answer_logprobs, check_experts, other_experts
@@ -104,6 +104,7 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
         check_given(train_dataset=train_dataset)
         used = () if ref_model is None else (ref_model,)
         policy = self._choose_router(model, args, peft_config, *used)
+        check_reference(ref_model, policy)
         self._margin = args.margin
         if args.margin == "experts":
             check_experts(self.router, self.objectives)

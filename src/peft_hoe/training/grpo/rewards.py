@@ -46,12 +46,31 @@ def reward_functions(sources: Any, objectives: Sequence[str], *, timeout: float 
     return [found[name] for name in objectives]
 
 
-def processing_classes(given: Any, objectives: Sequence[str]) -> Any:
+def processing_classes(given: Any, objectives: Sequence[str], functions: Sequence[Any]) -> Any:
     """The tokenizers of classifiers as TRL takes them; `{objective: tokenizer}` becomes a list.
 
+    Args:
+        given: by the user.
+        objectives: the N names.
+        functions: what TRL takes as `reward_funcs`, N of them.
+
     Raises:
-        RewardError: one is named for what is no objective.
+        RewardError: one is named for what is no objective, or for a reward that reads text.
     """
+    found = _by_objective(given, objectives)
+    listed = found if isinstance(found, (list, tuple)) else [found] * len(objectives)
+    for name, tokenizer, function in zip(objectives, listed, functions, strict=False):
+        if tokenizer is not None and not isinstance(function, (str, nn.Module)):
+            raise RewardError(
+                f"reward_processing_classes has a tokenizer for {name!r}, whose reward is called with text; leave it out there "
+                "(ClassifierReward has its own)",
+                argument="reward_processing_classes",
+                value=name,
+            )
+    return found
+
+
+def _by_objective(given: Any, objectives: Sequence[str]) -> Any:
     if not isinstance(given, Mapping) or hasattr(given, "pad_token_id"):
         return given
     unknown = [name for name in given if name not in objectives]

@@ -113,7 +113,7 @@ class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
         check_given(train_dataset=train_dataset, reward_funcs=reward_funcs)
         policy = self._choose_router(model, args, peft_config)
         functions = reward_functions(reward_funcs, self.objectives, timeout=args.reward_timeout)
-        tokenizers = processing_classes(reward_processing_classes, self.objectives)
+        tokenizers = processing_classes(reward_processing_classes, self.objectives, functions)
         if normalizer is not None:
             normalizer.check_objectives(self.objectives)
         train_dataset = with_prompts(train_dataset, processing_class)

@@ -18,7 +18,7 @@ from ...objectives.normalizer import RewardNormalizer
 from ...rewards.sources import Rewards
 from ..run.optimizer import critic_group, frozen
 from ..run.refused_arguments import check_given
-from ..run.steered_policy import steerable, stop_dropout
+from ..run.steered_policy import check_reference, steerable, stop_dropout
 from .actor_critic import ActorCritic
 from .batches import check_countable, count_batches
 from .config import HoERouterConfig
@@ -60,9 +60,9 @@ class PPOShell(UpdateLoop):
                 f"args is a {type(args).__name__}; use HoERouterConfig, which extends PPOConfig", argument="args"
             )
         check_given(train_dataset=train_dataset, reward_model=reward_model, processing_class=processing_class)
-        _check_reference(ref_model)
         args = copy.copy(args)  # sizes and numbers are counted out in it
         policy = steerable(model, peft_config)
+        check_reference(ref_model, policy)
         if args.shard_policy:  # before anything holds on to the weights that are given up
             shard(policy, args.device)
         self._choose_router(policy, args)
@@ -177,11 +177,3 @@ def _settings(args: HoERouterConfig, decoding: Decoding) -> PPOSettings:
         max_grad_norm=args.max_grad_norm,
         seed=args.seed,
     )
-
-
-def _check_reference(ref_model: Any) -> None:
-    if ref_model is not None and not isinstance(ref_model, torch.nn.Module):
-        what = repr(ref_model) if isinstance(ref_model, str) else type(ref_model).__name__
-        raise HoEError(
-            f"ref_model is {what}; load it, or leave it out for kl_reference", argument="ref_model", value=ref_model
-        )

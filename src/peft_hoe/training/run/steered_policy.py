@@ -82,6 +82,27 @@ def _with_adapter(model: Any, peft_config: Any) -> Any:
     return get_peft_model(model, peft_config)
 
 
+def check_reference(ref_model: Any, policy: Any) -> None:
+    """See that a reference for a KL term is another model than the policy.
+
+    Raises:
+        HoEError: it is no loaded model, or carries the policy's own adapter.
+    """
+    if ref_model is None:
+        return
+    if not isinstance(ref_model, nn.Module):
+        what = repr(ref_model) if isinstance(ref_model, str) else type(ref_model).__name__
+        raise HoEError(
+            f"ref_model is {what}; load it, or leave it out for the base model", argument="ref_model", value=ref_model
+        )
+    if Steering.find(ref_model) is Steering.of(policy):
+        raise HoEError(
+            "ref_model carries the policy's own adapter, so that it is no other model: PEFT puts an adapter into the model "
+            "that it is given. Leave ref_model out for the base model, or load the base a second time",
+            argument="ref_model",
+        )
+
+
 def check_padding(policy: Any, processing_class: Any, trainer: str) -> None:
     """See that a trainer of TRL, which looks padding up in the embedding, can do so.
 
