@@ -130,6 +130,21 @@ def check_rows(dataset: Any, what: str = "training dataset") -> None:
         raise HoEError(f"the {what} is empty; give it at least one row", argument=what)
 
 
+def check_evaluation_rows(dataset: Any) -> None:
+    """See that an evaluation dataset, or each of several by name, has rows; of a stream nothing is known, and None is none.
+
+    Raises:
+        HoEError: one is empty.
+    """
+    named = dataset if isinstance(dataset, Mapping) else {"": dataset}
+    empty = [name for name, rows in named.items() if rows is not None and hasattr(rows, "__len__") and len(rows) == 0]
+    if empty or not named:
+        which = f"the evaluation dataset {empty[0]!r}" if empty and empty[0] else "eval_dataset"
+        raise HoEError(
+            f"{which} is empty; give it at least one row, or leave it out", argument="eval_dataset", value=dataset
+        )
+
+
 def check_prompts(dataset: Any, processing_class: Any) -> None:
     """See that the rows of a dataset hold prompts: all of them where that needs no tokens and no user's code, else the first.
 

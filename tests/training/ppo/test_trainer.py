@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, TrainerCallback
+from transformers import GenerationConfig, LlamaForSequenceClassification, TrainerCallback
 
 import peft_hoe
 from peft_hoe import ExpertError, HoEConfig, HoEError, HoEWarning, PreferenceError
@@ -66,8 +66,6 @@ def test_learning_rate_of_the_critic(
     make_trainer: Make, toys: ModuleType, own: bool, given: float | None, expected: float
 ) -> None:
     """Heads learn at a rate of their own; a user's value model at learning_rate, as PPOTrainer has it."""
-    from transformers import LlamaForSequenceClassification
-
     value_model = LlamaForSequenceClassification(toys.make_base().config) if own else None
     trainer = make_trainer(constructor={"value_model": value_model}, learning_rate=0.05, value_learning_rate=given)
     rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
@@ -289,9 +287,17 @@ def test_evaluation_measures_and_changes_nothing(make_trainer: Make, toys: Modul
 # -- what a PPO script passes ---
 
 
-def test_value_model_with_one_output_is_copied(make_trainer: Make, toys: ModuleType) -> None:
-    from transformers import LlamaForSequenceClassification
+def test_a_value_model_that_is_another_model_too_is_refused(make_trainer: Make, toys: ModuleType) -> None:
+    """It trains: the rewards, or the policy's base, would have moved with it."""
+    model, scorer = toys.make_policy(), LlamaForSequenceClassification(toys.make_base().config)  # of two outputs
+    with pytest.raises(HoEError, match="value_model holds parameters of the reward model, and it trains"):
+        make_trainer(constructor={"reward_model": scorer, "value_model": scorer})
+    scorer.model = model.get_base_model().model
+    with pytest.raises(HoEError, match="value_model holds parameters of the policy"):
+        make_trainer(model=model, constructor={"value_model": scorer})
 
+
+def test_value_model_with_one_output_is_copied(make_trainer: Make, toys: ModuleType) -> None:
     value_model = LlamaForSequenceClassification(toys.make_base().config)
     config = value_model.config
     config.num_labels = 1
@@ -361,8 +367,6 @@ def test_a_classifier_sees_chat_messages_in_its_own_template(
     make_trainer: Make, toys: ModuleType, monkeypatch: pytest.MonkeyPatch, own_collator: bool
 ) -> None:
     """In rollouts and in the payoff table; where a user's collator drops the messages, the decoded text is all there is."""
-    from transformers import LlamaForSequenceClassification
-
     texts: list[str] = []
 
     def logits(self: Any, some: list[str], special_tokens: bool) -> torch.Tensor:

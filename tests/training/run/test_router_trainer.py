@@ -231,6 +231,18 @@ def test_a_reference_that_is_the_policy_itself_is_refused(
     make(model=model, constructor={"ref_model": toys.make_base()})
 
 
+@pytest.mark.parametrize("kind", ["make_trainer", "make_grpo", "make_distillation"])
+@pytest.mark.parametrize(("rows", "text"), [([], "eval_dataset is empty"), ({}, "eval_dataset is empty")])
+def test_an_empty_evaluation_set_is_told(
+    kind: str, request: pytest.FixtureRequest, toys: ModuleType, rows: Any, text: str
+) -> None:
+    make: Make = request.getfixturevalue(kind)
+    with pytest.raises(HoEError, match=text):
+        make(constructor={"eval_dataset": rows})
+    with pytest.raises(HoEError, match="the evaluation dataset 'b' is empty; give it at least one row"):
+        make(constructor={"eval_dataset": {"a": toys.PROMPTS[:2], "b": rows or []}})
+
+
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:
     model = toys.make_policy()
     model.add_adapter("second", model.peft_config["default"])

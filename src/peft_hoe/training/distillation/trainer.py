@@ -10,6 +10,7 @@ import torch
 from ...errors import HoEError
 from ...generation.fusion import divergence, fusion_logprobs
 from ...generation.logits import response_logits, sequence_inputs
+from ...generation.prompt_rows import check_evaluation_rows
 from ...generation.prompts import PromptBatch
 from ...generation.responses import generate_responses
 from ...generation.vocabulary import check_tokens, tokenizer_of
@@ -89,6 +90,7 @@ class HoEDistillationTrainer(TransformersLoop):
             raise HoEError(f"args is a {type(args).__name__}; use HoEDistillationConfig", argument="args")
         check_given(train_dataset=train_dataset, processing_class=processing_class)
         check_texts(train_dataset)
+        check_evaluation_rows(eval_dataset)
         for each in eval_dataset.values() if isinstance(eval_dataset, dict) else (eval_dataset,):
             _check_evaluation(each)
         self.lmbda = args.lmbda if args.lmbda is not None else float(not has_completions(train_dataset[0]))

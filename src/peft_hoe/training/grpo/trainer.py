@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 from ...errors import HoEError, RewardError
 from ...generation.prompt_datasets import as_dataset, with_prompts
+from ...generation.prompt_rows import check_evaluation_rows
 from ...generation.settings import generating
 from ...generation.vocabulary import tokenizer_of
 from ...objectives.normalizer import RewardNormalizer
@@ -111,6 +112,7 @@ class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
                 f"args is a {type(args).__name__}; use HoEGRPOConfig, which extends GRPOConfig", argument="args"
             )
         check_given(train_dataset=train_dataset, reward_funcs=reward_funcs)
+        check_evaluation_rows(eval_dataset)
         policy = self._choose_router(model, args, peft_config)
         functions = reward_functions(reward_funcs, self.objectives, timeout=args.reward_timeout)
         tokenizers = processing_classes(reward_processing_classes, self.objectives, functions)

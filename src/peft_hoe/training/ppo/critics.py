@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,27 @@ def make_critic(policy: Any, value_model: nn.Module | None, objectives: int) -> 
     if value_model is None:
         return ValueHeads(hidden_size(policy), objectives)
     return ValueModel(value_model, objectives)
+
+
+def check_apart(critic: nn.Module, others: Mapping[str, Iterable[nn.Module | None]]) -> None:
+    """See that a critic, which trains, holds no parameter of a model that must stay as it is.
+
+    Args:
+        critic: heads or a value model.
+        others: the models, by what errors call them.
+
+    Raises:
+        HoEError: it does.
+    """
+    own = {id(parameter) for parameter in critic.parameters()}
+    for name, models in others.items():
+        for model in models:
+            if model is not None and any(id(parameter) in own for parameter in model.parameters()):
+                raise HoEError(
+                    f"value_model holds parameters of the {name}, and it trains, so that the {name} would change; load the "
+                    "value model by itself",
+                    argument="value_model",
+                )
 
 
 class ValueModel(nn.Module):

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ...errors import HoEError
 from ...generation.decoding import Decoding
-from ...generation.prompt_rows import check_prompts
+from ...generation.prompt_rows import check_evaluation_rows, check_prompts
 from ...generation.prompts import PromptCollator
 from ...generation.vocabulary import tokenizer_of
 from ...objectives.normalizer import RewardNormalizer
@@ -22,7 +22,7 @@ from ..run.steered_policy import check_reference, steerable, stop_dropout
 from .actor_critic import ActorCritic
 from .batches import check_countable, count_batches
 from .config import HoERouterConfig
-from .critics import HEADS_LEARNING_RATE, ValueHeads, make_critic
+from .critics import HEADS_LEARNING_RATE, ValueHeads, check_apart, make_critic
 from .rollouts import make_reference
 from .router_ppo import RouterPPO
 from .settings import PPOSettings
@@ -71,12 +71,14 @@ class PPOShell(UpdateLoop):
         rewards = Rewards.of(reward_model, self.objectives, timeout=args.reward_timeout)
         for dataset in (train_dataset, eval_dataset):
             check_countable(dataset)
+        check_evaluation_rows(eval_dataset)
         data_collator = _collator(data_collator, train_dataset, processing_class, decoding)
         count_batches(args, len(train_dataset))
         logging.set_verbosity(args.get_process_log_level())  # this and the next PPOTrainer leaves out
         if args.full_determinism:
             enable_full_determinism(args.seed)
         critic = make_critic(policy, value_model, len(self.objectives))
+        check_apart(critic, {"policy": [policy], "reference": [ref_model], "reward model": rewards.modules()})
         self.actor_critic = ActorCritic(policy, self.router, critic, bf16=bool(args.bf16), sharded=args.shard_policy)
         with self.model_settings.applied(), frozen(policy):
             for module in (policy, ref_model, critic):

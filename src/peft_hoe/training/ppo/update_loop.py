@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 
 from ...errors import HoEError
-from ...generation.prompt_rows import drawn_rows, prompt_rows, rows_of_all
+from ...generation.prompt_rows import check_evaluation_rows, drawn_rows, prompt_rows, rows_of_all
 from ...generation.prompts import PromptBatch, PromptCollator, as_prompt_batch
 from ...generation.settings import evaluating
 from ...objectives.normalizer import RewardNormalizer
@@ -202,7 +202,7 @@ class UpdateLoop(RouterTrainer):
             metric_key_prefix: before each name.
 
         Raises:
-            HoEError: there is no evaluation dataset.
+            HoEError: there is no evaluation dataset, or it is empty.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -210,6 +210,7 @@ class UpdateLoop(RouterTrainer):
                 "there is nothing to evaluate on; give eval_dataset to the trainer or to evaluate()",
                 argument="eval_dataset",
             )
+        check_evaluation_rows(dataset)
         named = dataset if isinstance(dataset, Mapping) else {"": dataset}
         found: dict[str, float] = {}
         with self.model_settings.applied():
