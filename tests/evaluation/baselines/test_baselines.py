@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from peft_hoe.errors import ExpertError, HoEError
 from peft_hoe.evaluation import sweep
@@ -90,6 +91,28 @@ def test_rs_is_the_interpolation_of_the_weights(make, base, policies, agree):
         with dense.at(np.asarray(shares)) as model:
             agree(logits(model), wanted)
     assert (interpolated(base, policies, [1, 0]) - interpolated(base, policies, [0, 1])).abs().max() > 0.1
+
+
+def test_dense_soups_of_lora_policies_are_the_sum_of_the_products(base, tokenizer, tmp_path, agree):
+    """As with full policies: an adapter is merged into its base first."""
+    paths, deltas = {}, []
+    for seed, name in enumerate(("low", "high")):
+        model = get_peft_model(load_base(base), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"]))
+        generator = torch.Generator().manual_seed(seed)
+        for key, weight in model.named_parameters():
+            if "lora_" in key:
+                weight.data = torch.randn(weight.shape, generator=generator)
+        paths[name] = str(tmp_path / name)
+        model.save_pretrained(paths[name])
+        layers = model.base_model.model.model.layers
+        deltas.append([2 * layer.self_attn.q_proj.lora_B.default.weight @ layer.self_attn.q_proj.lora_A.default.weight
+                       for layer in layers])  # fmt: skip
+    wanted = load_base(base)
+    for layer, low, high in zip(wanted.model.layers, *deltas, strict=True):
+        layer.self_attn.q_proj.weight.data += (0.3 * low + 0.7 * high).detach()
+    dense = BASELINES["rs_dense"].make(base, paths, tokenizer=tokenizer)
+    with dense.at(MIDDLE) as model:
+        agree(logits(model), logits(wanted))
 
 
 def test_rs_norm_restores_the_mean_length_in_every_module(make, base, policies, agree):

@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ...errors import HoEError
 from ...experts import Loading, build_adapter
@@ -19,6 +20,14 @@ from ..methods.fingerprints import Source, source_digest
 def load_base(base: Source, model_options: Mapping[str, Any] | None = None) -> Any:
     """A causal language model for inference."""
     return AutoModelForCausalLM.from_pretrained(os.fspath(base), **(model_options or {})).eval()
+
+
+def load_policy(base: Source, policy: Source, model_options: Mapping[str, Any] | None = None) -> Any:
+    """A policy with weights of its own: a full model, or the base with a LoRA adapter merged into it."""
+    path = os.fspath(policy)
+    if find_adapter_config_file(path) is None:
+        return load_base(path, model_options)
+    return PeftModel.from_pretrained(load_base(base, model_options), path).merge_and_unload().eval()
 
 
 def load_adapted(base: Source, adapter: Path, model_options: Mapping[str, Any] | None = None) -> Any:

@@ -19,7 +19,7 @@ from ...generation.completer import Completer
 from ...preference import FloatArray
 from ..methods.fingerprints import Source
 from ..methods.hoe import HoEMethod
-from .adapters import load_adapted, load_base, one_hot_adapter
+from .adapters import load_adapted, load_base, load_policy, one_hot_adapter
 from .per_preference import PerPreference, sources_identity
 
 
@@ -75,7 +75,7 @@ class DenseSoup(PerPreference):
     ) -> None:
         super().__init__("RS, dense", list(policies), completer, sources_identity(base, policies))
         self.model = model
-        self.states = [load_base(source, model_options).state_dict() for source in policies.values()]
+        self.states = [load_policy(base, source, model_options).state_dict() for source in policies.values()]
 
     @contextlib.contextmanager
     def at(self, preference: FloatArray) -> Iterator[Any]:
