@@ -65,7 +65,7 @@ def generate_responses(
         HoEError: a prompt holds a token that the policy has no embedding for.
     """
     tokenizer = tokenizer_of(processing_class)
-    check_tokens(prompts.ids * prompts.mask, policy, tokenizer)
+    check_tokens(prompts.ids * prompts.mask, policy, tokenizer, "prompts")
     settings = decoding.resolve(policy, tokenizer)
     # An encoder-decoder returns what it decoded, others the prompt too.
     width = 1 if getattr(policy.config, "is_encoder_decoder", False) else prompts.ids.shape[1]

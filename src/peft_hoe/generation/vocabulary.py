@@ -41,7 +41,9 @@ def tokenizer_of(processing_class: Any) -> Any:
     return found
 
 
-def check_tokens(ids: Tensor, model: Any, tokenizer: Any, argument: str = "prompts") -> None:
+def check_tokens(
+    ids: Tensor, model: Any, tokenizer: Any = None, argument: str = "texts", *, what: str = "model"
+) -> None:
     """See that a model knows the tokens that it shall read.
 
     Args:
@@ -49,15 +51,16 @@ def check_tokens(ids: Tensor, model: Any, tokenizer: Any, argument: str = "promp
         model: any that tells its embedding.
         tokenizer: for the token's name in the error.
         argument: what the error calls the texts.
+        what: what it calls the model.
 
     Raises:
         HoEError: there is one that it does not know.
     """
     size, largest = vocabulary_size(model), int(ids.max()) if ids.numel() else 0
     if size is not None and largest >= size:
-        text = tokenizer_of(tokenizer).decode([largest])
+        named = "" if tokenizer is None else f" ({tokenizer_of(tokenizer).decode([largest])!r})"
         raise HoEError(
-            f"token {largest} ({text!r}) in the {argument} is none of the {size} that the model "
-            "knows; take the tokenizer that belongs to it, or leave tokens out that were added to it",
-            argument=argument, value=largest, allowed=f"below {size}",
+            f"token {largest}{named} in the {argument} is none of the {size} that the {what} knows; take the tokenizer that "
+            "belongs to it, or leave tokens out that were added to it",
+            argument=argument if what == "model" else what, value=largest, allowed=f"below {size}",
         )  # fmt: skip

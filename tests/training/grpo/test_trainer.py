@@ -48,6 +48,7 @@ def user_state(model: Any) -> dict[str, Any]:
 def test_the_seam_is_where_it_was() -> None:
     names = list(inspect.signature(trl.GRPOTrainer._calculate_rewards).parameters)
     assert names == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
+    assert list(inspect.signature(trl.GRPOTrainer._generate_single_turn).parameters)[:2] == ["self", "prompt_ids"]
     assert "num_generations_eval" in inspect.getsource(trl.GRPOTrainer._generate_and_score_completions)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import LlamaForSequenceClassification, TrainerCallback
 
 from peft_hoe import CheckpointError, ExpertError, HoEConfig, HoEError, PreferenceError, RouterSpec
 
@@ -173,8 +173,6 @@ def test_padding_that_the_model_does_not_know(
     kind: str, request: pytest.FixtureRequest, toys: ModuleType, padded: Any
 ) -> None:
     """Prompts and responses of unequal lengths, own completions, payoff table, a module as reward: as with another token."""
-    from transformers import LlamaForSequenceClassification
-
     make: Make = request.getfixturevalue(kind)
     routers = []
     for tokenizer in (toys.make_tokenizer(), padded):
@@ -241,6 +239,30 @@ def test_an_empty_evaluation_set_is_told(
         make(constructor={"eval_dataset": rows})
     with pytest.raises(HoEError, match="the evaluation dataset 'b' is empty; give it at least one row"):
         make(constructor={"eval_dataset": {"a": toys.PROMPTS[:2], "b": rows or []}})
+
+
+def test_a_token_that_was_added_to_the_tokenizer_alone_is_named(make: Make, toys: ModuleType) -> None:
+    """In a prompt, a text or a pair; it was an IndexError deep in the model."""
+    tokenizer = toys.make_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    rows = [{"prompt": "w1 <new>", "completion": "w2"}] * 16
+    pairs = [{"prompt": "w1", "chosen": "<new>", "rejected": "w2", "objective": name} for name in ("low", "high")] * 8
+    kind = type(make(constructor={})).__name__
+    constructor = {"processing_class": tokenizer, "train_dataset": pairs if "DPO" in kind else rows}
+    trainer = make(constructor=constructor)
+    with pytest.raises(
+        HoEError, match=r"token 32 \('<new>'\) in the (prompts|texts|pairs) is none of the 32 that the model"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize("name", ["ref_model", "value_model"])
+def test_a_model_with_fewer_tokens_is_named(make_trainer: Make, toys: ModuleType, name: str) -> None:
+    other = LlamaForSequenceClassification(toys.make_base().config) if name == "value_model" else toys.make_base()
+    other.resize_token_embeddings(4)
+    with pytest.raises(HoEError, match=f"in the texts is none of the 4 that the {name} knows") as caught:
+        make_trainer(constructor={name: other}).train()
+    assert caught.value.argument == name
 
 
 def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) -> None:

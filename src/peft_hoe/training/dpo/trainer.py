@@ -15,6 +15,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from ...errors import HoEError
 from ...generation.settings import evaluating
+from ...generation.vocabulary import check_tokens
 from ...tuner.functional import use_preference
 from ..run.optimizer import frozen
 from ..run.processes import over_processes
@@ -168,6 +169,7 @@ class HoEDPOTrainer(TransformersLoop, DPOTrainer):  # type: ignore[misc]
     def _loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
         """TRL's loss, with each pair's margin in its reference and each pair's β."""
         adapter, preference, objectives = self.router.adapter, self.router.preference, inputs[OBJECTIVE]
+        check_tokens(inputs["input_ids"] * inputs["attention_mask"], self.policy, self.processing_class, "pairs")
         policy = _FirstOutput(model)
         batch = _without_ours(inputs)
         reference = self._reference_logprobs(inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer  # type: ignore[attr-defined]
 
-from ...generation.vocabulary import tokenizer_of
+from ...generation.vocabulary import check_tokens, tokenizer_of
 from ..run.steered_policy import check_padding
 from .stop_strings import cut_texts, cut_tokens, stopping_at
 
@@ -29,11 +29,13 @@ class StoppingTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(**others)
         check_padding(self.model, self.processing_class, "GRPOTrainer")
 
-    def _generate_single_turn(self, *args: Any, **others: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: Any, *args: Any, **others: Any) -> Any:
         """Token ids of completions, and their log-probabilities where the engine says them, which TRL's own does not."""
         tokenizer = tokenizer_of(self.processing_class)
-        with stopping_at(self.accelerator.unwrap_model(self.model), tokenizer, self.stop_strings):
-            ids, logprobs = super()._generate_single_turn(*args, **others)
+        model = self.accelerator.unwrap_model(self.model)
+        check_tokens(torch.tensor([token for row in prompt_ids for token in row]), model, tokenizer, "prompts")
+        with stopping_at(model, tokenizer, self.stop_strings):
+            ids, logprobs = super()._generate_single_turn(prompt_ids, *args, **others)
         return (cut_tokens(ids, tokenizer, self.stop_strings) if self.stop_strings else ids), logprobs
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:

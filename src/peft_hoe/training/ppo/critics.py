@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import HoEError
+from ...generation.vocabulary import check_tokens
 from ..run.steered_policy import hidden_size
 
 HEADS_LEARNING_RATE = 1e-3
@@ -109,6 +110,7 @@ class ValueModel(nn.Module):
 
     def forward(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The policy's inputs to values `(B, S, N)`."""
+        check_tokens(inputs["input_ids"], getattr(self, self.base_model_prefix), what="value_model")
         output = getattr(self, self.base_model_prefix)(
             **inputs, return_dict=True, output_hidden_states=True, use_cache=False
         )

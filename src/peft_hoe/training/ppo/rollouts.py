@@ -15,6 +15,7 @@ import torch
 from ...generation.logits import response_logits, sequence_inputs
 from ...generation.prompts import PromptBatch
 from ...generation.responses import Responses
+from ...generation.vocabulary import check_tokens
 from ...tuner.functional import record_votes, use_preference
 from ..run.votes import vote_statistics
 from .actor_critic import ActorCritic
@@ -169,6 +170,8 @@ def model_reference(model: Any) -> Callable[[torch.Tensor, torch.Tensor, int], t
     """Logits of another model."""
 
     def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
-        return response_logits(model, sequence_inputs(ids, mask), length)[0]
+        inputs = sequence_inputs(ids, mask)
+        check_tokens(inputs["input_ids"], model, what="ref_model")
+        return response_logits(model, inputs, length)[0]
 
     return logits
