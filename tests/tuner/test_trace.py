@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import peft_hoe
 from peft_hoe import HoEError
+from peft_hoe.tuner.cache_owner import cache_name, returned_cache
 from peft_hoe.tuner.calls import THIS_THREAD
+
+NAME = cache_name(inspect.signature(LlamaForCausalLM.forward).parameters)  # of the argument that brings a cache
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def test_a_forward_without_a_cache_begins_a_new_text(model, ids):
     with torch.no_grad(), model.trace_routing() as trace:
         model(input_ids=ids)
         first = model(input_ids=ids[:1, :4], use_cache=True)
-        model(input_ids=ids[:1, 4:], past_key_values=first.past_key_values)
+        model(input_ids=ids[:1, 4:], **{NAME: returned_cache(first)})
     assert torch.equal(trace.tokens, ids[:1])
     assert THIS_THREAD.recorder is None  # afterwards all is as before
     assert [dict(root._forward_hooks), dict(root._forward_pre_hooks)] == hooks

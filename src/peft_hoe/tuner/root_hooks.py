@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import PreferenceError
-from .cache_owner import check_cache, mark_cache
+from .cache_owner import cache_name, check_cache, given_cache, mark_cache, returned_cache
 from .calls import THIS_THREAD, Call, Media, tensors_with_graph
 from .generate import SteeredGenerate
 from .plan import Plan
@@ -168,9 +168,9 @@ class RootHooks:
         else:
             call.plan = self.steering.plan_for(preference, routers)
             _check_height(call, batch)
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         if cache is not None and call.plan is not None:
-            check_cache(cache, call.plan)
+            check_cache(cache_name(kwargs), cache, call.plan)
         call.media = _media(call, root, args, kwargs)
         return args, {name: item for name, item in kwargs.items() if name not in _BROUGHT}
 
@@ -185,7 +185,7 @@ class RootHooks:
         if call is None or call.steering is not self.steering:
             return
         THIS_THREAD.forward = call.hidden
-        if (cache := getattr(output, "past_key_values", None)) is not None and call.plan is not None:
+        if (cache := returned_cache(output)) is not None and call.plan is not None:
             mark_cache(cache, call.plan)
         if call.grad:
             call.tie_to(tensors_with_graph(output))

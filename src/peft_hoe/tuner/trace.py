@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import HoEError, check_choice
 from .adapter import Adapter
+from .cache_owner import given_cache
 from .calls import THIS_THREAD
 from .functional import adapter_of
 from .steering import Steering
@@ -206,7 +207,7 @@ def trace_routing(
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         votes.clear()
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         state["anew"] = cache is None or not hasattr(cache, "get_seq_length") or int(cache.get_seq_length()) == 0
         state["ids"] = kwargs.get("input_ids", args[0] if args else None)
 

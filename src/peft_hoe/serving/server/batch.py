@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ...tuner.cache_owner import cache_name, returned_cache
 from .sequences import TextRequest
 
 
@@ -37,7 +38,7 @@ class RunningBatch:
         self._device = next(model.parameters()).device
         names = inspect.signature(_innermost(model).forward).parameters
         self._takes_positions, self._keeps_logits = "position_ids" in names, "logits_to_keep" in names
-        self._cache_name = "past_key_values" if "past_key_values" in names else "cache"  # since transformers 5.24
+        self._cache_name = cache_name(names)
         self._cache: Any = None
         self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._device)  # (B, S)
         self._last: list[int] = []
@@ -109,7 +110,7 @@ class RunningBatch:
             **{self._cache_name: cache},
             **more,
         )
-        return output.logits[:, -1], output.past_key_values
+        return output.logits[:, -1], returned_cache(output)
 
     def _merge(self, cache: list[tuple[Tensor, Tensor]], mask: Tensor) -> None:
         """Take in the keys and values `(b, H, s, D)` of new rows with their mask `(b, s)`."""
