@@ -5,14 +5,18 @@
 
 A random Llama of Llama-2-7B's shapes in bfloat16; adapters of rank 128 on all linear layers, 3 of 4 experts active.
 Variants are timed in turn, in rounds; medians. Without a GPU "launches" are operations that reach torch's dispatcher,
-views left out.
+views left out. Each part is printed and kept as soon as it is measured, and one that fails does not stop the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import json
 import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,7 @@ TINY_TRAINING = {"hidden": 24, "layers": 1, "vocabulary": 64, "batch": 2, "micro
                  "response_length": 4, "updates": 1}  # fmt: skip
 VIEWS = ("view", "t", "slice", "unsqueeze", "expand", "detach", "alias", "_unsafe_view", "select", "transpose")
 GRAPHED = ("base", "LoRA", "HoE, routed, length kept", "HoE, static")
+VARIANTS = ("base", "LoRA", "3 LoRAs", "HoE, static", "HoE, rows", "HoE, routed", "HoE, routed, length kept")
 
 
 class Operations(TorchDispatchMode):
@@ -62,20 +67,20 @@ def launches(job: st.Job) -> int:
     return sum(event.count for event in found.key_averages() if event.key in names)
 
 
-def variants(base: Any, shape: st.Shape) -> dict[str, tuple[Any, dict[str, Any]]]:
+def variants(base: Any, shape: st.Shape, names: Sequence[str] = VARIANTS) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Name to (model, arguments of a call)."""
-    total = st.ACTIVE * shape.rank
-    linear, norm = (st.hoe(base, shape.rank, trained=True, interpolation=kind) for kind in ("linear", "norm"))
-    static = st.hoe(base, shape.rank)
-    return {
-        "base": (base, {}),
-        "LoRA": (st.lora(base, total), {}),
-        f"{st.ACTIVE} LoRAs": (st.lora(base, shape.rank, st.ACTIVE), {}),
+    static = functools.cache(lambda: st.hoe(base, shape.rank))
+    routed = functools.partial(st.hoe, base, shape.rank, trained=True)
+    made: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+        "base": (lambda: base, {}),
+        "LoRA": (lambda: st.lora(base, st.ACTIVE * shape.rank), {}),
+        "3 LoRAs": (lambda: st.lora(base, shape.rank, st.ACTIVE), {}),
         "HoE, static": (static, {}),
         "HoE, rows": (static, {"preference": st.rows}),
-        "HoE, routed": (linear, {}),
-        "HoE, routed, length kept": (norm, {}),
+        "HoE, routed": (lambda: routed(interpolation="linear"), {}),
+        "HoE, routed, length kept": (lambda: routed(interpolation="norm"), {}),
     }
+    return {name: (made[name][0](), made[name][1]) for name in names}
 
 
 def arguments(settings: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -96,52 +101,82 @@ def eager(models: dict[str, Any], shape: st.Shape, given: argparse.Namespace) ->
 
 
 @torch.no_grad()
-def graphed(models: dict[str, Any], shape: st.Shape, given: argparse.Namespace) -> dict[str, float]:
+def graphed(models: dict[str, Any], shape: st.Shape, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Milliseconds of a step of decoding that is replayed from a CUDA graph; without a GPU, as it is."""
     ids, jobs = st.prompt(shape, 1, given.context), {}
     for name in GRAPHED:
         model = models[name][0]
         cache = StaticCache(config=model.config, max_cache_len=given.context + 256)
-        model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=ids, logits_to_keep=1, **{st.CACHE: cache})
         token = ids[:, :1].clone()
 
         def step(model: Any = model, token: torch.Tensor = token, cache: Any = cache) -> None:
-            model(input_ids=token, past_key_values=cache)
+            model(input_ids=token, **{st.CACHE: cache})
 
         if not torch.cuda.is_available():
             jobs[name] = step
             continue
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 step()
-        stream.synchronize()
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
         jobs[name] = graph.replay
-    return st.interleaved(jobs, given.rounds, warm_up=2)
+    return {"graph decode": st.interleaved(jobs, given.rounds, warm_up=2)}
 
 
 @torch.no_grad()
 def compiled(shape: st.Shape, given: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of the first and milliseconds of a later `generate` with a static cache that transformers compiles."""
     short = replace(shape, layers=min(shape.layers, given.compiled_layers))
-    models, ids = variants(st.base_model(short), short), st.prompt(short, 1, given.prompt)
-    found: dict[str, dict[str, float]] = {"first, s": {}}
-    jobs = {}
+    models, ids = variants(st.base_model(short), short, GRAPHED), st.prompt(short, 1, given.prompt)
+    first: dict[str, float] = {}
+    later: dict[str, float] = {}
     for name in GRAPHED:
         settings = CompileConfig(backend=given.backend, mode=None)
         settings._compile_all_devices = True  # also without a GPU
         torch.compiler.reset()
-        jobs[name] = st.generate(
-            models[name][0], ids, given.new, cache_implementation="static", compile_config=settings
-        )
+        job = st.generate(models[name][0], ids, given.new, cache_implementation="static", compile_config=settings)
         start = time.perf_counter()
-        jobs[name]()
-        found["first, s"][name] = time.perf_counter() - start
-        found.setdefault("later", {}).update(st.interleaved({name: jobs[name]}, given.rounds))
-    return found
+        job()
+        first[name] = time.perf_counter() - start
+        later |= st.interleaved({name: job}, given.rounds)
+    return {"compiled generate, first, s": first, "compiled generate, later": later}
+
+
+def training(shape: st.Shape, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Seconds and MiB of an update of PPO, each variant in a process of its own."""
+    options = TINY_TRAINING if given.tiny else TRAINING
+    command = [item for key, value in options.items() for item in (f"--{key.replace('_', '-')}", str(value))]
+    command += ["--device", shape.device, "--dtype", "float32" if given.tiny else "bfloat16"]
+    measured = {variant: training_cost.run(variant, command) for variant in ("TRL, callable", "HoE")}
+    return {
+        "PPO update, s": {variant: each["wall_seconds"] for variant, each in measured.items()},
+        "PPO update, MiB": {variant: each["memory_mib"] for variant, each in measured.items()},
+    }
+
+
+def lines(found: dict[str, dict[str, float]]) -> list[str]:
+    """Of the table."""
+    rows = []
+    for measure, each in found.items():
+        peer = each.get("LoRA", each.get("TRL, callable"))
+        rows += [
+            f"| {measure} | {name} | {value:.2f} | {f'{value / peer:.2f}' if peer else ''} |"
+            for name, value in each.items()
+        ]
+    return rows
+
+
+def free() -> None:
+    """Give the GPU's memory back, which the trainers need in their own processes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -159,31 +194,36 @@ def main() -> None:
     given.backend = "aot_eager" if given.tiny else "inductor"
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{card}, torch {torch.__version__}, peft_hoe {peft_hoe.__version__}, {shape}\n", flush=True)
-    parts: dict[str, Any] = {}
     models = variants(st.base_model(shape), shape) if given.only in (None, "eager", "graph") else {}
-    if given.only in (None, "eager"):
-        parts |= eager(models, shape, given)
-    if given.only in (None, "graph"):
-        parts["graph decode"] = graphed(models, shape, given)
-    del models
-    if given.only in (None, "compiled"):
-        parts |= {f"compiled generate, {name}": each for name, each in compiled(shape, given).items()}
-    if given.only in (None, "training"):
-        options = TINY_TRAINING if given.tiny else TRAINING
-        command = [item for key, value in options.items() for item in (f"--{key.replace('_', '-')}", str(value))]
-        command += ["--device", shape.device, "--dtype", "float32" if given.tiny else "bfloat16"]
-        for variant in ("TRL, callable", "HoE"):
-            measured = training_cost.run(variant, command)
-            parts.setdefault("PPO update, s", {})[variant] = measured["wall_seconds"]
-            parts.setdefault("PPO update, MiB", {})[variant] = measured["memory_mib"]
-    print("| measure | variant | value | / LoRA |\n|---|---|---:|---:|")
-    for measure, each in parts.items():
-        peer = each.get("LoRA", each.get("TRL, callable"))
-        for name, value in each.items():
-            ratio = f"{value / peer:.2f}" if peer else ""
-            print(f"| {measure} | {name} | {value:.2f} | {ratio} |")
-    if given.output:
-        given.output.write_text(json.dumps({"card": card, "torch": torch.__version__, "parts": parts}, indent=2))
+    parts: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+        "eager": lambda: eager(models, shape, given),
+        "graph": lambda: graphed(models, shape, given),
+        "compiled": lambda: compiled(shape, given),
+        "training": lambda: training(shape, given),
+    }
+    kept: dict[str, Any] = {"card": card, "torch": torch.__version__, "parts": {}}
+    failed = []
+    for part, measure in parts.items():
+        if given.only not in (None, part):
+            continue
+        if part not in ("eager", "graph"):
+            models.clear()
+        free()
+        start = time.perf_counter()
+        try:
+            found = measure()
+        except Exception:  # what comes next can still be measured
+            traceback.print_exc()
+            failed.append(part)
+            continue
+        kept["parts"] |= found
+        if given.output:
+            given.output.write_text(json.dumps(kept, indent=2))
+        print(f"{part}, in {time.perf_counter() - start:.0f} s\n\n| measure | variant | value | / LoRA |")
+        print("\n".join(["|---|---|---:|---:|", *lines(found)]), flush=True)
+        print()
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ experts. So 3 experts are active in each variant that steers, and each has the t
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +26,10 @@ from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import peft_hoe
+from peft_hoe.tuner.cache_owner import cache_name
 from peft_hoe.tuner.layer import HoELayer
 
+CACHE = cache_name(inspect.signature(LlamaForCausalLM.forward).parameters)  # the argument's name in this transformers
 OBJECTIVES = ["a", "b", "c"]
 ROUTED, STATIC = [0.3, 0.3, 0.4], [0.5, 0.3, 0.2]
 ACTIVE = 3
@@ -62,12 +67,27 @@ def another(base: LlamaForCausalLM) -> LlamaForCausalLM:
     return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
 
 
+@contextlib.contextmanager
+def drawn_where_it_lies(base: LlamaForCausalLM) -> Iterator[LlamaForCausalLM]:
+    """A model with the base's weights to adapt. What is added to it is drawn at the end, on the base's device.
+
+    PEFT makes adapters on the CPU, where the random numbers of a large model take a minute.
+    """
+    model = another(base)
+    with mock.patch.object(nn.Linear, "reset_parameters", return_value=None):
+        yield model
+    for name, module in model.named_modules():
+        if type(module) is nn.Linear and ("lora_" in name or "hoe_" in name):
+            module.reset_parameters()
+
+
 def lora(base: LlamaForCausalLM, rank: int, count: int = 1) -> PeftModel:
     """LoRAs in the base's dtype that are active together."""
     config = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    model = get_peft_model(another(base), config, autocast_adapter_dtype=False)
-    for number in range(1, count):
-        model.add_adapter(f"lora{number}", config, autocast_adapter_dtype=False)
+    with drawn_where_it_lies(base) as own:
+        model = get_peft_model(own, config, autocast_adapter_dtype=False)
+        for number in range(1, count):
+            model.add_adapter(f"lora{number}", config, autocast_adapter_dtype=False)
     model.base_model.set_adapter(["default", *(f"lora{number}" for number in range(1, count))])
     return model.eval()
 
@@ -90,7 +110,9 @@ def hoe(base: LlamaForCausalLM, rank: int, *, trained: bool = False, interpolati
         objectives=OBJECTIVES, r=rank, target_modules="all-linear", task_type="CAUSAL_LM", init_weights=False,
         routers=[{"preference": ROUTED, "votes_for": OBJECTIVES}] if trained else None, interpolation=interpolation,
     )  # fmt: skip
-    model = prepared(get_peft_model(another(base), config), trained, ROUTED if trained else STATIC)
+    with drawn_where_it_lies(base) as own:
+        model = get_peft_model(own, config)
+    model = prepared(model, trained, ROUTED if trained else STATIC)
     plan = model.base_model.steering.default.adapters["default"]
     if len(plan.selected) != ACTIVE or plan.is_live != trained:
         raise SystemExit(f"{len(plan.selected)} experts are active in place of {ACTIVE}")
@@ -147,12 +169,12 @@ def decode(model: Any, ids: torch.Tensor, steps: int = 4, **settings: Any) -> Jo
     """Steps of decoding after a prompt."""
     cache = DynamicCache()
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache, logits_to_keep=1, **settings)
+        model(input_ids=ids, logits_to_keep=1, **{CACHE: cache}, **settings)
     token = ids[:, :1]
 
     def run() -> None:
         for _ in range(steps):
-            model(input_ids=token, past_key_values=cache, **settings)
+            model(input_ids=token, **{CACHE: cache}, **settings)
         cache.crop(-steps)
 
     return run
@@ -176,7 +198,7 @@ def fused_generate(models: list[Any], ids: torch.Tensor, new: int) -> Job:
         caches, token = [DynamicCache() for _ in models], ids
         for _ in range(new):
             each = zip(models, caches, strict=True)
-            logits = [m(input_ids=token, past_key_values=cache, logits_to_keep=1).logits for m, cache in each]
+            logits = [m(input_ids=token, logits_to_keep=1, **{CACHE: cache}).logits for m, cache in each]
             token = _fused(logits)[:, -1:].argmax(-1)
 
     return run

@@ -135,7 +135,8 @@ def llama(settings: argparse.Namespace, *, classifier: bool = False) -> Any:
         eos_token_id=2,
         num_labels=1,
     )
-    return (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config).eval()
+    with torch.device(settings.device):
+        return (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config).eval()
 
 
 def on_gpu() -> bool:
@@ -162,7 +163,7 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
     tokenizer = make_tokenizer(settings.vocabulary)
     adapter = {"r": settings.rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     hoe = peft_hoe.HoEConfig(objectives=["even", "low"], routers=[PREFERENCE], init_weights=False, **adapter)
-    base = llama(settings).to(settings.device, getattr(torch, settings.dtype))
+    base = llama(settings).to(getattr(torch, settings.dtype))
     parameters = sum(parameter.numel() for parameter in base.parameters())
     policy = get_peft_model(base, hoe if is_hoe else LoraConfig(**adapter))
     generator = torch.Generator().manual_seed(0)
@@ -193,7 +194,9 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
     }
 
     after_policy = resident()
-    critic = None if variant == "HoE" else llama(settings, classifier=True).to(settings.device)
+    if on_gpu():
+        torch.cuda.reset_peak_memory_stats()  # the policy was made in float32
+    critic = None if variant == "HoE" else llama(settings, classifier=True)
     if is_hoe:
         before = resident()
         trainer: Any = HoERouterTrainer(
