@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ def llama(settings: argparse.Namespace, *, classifier: bool = False) -> Any:
         return (LlamaForSequenceClassification if classifier else LlamaForCausalLM)(config).eval()
 
 
+def trl_has_ppo() -> bool:
+    """TRL 1.13 removed PPOTrainer."""
+    return find_spec("trl.experimental.ppo") is not None
+
+
 def on_gpu() -> bool:
     """Whether this process computes on a GPU, whose memory then counts."""
     return torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
@@ -154,12 +160,12 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
     """One variant, in this process."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     torch.set_num_threads(1)
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-
     from peft_hoe.objectives import RewardNormalizer
     from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 
     is_hoe = variant.startswith("HoE")
+    if not is_hoe and not trl_has_ppo():
+        raise SystemExit("TRL has no PPOTrainer since 1.13; to compare, install that of constraints/trl-1.12.txt")
     tokenizer = make_tokenizer(settings.vocabulary)
     adapter = {"r": settings.rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     hoe = peft_hoe.HoEConfig(objectives=["even", "low"], routers=[PREFERENCE], init_weights=False, **adapter)
@@ -210,6 +216,8 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
         backbone = Unused() if variant == "TRL, callable" else llama(settings, classifier=True).model
         reward = CallableReward(backbone, tokenizer, settings.prompt_length)
         before = resident()
+        from trl.experimental.ppo import PPOConfig, PPOTrainer
+
         trainer = PPOTrainer(args=PPOConfig(**batch), reward_model=reward, value_model=critic, **common)
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if on_gpu() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
