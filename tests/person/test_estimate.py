@@ -112,7 +112,17 @@ def test_rewards_by_name():
         (lambda e: e.region(1.0), "level is 1.0", "level"),
         (lambda e: e.propose([[0.5, 0.5]]), "no two texts differ", "texts"),
         (lambda e: e.propose([[0.9, 0.1], [0.2, 0.7]]), "were not shown before", "texts"),
-        (lambda e: e.propose([[0.9, 0.1, 0.0]]), "texts has shape", "texts"),
+        (lambda e: e.choose({"a": 1, "b": 0, "c": 3}, [0, 0]), "give a finite reward for each of", "better"),
+        (lambda e: e.forget(-1), "there are 1 choices", "choices"),
+        (lambda e: e.forget(0.5), "give a whole number", "choices"),
+        (lambda e: e.forget("all"), "give a whole number", "choices"),
+        (lambda e: e.region("most"), "level is 'most'", "level"),
+        (lambda e: e.propose([[0.9, 0.1, 0.0]]), r"texts has \[0.9, 0.1, 0.0\]; give finite rewards", "texts"),
+        (lambda e: e.propose([[0.9, 0.1], [0.3]]), r"texts has \[0.3\]", "texts"),
+        (lambda e: e.propose([[0.9, float("inf")], [0.3, 0]]), r"texts has \[0.9, inf\]", "texts"),
+        (lambda e: e.propose(["a text", "another"]), "texts has 'a text'", "texts"),
+        (lambda e: e.propose([]), r"texts has \[\]", "texts"),
+        (lambda e: e.propose(None), "texts has None", "texts"),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_learnt(call, message, argument):
@@ -133,13 +143,19 @@ def test_a_person_may_waver():
     assert len(estimate) == 2
 
 
-@pytest.mark.parametrize("objectives", [[], "kind", ["a", "a"]])
+def test_texts_by_name():
+    estimate = PreferenceEstimate(["a", "b"])
+    rows = [[0.9, 0.1], [0.2, 0.7]]
+    assert estimate.propose([{"b": b, "a": a} for a, b in rows]) == PreferenceEstimate(["a", "b"]).propose(rows)
+
+
+@pytest.mark.parametrize("objectives", [[], "kind", ["a", "a"], None, 2, [1, 2], [["a"], "b"]])
 def test_objectives_that_are_none(objectives):
     with pytest.raises(HoEError, match="give a list of names"):
         PreferenceEstimate(objectives)
 
 
-@pytest.mark.parametrize("sharpness", [0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("sharpness", [0, -1.0, float("inf"), float("nan"), "high", [1, 2]])
 def test_a_sharpness_that_is_none(sharpness):
     with pytest.raises(HoEError, match="give a positive number"):
         PreferenceEstimate(["a", "b"], sharpness=sharpness)

@@ -255,6 +255,13 @@ def changed(**fields: Any) -> Any:
     return change
 
 
+def changed_to(sweep: Any) -> Any:
+    def change(front: SimpleNamespace) -> None:
+        front.sweep = sweep
+
+    return change
+
+
 def empty(front: SimpleNamespace) -> None:
     front.sweep.prompts, front.sweep.rewards = [], front.sweep.rewards[:, :, :0]
 
@@ -272,6 +279,8 @@ def two_runs(front: SimpleNamespace) -> None:
     [
         (None, {"budget": 100_000}, "budget is 100000; give a Budget"),
         (None, {"sure": 0}, "sure is 0"),
+        (None, {"sure": "very"}, "sure is 'very'"),
+        (changed_to("sweep"), {}, "sweep is 'sweep'; give what peft_hoe.sweep returned"),
         (None, {"source": None}, "there is nothing to place"),
         (None, {"prompts": ["others"]}, "other prompts than the sweep's"),
         (empty, {}, "is empty, or lacks rewards"),
@@ -327,11 +336,14 @@ def test_routers_need_prompts(front, tmp_path):
     ("given", "message"),
     [
         ({}, "the budget is empty"),
-        ({"parameters": 0}, "the budget of parameters is 0; it must be above 0"),
+        ({"parameters": 0}, "the budget of parameters is 0; it must be a number above 0"),
         ({"seconds": -1.0}, "the budget of seconds is -1"),
         ({"parameters": 10.5}, "give a whole number"),
         ({"seconds": float("inf")}, "finite"),
         ({"seconds": float("nan")}, "above 0"),
+        ({"seconds": "an hour"}, "seconds is 'an hour'; it must be a number"),
+        ({"parameters": [10]}, r"parameters is \[10\]"),
+        ({"parameters": True}, "parameters is True"),
     ],
 )
 def test_a_budget_is_above_nothing(given, message):

@@ -1,7 +1,8 @@
 """Evaluation of whole fronts: preference sweeps, their metrics, comparisons, plots and reports, and pairwise judges."""
 
 from .front.calibrate import CalibrationReport, calibrate
-from .front.front import Front, Solution, UnreachableError
+from .front.front import Front
+from .front.solution import Solution, UnreachableError
 from .front.weakness import Weakness, weaknesses
 from .judging.url_judge import URLJudge
 from .judging.win_rates import WinRates, win_rates

@@ -7,7 +7,7 @@ Shapes: N objectives, G grid points of the simplex, K sharpnesses, T texts, M pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy.special import logsumexp
 
 from ..errors import HoEError
 from ..preference import FloatArray, parse_preference
+from . import checks
 from .choice_model import SHARPNESS, grid, information, log_choice
 
 _DRAWS = 64  # points of the posterior that a proposal is judged by
@@ -82,21 +83,8 @@ class PreferenceEstimate:
     """
 
     def __init__(self, objectives: Sequence[str], *, sharpness: float | None = None, seed: int = 0) -> None:
-        self.objectives = list(objectives)
-        if isinstance(objectives, str) or not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise HoEError(
-                f"objectives is {objectives!r}; give a list of names, each once",
-                argument="objectives",
-                value=objectives,
-            )
-        if sharpness is not None and not 0 < float(sharpness) < float("inf"):
-            raise HoEError(
-                f"sharpness is {sharpness!r}; give a positive number, such as 7.3, or None to learn it",
-                argument="sharpness",
-                value=sharpness,
-                allowed="above 0",
-            )
-        self._kappa = np.asarray(SHARPNESS if sharpness is None else [float(sharpness)])
+        self.objectives = checks.names(objectives)
+        self._kappa = np.asarray(SHARPNESS if sharpness is None else [checks.sharpness(sharpness)])
         self._rng = np.random.default_rng(seed)
         self._points = grid(len(self.objectives))
         self._likelihood = np.zeros((len(self._points), len(self._kappa)))
@@ -121,7 +109,10 @@ class PreferenceEstimate:
             HoEError: rewards that are not N finite numbers, are the same for both texts, or contradict an earlier choice.
                 Nothing is learnt then.
         """
-        difference = self._rewards(better, "better") - self._rewards(worse, "worse")
+        chosen, other = (
+            checks.rewards(given, self.objectives, name) for given, name in ((better, "better"), (worse, "worse"))
+        )
+        difference = chosen - other
         if not difference.any():
             raise HoEError(
                 "both texts have the same rewards, so that the choice says nothing about preferences; offer two that differ",
@@ -144,14 +135,8 @@ class PreferenceEstimate:
         Raises:
             HoEError: there are not so many.
         """
-        if not 0 <= choices <= len(self):
-            raise HoEError(
-                f"choices is {choices!r}, but there are {len(self)} choices",
-                argument="choices",
-                value=choices,
-                allowed=f"0 to {len(self)}",
-            )
-        self._differences = self._differences[: len(self) - choices]
+        count = checks.choices(choices, len(self))
+        self._differences = self._differences[: len(self) - count]
         self._likelihood = sum(
             (log_choice(self._points @ difference, self._kappa) for difference in self._differences),
             np.zeros_like(self._likelihood),
@@ -161,7 +146,7 @@ class PreferenceEstimate:
         """Which two texts to show next: those whose choice is expected to tell most about λ.
 
         Args:
-            texts: their rewards `(T, N)`.
+            texts: their rewards `(T, N)`; rows may be `{objective: reward}`.
 
         Returns:
             two row numbers. Pairs of the same rewards as an earlier one are not proposed.
@@ -169,13 +154,7 @@ class PreferenceEstimate:
         Raises:
             HoEError: fewer than two texts, rewards that are not finite, or no pair that differs and was not shown.
         """
-        rewards = np.asarray(texts, dtype=np.float64)
-        if rewards.ndim != 2 or rewards.shape[1] != len(self.objectives) or not np.isfinite(rewards).all():
-            raise HoEError(
-                f"texts has shape {rewards.shape}; give finite rewards of at least two texts, a row for each, with a "
-                f"column for each of {self.objectives}",
-                argument="texts",
-            )
+        rewards = checks.texts(texts, self.objectives)
         pairs = self._pairs(len(rewards))
         differences = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
         shown = np.asarray(self._differences).reshape(-1, rewards.shape[1])
@@ -233,10 +212,7 @@ class PreferenceEstimate:
         Raises:
             HoEError: a level that is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise HoEError(
-                f"level is {level!r}; give a share between 0 and 1", argument="level", value=level, allowed="0 to 1"
-            )
+        level = checks.level(level)
         share = self._share()
         order = np.argsort(-share, kind="stable")
         count = int(np.searchsorted(share[order].cumsum(), level)) + 1
@@ -260,18 +236,3 @@ class PreferenceEstimate:
             likelihood += log_choice(points @ difference, self._kappa)
         found: FloatArray = logsumexp(likelihood, axis=1)
         return found
-
-    def _rewards(self, given: Any, argument: str) -> FloatArray:
-        try:
-            row = [given[name] for name in self.objectives] if isinstance(given, Mapping) else given
-            rewards = np.asarray(row, dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
-            rewards = np.zeros(0)
-        if rewards.shape != (len(self.objectives),) or not np.isfinite(rewards).all():
-            raise HoEError(
-                f"{argument} is {given!r}; give a finite reward for each of {self.objectives}",
-                argument=argument,
-                value=given,
-                allowed=self.objectives,
-            )
-        return rewards

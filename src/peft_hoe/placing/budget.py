@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,10 @@ class Budget:
         if all(value is None for value in given.values()):
             raise HoEError("the budget is empty; give parameters=, seconds= or both", argument="budget")
         for name, value in given.items():
-            if value is not None and not 0 < value < math.inf:
+            right = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < math.inf
+            if value is not None and not right:
                 raise HoEError(
-                    f"the budget of {name} is {value}; it must be above 0 and finite",
+                    f"the budget of {name} is {value!r}; it must be a number above 0, and finite",
                     argument=name,
                     value=value,
                     allowed="above 0",

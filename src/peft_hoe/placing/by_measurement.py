@@ -152,8 +152,8 @@ def _check(model: Any, sweep: Sweep, budget: Any, prompts: Any, sure: float) -> 
         raise HoEError(
             f"budget is {budget!r}; give a Budget, such as Budget(parameters=100_000)", argument="budget", value=budget
         )
-    if not 0 < sure <= 1:
-        raise HoEError(f"sure is {sure}; it must be above 0 and at most 1", argument="sure", value=sure)
+    if not isinstance(sure, (int, float)) or not 0 < sure <= 1:
+        raise HoEError(f"sure is {sure!r}; it must be above 0 and at most 1", argument="sure", value=sure)
     check_own_sweep(model, sweep)
     if len(sweep.rewards) != 1 or not sweep.runs:
         raise HoEError(

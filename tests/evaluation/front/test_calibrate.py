@@ -160,6 +160,9 @@ def test_a_calibration_is_assigned_to_a_model_in_use():
         (sweep_of([[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.eye(3)), "of another adapter: its objectives are"),
         (sweep_of([[0, 1], [1, 0]], [[0, 1], [0.9, 0.1]]), r"lacks the preferences of \['a'\] alone"),
         (sweep_of([[0, np.nan], [1, 0]], [[0, 1], [1, 0]]), "is empty, or lacks rewards"),
+        (sweep_of(np.zeros((0, 2)), np.zeros((0, 2))), "is empty, or lacks rewards"),
+        (sweep_of([[1, 1], [1, 1]], [[0, 1], [1, 0]]), "the rewards are the same at all preferences"),
+        ("out", "sweep is 'out'; give what peft_hoe.sweep returned, or read its directory"),
     ],
 )
 def test_sweeps_that_do_not_fit(sweep, message):

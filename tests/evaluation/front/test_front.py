@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from peft_hoe import HoEError, PreferenceError, Sweep, das_dennis
-from peft_hoe.evaluation import Front, UnreachableError
+from peft_hoe import HoEError, PreferenceError, RewardNormalizer, Sweep, das_dennis
+from peft_hoe.evaluation import Front, UnreachableError, weaknesses
 
 
 def sweep_of(points, preferences, spread=0.0, prompts=8):
@@ -92,6 +92,9 @@ def test_intervals_hold_the_prediction_and_confidence_counts_replicates():
         ({"target": [0.1]}, "give a reward for each of"),
         ({"target": "ab"}, "give a reward for each of"),
         ({"target": {"a": "much"}}, "give finite rewards"),
+        ({"target": [-float("inf"), 1]}, "give finite rewards"),
+        ({"target": {}}, "give finite rewards"),
+        ({"maximize": "a", "at_least": {"b": -float("inf")}}, "give finite rewards"),
     ],
 )
 def test_questions_that_are_none(asked, message):
@@ -99,7 +102,42 @@ def test_questions_that_are_none(asked, message):
         Front(LINE).solve(**asked)
 
 
+def test_on_a_measured_scale_intervals_hold_the_scales_error():
+    """The sweep has no noise, so that all that there is comes from the table's prompts; a table of numbers is exact."""
+    noise = np.random.default_rng(0).normal(0, 0.5, (2, 16, 1, 2))
+    scale = RewardNormalizer.measured(np.eye(2)[:, None, None] + noise - noise.mean(1, keepdims=True), ["a", "b"])
+    widths = []
+    for normalizer in (RewardNormalizer(scale.payoff, ["a", "b"]), scale):
+        sweep = sweep_of(LINE.points, LINE.preferences)
+        sweep.normalizer = normalizer
+        found = Front(sweep, normalized=True).solve(maximize="a", at_least={"b": 0.5})
+        low, high = found.intervals["b"]
+        assert low <= found.rewards["b"] <= high
+        widths.append(high - low)
+    assert widths[0] == pytest.approx(0)
+    assert widths[1] > 0.1
+
+
+def test_an_interval_holds_its_prediction():
+    """One prompt in nine has all of the reward, so that a single replicate mostly misses the mean."""
+    sweep = sweep_of([[1, 0], [0, 1]], [[1, 0], [0, 1]], prompts=9)
+    sweep.rewards[:] = 0.0
+    sweep.rewards[0, :, 0] = 9.0
+    for seed in range(5):
+        found = Front(sweep, replicates=1, seed=seed).solve(maximize="a")
+        assert found.intervals["a"][0] <= found.rewards["a"] <= found.intervals["a"][1]
+
+
+@pytest.mark.parametrize("level", [0, 1.0, 95, "most"])
+def test_a_level_that_is_none(level):
+    with pytest.raises(HoEError, match=f"level is {level!r}; give a share between 0 and 1"):
+        Front(LINE, level=level)
+
+
 def test_sweeps_that_say_too_little():
+    for read in (Front, weaknesses):
+        with pytest.raises(HoEError, match=r"sweep is 'out'; give what peft_hoe.sweep returned"):
+            read("out")
     with pytest.raises(HoEError, match="the one objective"):
         Front(sweep_of([[1]], [[1]]))
     with pytest.raises(PreferenceError, match="lie on fewer than 1 dimensions"):

@@ -82,7 +82,8 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
         seed: of the bootstrap.
 
     Raises:
-        HoEError: the sweep is empty, of another adapter, or lacks a corner.
+        HoEError: the sweep is empty, of another adapter, lacks a corner, or has the same rewards everywhere. The adapter is as
+            before then.
 
     Warns:
         HoEWarning: an objective gets less where its weight grows, beyond chance.
@@ -110,10 +111,11 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     stretches = _falling(sweep, points, drawn, pairs)
     for stretch in stretches:
         warnings.warn(stretch, HoEWarning, stacklevel=2)
-    config.calibration = calibration.to_dict()
     steps = das_dennis(len(config.objectives or ()), 10 if points.shape[1] == 2 else 6)
     raw, moved = (_at(where, sweep.preferences, simplices, points) for where in (steps, _moved(calibration, steps)))
-    return CalibrationReport(calibration, _variation(raw, steps), _variation(moved, steps), stretches)
+    report = CalibrationReport(calibration, _variation(raw, steps), _variation(moved, steps), stretches)
+    config.calibration = calibration.to_dict()  # last: what fails before has changed nothing
+    return report
 
 
 def _check_corners(sweep: SweepResult) -> None:

@@ -9,7 +9,6 @@ Shapes: K preferences of the sweep, N objectives, M simplices, R replicates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,55 +17,10 @@ from scipy.optimize import linprog
 from ...errors import HoEError
 from ...preference import FloatArray, parse_preference
 from ...triangulation import triangulate, weights_at
+from ..sweeps.replicates import scaled_replicates
 from ..sweeps.result import SweepResult
-
-
-class UnreachableError(HoEError):
-    """No preference of the front gives what is asked.
-
-    Attributes, besides HoEError's:
-
-        reached: the rewards nearest to it, `{objective: reward}`.
-        preference: the λ that gives them, `{objective: weight}`.
-
-    >>> from peft_hoe.evaluation import UnreachableError
-    >>> UnreachableError("too much", reached={"kind": 0.5}, preference={"kind": 1.0}).reached
-    {'kind': 0.5}
-    """
-
-    def __init__(self, message: str, *, reached: dict[str, float], preference: dict[str, float], **data: Any) -> None:
-        super().__init__(message, **data)
-        self.reached, self.preference = reached, preference
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A preference, and what it is expected to give.
-
-    Attributes:
-        preference: λ, `{objective: weight}`.
-        rewards: predicted mean rewards, `{objective: reward}`.
-        intervals: of these, `{objective: (low, high)}`.
-        level: of the intervals.
-        confidence: in which share of the bootstrap replicates λ gives all that was asked.
-
-    >>> from peft_hoe import Sweep
-    >>> from peft_hoe.evaluation import Front
-    >>> rows = [([1, 0], 0, "red"), ([0, 1], 0, "glad")]
-    >>> count = {"vivid": lambda p, c: ["red" in text for text in c], "happy": lambda p, c: ["glad" in text for text in c]}
-    >>> front = Front(Sweep.from_generations(rows, count, prompts=["Once"]))
-    >>> found = front.solve(maximize="vivid", at_least={"happy": 0.25})
-    >>> {name: round(weight, 6) for name, weight in found.preference.items()}
-    {'vivid': 0.75, 'happy': 0.25}
-    >>> {name: round(reward, 6) for name, reward in found.rewards.items()}
-    {'vivid': 0.75, 'happy': 0.25}
-    """
-
-    preference: dict[str, float]
-    rewards: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    level: float
-    confidence: float
+from .own_sweep import check_is_sweep
+from .solution import Solution, UnreachableError
 
 
 class Front:
@@ -76,11 +30,12 @@ class Front:
         sweep: N objectives, at preferences that do not all lie on a face of the simplex.
         normalized: whether rewards are on the payoff table's scale; default the raw ones, as `Sweep.table` shows them.
         level: of intervals.
-        replicates: of the bootstrap over prompts and runs of training.
+        replicates: of the bootstrap over prompts and runs of training, and with `normalized` the payoff table's prompts.
         seed: of the bootstrap.
 
     Raises:
-        HoEError: a sweep of one objective, without a reward at some preference, or without a scale to normalise by.
+        HoEError: a sweep of one objective, without a reward at some preference, or without a scale to normalise by; a level
+            that is not between 0 and 1.
         PreferenceError: its preferences span too little.
 
     >>> from peft_hoe import Sweep
@@ -100,8 +55,12 @@ class Front:
         replicates: int = 1000,
         seed: int = 0,
     ) -> None:
-        from ...metrics import bootstrap
-
+        check_is_sweep(sweep)
+        if not isinstance(level, (int, float)) or not 0 < level < 1:
+            raise HoEError(
+                f"level is {level!r}; give a share between 0 and 1, such as 0.95", argument="level", value=level,
+                allowed="between 0 and 1",
+            )  # fmt: skip
         self.objectives = list(sweep.objectives)
         if len(self.objectives) < 2:
             raise HoEError(
@@ -112,7 +71,6 @@ class Front:
             raise HoEError(
                 "the sweep has no payoff table to normalise by; leave normalized=True out", argument="normalized"
             )
-        values = sweep.normalized(sweep.values) if normalized else sweep.values
         if not np.isfinite(sweep.points).all():
             bad = sweep.preferences[~np.isfinite(sweep.points).all(axis=1)][0].tolist()
             raise HoEError(
@@ -121,9 +79,11 @@ class Front:
         self.preferences: FloatArray = sweep.preferences
         self.level = level
         self._simplices = triangulate(self.preferences)
-        drawn = bootstrap({sweep.name: values}, replicates=replicates, seed=seed)
-        self.rewards: FloatArray = drawn.estimates[sweep.name]
-        self._drawn: FloatArray = drawn.points[sweep.name]
+        self._drawn = scaled_replicates(
+            {sweep.name: sweep.values}, sweep.normalizer if normalized else None,
+            own_corners=sweep.payoff_source == "own corners", replicates=replicates, seed=seed,
+        )  # fmt: skip
+        self.rewards: FloatArray = self._drawn.estimates[sweep.name]
 
     def at(self, preference: Any) -> dict[str, float]:
         """Predicted mean rewards at a preference.
@@ -183,10 +143,11 @@ class Front:
         return self._solution(weights, bounds)
 
     def _solution(self, weights: FloatArray, bounds: FloatArray) -> Solution:
-        drawn = np.einsum("k,rkn->rn", weights, self._drawn)
-        low, high = np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
-        intervals = {name: (float(a), float(b)) for name, a, b in zip(self.objectives, low, high, strict=True)}
-        kept = float((drawn >= bounds - 1e-9).all(axis=1).mean())
+        found = self._drawn.interval(lambda points: weights @ points, level=self.level)
+        intervals = {
+            name: (float(a), float(b)) for name, a, b in zip(self.objectives, found.low, found.high, strict=True)
+        }
+        kept = self._drawn.share(lambda points: bool((weights @ points >= bounds - 1e-9).all()))
         point = self._named(weights @ self.preferences)
         return Solution(point, self._named(weights @ self.rewards), intervals, self.level, kept)
 
@@ -247,12 +208,12 @@ class Front:
                 allowed=self.objectives,
             )
         try:
-            bounds = np.asarray([float(given.get(name, -np.inf)) for name in self.objectives])
+            asked = {name: float(bound) for name, bound in given.items()}
         except (TypeError, ValueError):
-            bounds = np.asarray([np.nan])
-        if np.isnan(bounds).any() or (bounds == np.inf).any():
+            asked = {"": np.nan}
+        if not np.isfinite(list(asked.values())).all() or (target is not None and not asked):
             raise HoEError(f"{what} is {given!r}; give finite rewards", argument=what, value=dict(given))
-        return bounds
+        return np.asarray([asked.get(name, -np.inf) for name in self.objectives])
 
     def _named(self, row: FloatArray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.objectives, row, strict=True)}

@@ -13,6 +13,20 @@ from ..methods.fingerprints import model_fingerprint
 from ..sweeps.result import SweepResult
 
 
+def check_is_sweep(sweep: Any) -> None:
+    """See that a sweep is one.
+
+    Raises:
+        HoEError: it is something else, such as its directory.
+    """
+    if not isinstance(sweep, SweepResult):
+        raise HoEError(
+            f"sweep is {sweep!r}; give what peft_hoe.sweep returned, or read its directory with peft_hoe.Sweep.load",
+            argument="sweep",
+            value=sweep,
+        )
+
+
 def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
     """The adapter's configuration, if the sweep may be the adapter's.
 
@@ -27,6 +41,7 @@ def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
             is one objective only.
     """
     config: HoEConfig = model if isinstance(model, HoEConfig) else adapter_of(model).config
+    check_is_sweep(sweep)
     names = list(config.objectives or ())
     if names != list(sweep.objectives):
         raise HoEError(
@@ -45,7 +60,7 @@ def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
             value=made,
             allowed=config.calibrates(),
         )
-    if not sweep.prompts or not np.isfinite(sweep.points).all():
+    if not sweep.prompts or not len(sweep.preferences) or not np.isfinite(sweep.points).all():
         raise HoEError(f"the sweep of {sweep.name!r} is empty, or lacks rewards; sweep again", argument="sweep")
     if config is not model:
         _check_weights(model, sweep)

@@ -24,6 +24,7 @@ from scipy.optimize import linprog
 from ...errors import HoEError, HoEWarning
 from ...preference import FloatArray, written
 from ..sweeps.result import SweepResult
+from .own_sweep import check_is_sweep
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def weaknesses(sweep: SweepResult, *, replicates: int = 1000, seed: int = 0) -> 
     """
     from ...metrics import hypervolume
 
+    check_is_sweep(sweep)
     if sweep.normalizer is None:
         raise HoEError(
             f"the rewards of {sweep.name!r} are not normalised, so objectives cannot be weighed against each other; sweep with "
