@@ -34,7 +34,7 @@ class Budget:
         if all(value is None for value in given.values()):
             raise HoEError("the budget is empty; give parameters=, seconds= or both", argument="budget")
         for name, value in given.items():
-            right = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < value < math.inf
+            right = isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
             if value is not None and not right:
                 raise HoEError(
                     f"the budget of {name} is {value!r}; it must be a number above 0, and finite",
