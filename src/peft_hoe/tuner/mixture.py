@@ -139,8 +139,8 @@ class ExpertMixture(HoELayer):
         if placed is None:
             placed = plan.votes(inner, tuple(range(len(ranks))), every_router=tracing)
         lengths: Any = self.hoe_length._modules.get(adapter)
-        by_token = placed.rows is not None and placed.modules is None
-        if by_token and is_fused(inner.device, inner.dtype, len(ranks)):
+        by_module = placed.modules is not None
+        if placed.rows is not None and is_fused(inner.device, inner.dtype, len(ranks), by_module=by_module):
             gram = None if lengths is None else lengths.gram
             inner = self._fused(inner, tokens, x, adapter, placed, gram, ranks, None)
         else:

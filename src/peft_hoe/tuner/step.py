@@ -121,8 +121,8 @@ class Step:
         self._sources, self._parts = tuple(sources.values()), sources["A"].parts
         self.dtype, self.experts, self.ranks = weight_a.dtype, selection.experts, selection.ranks
         slots = self.placed.rows
-        fits = slots is not None and self.placed.modules is None
-        self.fused = fits and is_fused(weight_a.device, self.dtype, len(self.experts))
+        by_module = self.placed.modules is not None
+        self.fused = slots is not None and is_fused(weight_a.device, self.dtype, len(self.experts), by_module=by_module)
         self.gram: torch.Tensor | None = None
         self._root: tuple[torch.Tensor, ...] = ()
         if "gram" in sources:
@@ -134,7 +134,7 @@ class Step:
         self.router, self.mixed, scale = None, None, None
         self._widths = (sum(selection.ranks), len(self.experts), 1)
         copies = [*self._root] if self.gram is None else [self.gram]
-        self.scale_is_known = slots is None and self.placed.modules is None
+        self.scale_is_known = slots is None and not by_module
         if self.scale_is_known:
             scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
             copies = [scale]
@@ -144,7 +144,7 @@ class Step:
             self.router = rows[0], rows[1]
             copies += [] if isinstance(slots, slice) and rows[0].dtype == stored[0].dtype else rows
         mixed = sum(self._widths) * mix.shape[-1] * mix.itemsize
-        if fits and not self.fused and mix.ndim == 2 and 2 * mixed <= limit:
+        if slots is not None and not by_module and not self.fused and mix.ndim == 2 and 2 * mixed <= limit:
             self.mixed = torch.cat([mix[selection.owners(mix.device)], *(part @ mix for part in self._root)])
             copies = [self.mixed, *copies]
         self.nbytes = sum(copy.nbytes for copy in copies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_hoe import HoEError, use_kernel
+from peft_hoe import HoEError, RouterSpec, use_kernel
 from peft_hoe.tuner.kernels import choice
 
 CPU = torch.device("cpu")
@@ -55,6 +55,38 @@ def test_without_triton_it_cannot_be_forced(monkeypatch):
         pass
     with pytest.raises(HoEError, match="'auto', 'plain', 'triton'"), use_kernel("cuda"):
         pass
+
+
+def test_what_the_variable_asks_for_is_refused_at_the_first_use(monkeypatch, hoe_llama, tokens):
+    monkeypatch.setattr(choice, "_installed", lambda: False)
+    monkeypatch.setattr(choice.WANTED, "kernel", "triton")
+    with pytest.raises(HoEError, match="Triton is not installed"):
+        hoe_llama(trained=True)(tokens, preference=[0.25, 0.75])
+
+
+def test_an_old_gpu_is_refused_and_not_chosen(monkeypatch):
+    monkeypatch.setattr(choice, "_installed", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P4")
+    place = torch.device("cuda"), torch.float16, 3
+    assert not choice.is_fused(*place)
+    with use_kernel("triton"), pytest.raises(HoEError, match=r"Tesla P4 is older .* \(compute capability 7.0\)"):
+        choice.is_fused(*place)
+
+
+def test_routers_by_module_that_train_are_refused_beside_those_by_token(hoe_llama, tokens, monkeypatch):
+    """Their votes would need gradients from the kernel. As they stand, it takes them."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(choice, "_installed", lambda: True)
+    routers = [RouterSpec([0.25, 0.75], kind="module"), RouterSpec([0.75, 0.25])]
+    model, rows = hoe_llama(trained=True, routers=routers), [[0.4, 0.6], [0.6, 0.4], [1.0, 0.0]]
+    for name, parameter in model.named_parameters():
+        if name.endswith("hoe_router.default.weight"):
+            parameter.data[:2] = 0
+    with use_kernel("triton"), pytest.raises(HoEError, match="routers by module vote too"):
+        model(tokens, preference=rows)
+    model(tokens, preference=rows)
 
 
 def test_the_variable_is_read_and_checked(monkeypatch):

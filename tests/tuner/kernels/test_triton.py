@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
-from peft_hoe import record_votes
+from peft_hoe import RouterSpec, record_votes
 from peft_hoe.tuner.kernels import fused
 from peft_hoe.tuner.kernels.choice import use_kernel
 from peft_hoe.tuner.kernels.gate import gated
@@ -160,6 +163,42 @@ def test_a_model_is_the_same_with_either_kernel(hoe_llama, tokens, interpolation
             found[kernel] = [logits, *votes.values(), *torch.autograd.grad(logits.pow(2).mean(), routers)]
     for one, other in zip(found["triton"], found["plain"], strict=True):
         assert distance(one, other.double()) < 1e-4
+
+
+def test_routers_by_module_and_by_token_vote_together(hoe_llama, tokens):
+    """In the rows of one batch; where none trains, the kernel takes both kinds of votes."""
+    routers = [RouterSpec(LIVE, kind="module"), RouterSpec([0.75, 0.25])]
+    model = hoe_llama(trained=True, routers=routers, interpolation="norm", target_modules=MODULES).to(DEVICE)
+    for module in model.modules():
+        if isinstance(module, HoELayer):
+            module.hoe_router["default"].weight.data[:2] = 0
+    tokens = tokens[:, :2].to(DEVICE)
+    rows, found = [[0.4, 0.6], LIVE, [0.6, 0.4]], {}
+    for kernel in ("plain", "triton"):
+        with use_kernel(kernel), torch.no_grad():
+            found[kernel] = model(tokens, preference=rows).logits
+    assert distance(found["triton"], found["plain"].double()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("checkpointing", [None, True, False], ids=["kept", "reentrant", "replayed"])
+def test_gradients_of_a_checkpointed_module_are_the_plain_ones_in_float64(hoe_llama, dtype, checkpointing):
+    """To its routers and to its input, from the same numbers; experts have none."""
+    model = hoe_llama(trained=True, interpolation="norm", target_modules=MODULES, dtype=dtype).to(DEVICE)
+    x = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    found = {}
+    for kernel, steered in (("triton", model), ("plain", copy.deepcopy(model).double())):
+        module = steered.base_model.model.model.layers[0].self_attn.q_proj
+        own = x.to(module.base_layer.weight.dtype, copy=True).requires_grad_(True)
+        with use_kernel(kernel), steered.use_preference(ROWS):
+            y = own * 1
+            y = module(y) if checkpointing is None else checkpoint(module, y, use_reentrant=checkpointing)
+            y.double().pow(2).sum().backward()
+        router = module.hoe_router["default"]
+        found[kernel] = [y, own.grad, router.weight.grad, router.bias.grad]
+        assert all(weight.grad is None for weight in module.factors("default"))
+    for one, other in zip(found["triton"], found["plain"], strict=True):
+        assert distance(one, other) < (1e-5 if dtype == torch.float32 else 0.03)
 
 
 def test_a_16_bit_model(hoe_llama, tokens):

@@ -46,7 +46,7 @@ def use_kernel(kernel: str) -> Iterator[None]:
 
     Raises:
         HoEError: there is no such kernel, or Triton is not installed. A forward inside the block raises it too, where the
-            kernel does not fit the device, the dtype or the number of experts.
+            kernel does not fit the device, the dtype, the number of experts or the kinds of routers.
 
     >>> import peft_hoe
     >>> model, tokenizer = peft_hoe.demo.load_demo_adapter(), peft_hoe.demo.load_tokenizer()
@@ -63,20 +63,21 @@ def use_kernel(kernel: str) -> Iterator[None]:
         WANTED.kernel = outer
 
 
-def is_fused(device: torch.device, dtype: torch.dtype, experts: int) -> bool:
+def is_fused(device: torch.device, dtype: torch.dtype, experts: int, *, by_module: bool = False) -> bool:
     """Whether a routed module uses Triton's kernel.
 
     Args:
         device: of its weights.
         dtype: theirs.
         experts: in play.
+        by_module: whether votes of routers that vote by module are worked out anew at each call.
 
     Raises:
         HoEError: that kernel is asked for, and does not fit.
     """
     if WANTED.kernel == "plain" or (WANTED.kernel == "auto" and device.type != "cuda"):
         return False
-    problem = _problem(device, dtype, experts)
+    problem = _problem(device, dtype, experts, by_module)
     if problem is not None and WANTED.kernel == "triton":
         raise _refused(problem)
     return problem is None
@@ -86,7 +87,7 @@ _NOT_INSTALLED = "Triton is not installed (it comes with torch for CUDA on Linux
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _problem(device: torch.device, dtype: torch.dtype, experts: int) -> str | None:
+def _problem(device: torch.device, dtype: torch.dtype, experts: int, by_module: bool) -> str | None:
     """Why the kernel cannot be used; None where it can."""
     if not _installed():
         return _NOT_INSTALLED
@@ -98,6 +99,8 @@ def _problem(device: torch.device, dtype: torch.dtype, experts: int) -> str | No
         return f"the weights are {dtype}, and the kernel sums in float32; it takes float32, float16 and bfloat16"
     if experts > MOST_EXPERTS:
         return f"{experts} experts are in play, and the kernel takes up to {MOST_EXPERTS}"
+    if by_module:
+        return "routers by module vote too, and the kernel does not take their votes while they train or in a compiled model"
     return None
 
 
