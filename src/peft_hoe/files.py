@@ -30,6 +30,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def hoe_settings(directory: Path, label: str) -> dict[str, Any]:
+    """What the configuration of a HoE adapter's directory says, as it stands there.
+
+    Args:
+        directory: of the adapter.
+        label: how errors call it.
+
+    Raises:
+        CheckpointError: there is no HoE adapter.
+    """
+    path = directory / ADAPTER_CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{label} is none: there is no {ADAPTER_CONFIG}; give the directory or Hub id of a HoE adapter", path=path
+        )
+    settings = read_json(path)
+    if (kind := settings.get("peft_type")) != "HOE":
+        raise CheckpointError(
+            f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export or to serve",
+            path=path, argument="peft_type", value=kind, allowed=["HOE"],
+        )  # fmt: skip
+    return settings
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """A JSON object into a file, which holds the old one or the new one, whatever happens meanwhile."""
     beside = path.with_name(f".{path.name}.part")

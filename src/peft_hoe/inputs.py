@@ -121,25 +121,38 @@ def _named_base(adapter: str) -> str:
     return found
 
 
-def _load_base(base: str, who: str) -> Any:
-    """A base model; `who` ends errors with where its name is from."""
-    from transformers import AutoModelForCausalLM
+def refuse_no_base(base: str, who: str = "") -> None:
+    """Refuse what transformers would ask the Hub for though it is a path, or would put an adapter on, silently.
 
-    if _is_path(base) and not Path(base).is_dir():
+    Args:
+        base: directory or Hub id.
+        who: ends errors with where the name is from.
+
+    Raises:
+        HoEError: there is no such folder, or it holds an adapter.
+    """
+    if is_path(base) and not Path(base).is_dir():
         raise HoEError(f"there is no folder {base!r} for the base{who}", argument="base", value=base)
-    if (Path(base) / ADAPTER_CONFIG).is_file():  # transformers would put that adapter on first, silently
+    if (Path(base) / ADAPTER_CONFIG).is_file():
         raise HoEError(
             f"{base!r} is an adapter itself, no base model; give the model that it stands on",
             argument="base",
             value=base,
         )
+
+
+def _load_base(base: str, who: str) -> Any:
+    """A base model; `who` ends errors with where its name is from."""
+    from transformers import AutoModelForCausalLM
+
+    refuse_no_base(base, who)
     try:
         return AutoModelForCausalLM.from_pretrained(base)
     except _UNREADABLE as error:
         raise HoEError(f"cannot load the base {base!r}: {_said(error)}{who}", argument="base", value=base) from error
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether it can be no id on the Hub, which is `name` or `owner/name`."""
     return Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1
 

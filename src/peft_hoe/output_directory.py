@@ -20,7 +20,12 @@ _IGNORED = (PREFIX, "lost+found")  # left by a killed build; the root of a volum
 
 
 def check_output(
-    output: Path, overwrite: bool, sources: Sequence[Path] = (), *, replaces: str = "HOE", names: Sequence[str] = ()
+    output: Path,
+    overwrite: bool | None,
+    sources: Sequence[Path] = (),
+    *,
+    replaces: str = "HOE",
+    names: Sequence[str] = (),
 ) -> None:
     """Refuse, before any work, a place where a directory cannot be written.
 
@@ -29,7 +34,7 @@ def check_output(
 
     Args:
         output: the directory.
-        overwrite: whether an adapter may be replaced.
+        overwrite: whether an adapter may be replaced; None where nothing ever is, so that there is no such option.
         sources: directories that are read.
         replaces: PEFT's type of the adapter that may be replaced.
         names: of the files that will be written.
@@ -59,6 +64,8 @@ def check_output(
         raise CheckpointError(
             f"output directory {str(output)!r} cannot be used: {error}; give another path", path=output
         ) from error
+    if overwrite is None:
+        raise CheckpointError(f"output directory {str(output)!r} is not empty; give a new or an empty one", path=output)
     if not overwrite:
         raise CheckpointError(
             f"output directory {str(output)!r} is not empty; give another path, or pass overwrite=True (--overwrite)",

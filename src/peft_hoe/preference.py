@@ -147,6 +147,8 @@ def read_preference(text: str) -> list[float] | dict[str, float]:
             return parsed
         if "=" in text:
             return _read_named(text)
+        if not text.strip():
+            raise ValueError
         return [float(part) for part in text.split(",") if part.strip()]
     except PreferenceError:
         raise

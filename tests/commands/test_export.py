@@ -71,6 +71,11 @@ def test_a_grid_and_a_dense_checkpoint(adapter, capsys):
         (["--grid", "0.5", "--format", "gguf"], "--grid cannot be used here"),
         (["--experts"], "--experts cannot be used here"),
         (["--experts", "--format", "gguf", "--rank", "2"], "--rank cannot be used here"),
+        (["--experts", "--format", "gguf", "--routers", "drop"], "--routers cannot be used here"),
+        (["--grid", "0.0000001", "--dry-run"], "at most 20000 are possible"),
+        (["--preference", "1,0", "--merged", "./nothere"], "there is no folder './nothere' for the base"),
+        (["--preference", "1,0", "--format", "gguf", "--base", "./nothere"], "there is no folder './nothere'"),
+        (["--preference", ""], "cannot read the preference ''"),
         (["--grid", "0.5", "--overwrite"], "--overwrite cannot be used here"),
         (["--preference", "one"], "cannot read the preference 'one'"),
     ],
@@ -78,6 +83,22 @@ def test_a_grid_and_a_dense_checkpoint(adapter, capsys):
 def test_options_without_use_are_refused(adapter, capsys, options, reason):
     assert main(["export", str(adapter / "hoe"), "--output", str(adapter / "out"), *options]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_full_folder_is_no_reason_to_name_an_option_that_is_refused(adapter, capsys):
+    """Only a single LoRA replaces another, so that --overwrite would be the next refusal."""
+    options = ["export", str(adapter / "hoe"), "--routers", "drop", "--output", str(adapter / "base")]
+    for what in (
+        ["--grid", "0.5"],
+        ["--preference", "1,0", "--merged", str(adapter / "base")],
+        ["--preference", "1,0", "--format", "gguf"],
+        ["--experts", "--format", "gguf"],
+    ):
+        given = options if "--experts" not in what else [*options[:2], *options[4:]]
+        assert main([*given, *what]) == 2
+        said = capsys.readouterr().err
+        assert "is not empty; give a new or an empty one" in said
+        assert "--overwrite" not in said
 
 
 def test_files_for_llama_cpp(adapter, capsys):

@@ -110,6 +110,7 @@ def test_a_hidden_sitecustomize_still_runs_and_the_programs_status_is_ours(tmp_p
     [
         (["run", "--"], "no command"),
         (["run", "--", "no-such-program-anywhere"], "cannot find"),
+        (["run", "--preference", "", "--", "python"], "cannot read the preference ''"),
         (["run", "--preference", "much", "--", "python"], "cannot read the preference"),
     ],
 )

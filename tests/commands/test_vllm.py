@@ -44,6 +44,10 @@ def test_what_cannot_be_served_is_one_line(toys, tmp_path, capsys):
     assert "name=directory" in capsys.readouterr().err
     assert main(["vllm", f"mine={tmp_path / 'hoe'}", "--routers", "none"]) == 2
     assert "ROUTERS" in capsys.readouterr().err
+    assert main(["vllm", f"mine={tmp_path / 'hoe'}", "--base", "base", "--max-loras", "0"]) == 2
+    assert "--max-loras is 0" in capsys.readouterr().err
+    assert main(["vllm", f"mine={tmp_path}", "--base", "base"]) == 2
+    assert "there is no adapter_config.json; give the directory or Hub id of a HoE adapter" in capsys.readouterr().err
 
 
 def test_the_check_says_what_is_missing_where_there_is_no_vllm(monkeypatch, capsys):

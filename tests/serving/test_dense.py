@@ -25,7 +25,7 @@ def test_a_dense_checkpoint_computes_what_the_adapter_does(steerable, toys, toke
 
 def test_a_missing_base_and_a_full_folder_are_named(steerable, toys, tmp_path):
     model = steerable()
-    with pytest.raises(HoEError, match="cannot load the base"):
+    with pytest.raises(HoEError, match="there is no folder"):
         export_merged(model, [0.6, 0.4], tmp_path / "nowhere", tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
     toys.make_base().save_pretrained(tmp_path / "base")

@@ -89,8 +89,11 @@ def test_one_preference_is_exact_with_norm_too(steerable, base, tmp_path):
 
 def test_what_llama_cpp_cannot_take_is_named(steerable, toys, base, tmp_path):
     model = steerable()
-    with pytest.raises(CheckpointError, match="cannot read the config"):
+    with pytest.raises(HoEError, match="there is no folder"):
         export_gguf_experts(model, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="cannot read the config"):
+        export_gguf_experts(model, tmp_path / "empty", tmp_path / "out")
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(CheckpointError, match=r"'gpt2'.*convert_lora_to_gguf") as caught:

@@ -50,3 +50,12 @@ def test_thirds_have_a_name_that_leads_back_to_them():
 def test_other_steps_are_refused(step):
     with pytest.raises(PreferenceError, match="1 divided by a whole number"):
         PreferenceGrid(["a", "b"], step)
+
+
+def test_a_step_of_endless_points_is_refused_before_they_are_counted_out():
+    with pytest.raises(PreferenceError, match="1e-07, which makes 10000001 preferences of 2 objectives"):
+        PreferenceGrid(["a", "b"], 1e-7)
+    with pytest.raises(PreferenceError, match="176851 preferences of 4"):  # 103! / (3! 100!)
+        PreferenceGrid(list("abcd"), 0.01)
+    fine = PreferenceGrid(["a", "b"], 1 / 19999)
+    assert len({fine.spell(point) for point in fine.points[:2000]}) == 2000

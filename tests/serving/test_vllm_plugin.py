@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from peft_hoe import HoEError, HoEWarning
+from peft_hoe import CheckpointError, HoEError, HoEWarning
 
 pytest.importorskip("fcntl")
 from peft_hoe.serving.atlas import export_atlas
@@ -149,11 +150,12 @@ def test_settings_are_read_and_refused_by_name(environment, adapter, tmp_path):
 def test_ranks_are_checked_against_the_command_line(environment, vllm, monkeypatch):
     # Two experts of rank 4 carry most points.
     assert Names(Settings.from_environment()).max_rank == 8
-    check_command_line(8, ["vllm", "serve", "base", "--enable-lora", "--max-lora-rank", "8"])
-    check_command_line(16, ["vllm", "serve", "base", "--enable-lora"])  # vLLM's default
-    check_command_line(512, ["python", "script.py"])
+    eight, sixteen, most = (SimpleNamespace(max_rank=rank) for rank in (8, 16, 512))
+    check_command_line(eight, ["vllm", "serve", "base", "--enable-lora", "--max-lora-rank", "8"])
+    check_command_line(sixteen, ["vllm", "serve", "base", "--enable-lora"])  # vLLM's default
+    check_command_line(most, ["python", "script.py"])
     monkeypatch.setattr(sys, "argv", ["vllm", "serve", "base", "--enable-lora", "--max-lora-rank=1"])
-    with pytest.raises(HoEError, match=r"--max-lora-rank is 1.*--max-lora-rank 8, or set PEFT_HOE_VLLM_RANK=1"):
+    with pytest.raises(HoEError, match=r"--max-lora-rank is 1.*--max-lora-rank 8; or set PEFT_HOE_VLLM_RANK=1"):
         register()
     environment(RANK=1)
     register()
@@ -165,6 +167,32 @@ def test_above_512_it_says_which_rank_fits(toys, tmp_path):
     names = Names(Settings({"wide": str(tmp_path / "wide")}, 0.25))
     with pytest.raises(HoEError, match="PEFT_HOE_VLLM_RANK=512"):
         _ = names.max_rank
+
+
+def test_voting_routers_above_512_are_not_told_to_reduce_ranks_which_is_refused_for_them(toys, tmp_path):
+    model = toys.make_policy(rank_pattern={"q_proj": 300})
+    model.mark_trained("r0")
+    model.save_pretrained(tmp_path / "wide")
+    voting = Names(Settings({"wide": str(tmp_path / "wide")}, 0.25))
+    with pytest.raises(HoEError, match="PEFT_HOE_VLLM_ROUTERS=drop") as refused:
+        _ = voting.max_rank
+    assert "RANK=512" not in str(refused.value)
+    with pytest.raises(HoEError, match="leave it out, or set PEFT_HOE_VLLM_ROUTERS=drop"):
+        Names(Settings({"wide": str(tmp_path / "wide")}, 0.25, rank=512))
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [("{", "cannot be read as JSON"), ("{}", "is not the list of an atlas"), (None, "lacks .*1,0")],
+)
+def test_a_damaged_atlas_is_told_at_the_start(toys, tmp_path, listed, said):
+    export_atlas(toys.make_policy(), 1.0, tmp_path / "atlas")
+    if listed is None:
+        shutil.rmtree(tmp_path / "atlas" / "1,0")
+    else:
+        (tmp_path / "atlas" / "atlas.json").write_text(listed)
+    with pytest.raises(CheckpointError, match=said):
+        Names(Settings({"mine": str(tmp_path / "atlas")}))
 
 
 def test_trained_routers_can_be_dropped_or_frozen_in_an_atlas(toys, tokenizer, tmp_path, vllm):

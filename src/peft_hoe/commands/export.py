@@ -121,6 +121,9 @@ def _check(arguments: argparse.Namespace) -> None:
         and "--merged names the base",
         "--rank": arguments.rank is not None and arguments.experts and "experts are written as they are",
         "--prompts": arguments.prompts is not None and arguments.experts and "experts are written as they are",
+        "--routers": arguments.routers != "keep"
+        and arguments.experts
+        and "experts are written as they are; peft-hoe weights takes it",
         "--sweep": arguments.sweep is not None
         and (gguf or arguments.dry_run or not arguments.reward)
         and "it goes with --reward NAME=SOURCE, which score its texts, and not with --format gguf or --dry-run",

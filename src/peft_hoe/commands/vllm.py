@@ -35,6 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..serving.vllm_names import Names
     from ..serving.vllm_settings import PREFIX, Settings
 
+    if arguments.max_loras < 1:
+        raise HoEError(
+            f"--max-loras is {arguments.max_loras}; at least one LoRA must be in a batch",
+            argument="--max-loras", value=arguments.max_loras, allowed="at least 1",
+        )  # fmt: skip
     environment = {
         f"{PREFIX}ADAPTERS": ",".join(arguments.adapters),
         f"{PREFIX}GRID": f"{arguments.grid:g}",

@@ -85,7 +85,7 @@ def export_atlas(
     directory = Path(output)
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, base)
     refuse_unread(adapter, base)
-    check_output(directory, overwrite=False)
+    check_output(directory, overwrite=None)
     front = open_front(source, tokenizer, sweep, rewards)
     exporter = LoraExporter(
         adapter, rank=rank, dtype=dtype, even=even, routers=routers, calibration=calibration, front=front

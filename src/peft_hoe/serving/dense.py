@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError, HoEError, StaticMergeError
+from ..inputs import refuse_no_base
 from ..output_directory import check_output, complete_directory
 from ..tasks import AUTO_CLASSES
 from .export_report import REPORT_FILE, ExportReport
@@ -58,7 +59,8 @@ def export_merged(
         HoEError: the base cannot be loaded, or what else `export_lora` raises.
     """
     directory = Path(output)
-    check_output(directory, overwrite=False, sources=[])
+    refuse_no_base(os.fspath(base))
+    check_output(directory, overwrite=None)
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, for_files(source, base))
     front = open_front(source, tokenizer, sweep, rewards)
     exporter = LoraExporter(adapter, rank=rank, dtype=dtype, routers=routers, calibration=calibration, front=front)

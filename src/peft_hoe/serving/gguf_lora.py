@@ -63,7 +63,7 @@ def export_gguf(
     check_choice("dtype", dtype, list(DTYPES))
     adapter, calibration = open_source(source, prompts, tokenizer, adapter_name, for_files(source, base))
     _check_parts(adapter)
-    check_output(Path(output), overwrite=False)
+    check_output(Path(output), overwrite=None)
     naming = GGUFNaming.of(base)
     exporter = LoraExporter(
         adapter, rank=rank, dtype=DTYPES[dtype], even=True, routers=routers, calibration=calibration
@@ -105,7 +105,7 @@ def export_gguf_experts(
     check_choice("dtype", dtype, list(DTYPES))
     adapter, _ = open_source(source, None, None, adapter_name, for_files(source, base))
     _check_parts(adapter)
-    check_output(Path(output), overwrite=False)
+    check_output(Path(output), overwrite=None)
     naming = GGUFNaming.of(base)
     names = adapter.config.expert_names
     files = [f"{index:02d}-{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}.gguf" for index, name in enumerate(names)]

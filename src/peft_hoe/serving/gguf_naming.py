@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..errors import CheckpointError, HoEError
+from ..inputs import refuse_no_base
 
 # transformers' model types whose tensors are known: llama.cpp's architecture, and whether it reorders the rows of q and k.
 ARCHITECTURES = {
@@ -53,7 +54,9 @@ class GGUFNaming:
 
         Raises:
             CheckpointError: it cannot be read, or its architecture is not in `ARCHITECTURES`.
+            HoEError: there is no such folder, or it holds an adapter.
         """
+        refuse_no_base(os.fspath(base))
         try:
             config = AutoConfig.from_pretrained(base)
         except (OSError, ValueError) as error:

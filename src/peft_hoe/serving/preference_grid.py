@@ -5,6 +5,7 @@ Shapes: N objectives, K points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from ..errors import PreferenceError
 from ..preference import FloatArray, das_dennis, parse_preference
 
+MAX_POINTS = 20_000  # all are gone through when a server starts; and six digits tell their spellings apart
 _SAME = 1e-6
 
 
@@ -24,7 +26,7 @@ class PreferenceGrid:
         step: 1 divided by a whole number, such as 0.1.
 
     Raises:
-        PreferenceError: another step.
+        PreferenceError: another step, or one with more than `MAX_POINTS` points.
     """
 
     def __init__(self, objectives: Sequence[str], step: float) -> None:
@@ -33,6 +35,13 @@ class PreferenceGrid:
             raise PreferenceError(
                 f"the step of the grid is {step!r}; it must be 1 divided by a whole number, such as 0.1",
                 argument="step", value=step, allowed="1 divided by a whole number",
+            )  # fmt: skip
+        points = math.comb(partitions + len(objectives) - 1, len(objectives) - 1)
+        if points > MAX_POINTS:
+            raise PreferenceError(
+                f"the step of the grid is {step!r}, which makes {points} preferences of {len(objectives)} objectives; at most "
+                f"{MAX_POINTS} are possible, so take a larger step",
+                argument="step", value=step, allowed=f"a step of at most {MAX_POINTS} points",
             )  # fmt: skip
         self.objectives, self.partitions = list(objectives), partitions
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..config import HoEConfig
 from ..errors import CheckpointError
 from ..experts.checkpoints import Checkpoint, fetch
-from ..files import ADAPTER_CONFIG, read_json
+from ..files import ADAPTER_CONFIG, hoe_settings
 from ..tuner.functional import adapter_of
 from ..tuner.layer import HoELayer
 from ..tuner.lengths import ExpertLengths
@@ -165,12 +165,7 @@ def adapter_from_files(source: str | os.PathLike[str], base: str | os.PathLike[s
         CheckpointError: there is no HoE adapter.
     """
     directory, label = fetch(source, weights=True), f"adapter {os.fspath(source)!r}"
-    kind = read_json(directory / ADAPTER_CONFIG).get("peft_type")
-    if kind != "HOE":
-        raise CheckpointError(
-            f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export",
-            path=directory / ADAPTER_CONFIG, argument="peft_type", value=kind, allowed=["HOE"],
-        )  # fmt: skip
+    hoe_settings(directory, label)
     config = HoEConfig.from_pretrained(directory)
     weights = Checkpoint(directory, label)
     keys = {name.removeprefix(PREFIX): _reader(weights, name) for name in weights.names}
@@ -196,12 +191,12 @@ def base_of(source: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointError: it names none.
     """
-    path = fetch(source, weights=False) / ADAPTER_CONFIG
-    base = read_json(path).get("base_model_name_or_path")
+    directory, label = fetch(source, weights=False), f"adapter {os.fspath(source)!r}"
+    base = hoe_settings(directory, label).get("base_model_name_or_path")
     if not base:
         raise CheckpointError(
-            f"adapter {os.fspath(source)!r} does not name its base model; give --base",
-            path=path, argument="base_model_name_or_path", value=base,
+            f"{label} does not name its base model; give --base",
+            path=directory / ADAPTER_CONFIG, argument="base_model_name_or_path", value=base,
         )  # fmt: skip
     return str(base)
 

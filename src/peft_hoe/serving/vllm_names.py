@@ -6,13 +6,13 @@ exactly these two spellings; any other name is none of ours.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import HoEError, PreferenceError
+from ..errors import CheckpointError, HoEError, PreferenceError
+from ..files import read_json
 from ..preference import FloatArray, parse_preference, read_preference
 from .atlas import INDEX_FILE
 from .engine_limits import VLLM_RANKS, VLLM_SAVED_WHOLE, refuse_apart
@@ -43,10 +43,27 @@ class ServedAdapter:
 
     @staticmethod
     def atlas(name: str, directory: Path) -> ServedAdapter:
-        """The LoRAs of an atlas, as they are."""
-        index = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
-        rank = max(int(entry["rank"]) for entry in index["adapters"].values())
-        return ServedAdapter(name, PreferenceGrid(index["objectives"], index["step"]), "", rank, directory)
+        """The LoRAs of an atlas, as they are.
+
+        Raises:
+            CheckpointError: they are not all there.
+        """
+        index = read_json(directory / INDEX_FILE)
+        try:
+            grid = PreferenceGrid(index["objectives"], index["step"])
+            ranks = [int(index["adapters"][grid.spell(point)]["rank"]) for point in grid.points]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{directory / INDEX_FILE} is not the list of an atlas ({type(error).__name__}: {error}); write the atlas anew "
+                "with peft-hoe export --grid",
+                path=directory / INDEX_FILE,
+            ) from error
+        if gone := [folder for point in grid.points if not (directory / (folder := grid.spell(point))).is_dir()]:
+            raise CheckpointError(
+                f"the atlas {directory} lacks {gone}, which {INDEX_FILE} lists; write it anew with peft-hoe export --grid",
+                path=directory, value=gone,
+            )  # fmt: skip
+        return ServedAdapter(name, grid, "", max(ranks), directory)
 
     @staticmethod
     def adapter(name: str, source: AdapterSource, settings: Settings, layout: RoutedFormat | None) -> ServedAdapter:
@@ -136,11 +153,18 @@ class Names:
         needed = max(adapter.max_rank for adapter in self.adapters.values())
         if needed > VLLM_RANKS[-1]:
             raise HoEError(
-                f"LoRAs have ranks up to {needed}, and vLLM takes {VLLM_RANKS[-1]}; set {PREFIX}RANK={VLLM_RANKS[-1]}, which "
-                "reduces them by SVD (peft-hoe export says what that loses)",
+                f"LoRAs have ranks up to {needed}, and vLLM takes {VLLM_RANKS[-1]}; {self.remedy(VLLM_RANKS[-1])}",
                 argument="rank", value=needed, allowed=f"at most {VLLM_RANKS[-1]}",
             )  # fmt: skip
         return next(rank for rank in VLLM_RANKS if rank >= needed)
+
+    def remedy(self, rank: int) -> str:
+        """How LoRAs of a larger rank come down to this one, in words."""
+        if self.layout is not None:  # the experts of a vote are not reduced together
+            return (
+                f"trained routers vote for experts that are as large as that: take them out with {PREFIX}ROUTERS=drop"
+            )
+        return f"set {PREFIX}RANK={rank}, which reduces them by SVD (peft-hoe export says what that loses)"
 
     def path(self, name: str) -> Path | None:
         """The LoRA of a name such as `my-hoe@0.7,0.3`; None for any other name.

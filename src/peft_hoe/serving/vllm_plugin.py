@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import HoEError, HoEWarning
 from . import vllm_seams
 from .vllm_names import Names, ServedAdapter
-from .vllm_settings import PREFIX, Settings, refuse_parts
+from .vllm_settings import Settings, refuse_parts
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def register() -> None:
         else:
             check_devices(sys.argv)
             vllm_seams.install(layout)
-    check_command_line(names.max_rank, sys.argv)
+    check_command_line(names, sys.argv)
     from vllm.lora.resolver import LoRAResolverRegistry
 
     if RESOLVER not in LoRAResolverRegistry.get_supported_resolvers():
@@ -84,19 +84,19 @@ def lora_id(name: str) -> int:
     return 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % (2**31 - 1)
 
 
-def check_command_line(needed: int, arguments: list[str]) -> None:
+def check_command_line(names: Names, arguments: list[str]) -> None:
     """See that `vllm serve` was started with a rank that suffices, where its command line says one.
 
     Raises:
         HoEError: it does not; says which does.
     """
-    text = " ".join(arguments)
+    needed, text = names.max_rank, " ".join(arguments)
     found = re.findall(r"--max[-_]lora[-_]rank[ =](\d+)", text)
     given = int(found[-1]) if found else 16 if "--enable-lora" in text else None
     if given is not None and given < needed:
         raise HoEError(
             f"LoRAs of the grid have ranks up to {needed}, but --max-lora-rank is {given}; start vLLM with "
-            f"--max-lora-rank {needed}, or set {PREFIX}RANK={given}",
+            f"--max-lora-rank {needed}; or {names.remedy(given)}",
             argument="--max-lora-rank", value=given, allowed=f"at least {needed}",
         )  # fmt: skip
 
