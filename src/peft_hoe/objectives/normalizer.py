@@ -105,8 +105,7 @@ class RewardNormalizer:
         found = cls(mean_over(raw, (1, 2)), objectives, decoding, samples=mean_over(raw, (2,)))
         errors = found._spread_errors(mean_over(raw, (2,)))
         found.measurement = {**(measurement or {}), "spread_errors": [None if math.isnan(e) else e for e in errors]}
-        for sentence in found.uncertain():
-            warnings.warn(sentence, HoEWarning, stacklevel=3)
+        found.tell_uncertain(stacklevel=4)
         return found
 
     def uncertain(self) -> list[str]:
@@ -122,6 +121,15 @@ class RewardNormalizer:
             for name, spread, error in zip(self.objectives, (self.ideal - self.nadir).tolist(), known, strict=True)
             if error is not None and spread < _ERRORS * error
         ]
+
+    def tell_uncertain(self, stacklevel: int = 3) -> None:
+        """Warn of each objective whose spread may be chance, wherever the table is used.
+
+        Args:
+            stacklevel: of the warnings; by default they name the caller's caller.
+        """
+        for sentence in self.uncertain():
+            warnings.warn(sentence, HoEWarning, stacklevel=stacklevel)
 
     def _spread_errors(self, means: FloatArray) -> list[float]:
         """Of ideal − nadir, `(N,)`, from means by prompt `(N, P, N)`: both experts answer the same prompts."""

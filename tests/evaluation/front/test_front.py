@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from peft_hoe import HoEError, PreferenceError, RewardNormalizer, Sweep, das_dennis
-from peft_hoe.evaluation import Front, UnreachableError, weaknesses
+from peft_hoe import HoEConfig, HoEError, HoEWarning, PreferenceError, RewardNormalizer, Sweep, das_dennis
+from peft_hoe.evaluation import Front, UnreachableError, calibrate, weaknesses
 
 
 def sweep_of(points, preferences, spread=0.0, prompts=8):
@@ -132,6 +132,22 @@ def test_an_interval_holds_its_prediction():
 def test_a_level_that_is_none(level):
     with pytest.raises(HoEError, match=f"level is {level!r}; give a share between 0 and 1"):
         Front(LINE, level=level)
+
+
+@pytest.mark.filterwarnings("default:the experts hardly differ")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda sweep: Front(sweep, normalized=True),
+        weaknesses,
+        lambda sweep: calibrate(HoEConfig(objectives=["a", "b"]), sweep),
+    ],
+)
+def test_a_scale_that_may_be_chance_is_told(read):
+    sweep = sweep_of(LINE.points, LINE.preferences)
+    sweep.normalizer = RewardNormalizer(np.eye(2), ["a", "b"], measurement={"spread_errors": [0.1, 0.5]})
+    with pytest.warns(HoEWarning, match="hardly differ in objective 'b'.* 2.0 standard errors"):
+        read(sweep)
 
 
 def test_sweeps_that_say_too_little():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from peft_hoe.errors import HoEError
+from peft_hoe.errors import HoEError, HoEWarning
 from peft_hoe.objectives import RewardNormalizer
 
 LINE = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
@@ -46,6 +46,18 @@ def test_equal_fronts_do_not_dominate(make_sweep):
     found = make_sweep(LINE, preferences=LINE).compare(make_sweep(LINE, preferences=LINE, name="B"), replicates=10)
     assert found.dominates == found.dominated == 0
     assert "neither front dominates the other" in found.table()
+
+
+@pytest.mark.filterwarnings("default:the experts hardly differ")
+def test_a_comparison_tells_of_its_scale(make_sweep):
+    """As the metrics of its first sweep do."""
+    scale = RewardNormalizer(np.eye(2), ["a", "b"], measurement={"spread_errors": [0.1, 0.5]})
+    a, b = make_sweep([[1.0, 1.0], [2.0, -0.2]], normalizer=scale), make_sweep(np.eye(2), name="B")
+    with pytest.warns(HoEWarning) as told:
+        a.compare(b, replicates=10)
+    said = [str(item.message) for item in told]
+    assert any("'A' steered to 'b' alone lies at [2.0, -0.2], below the reference point" in text for text in said)
+    assert any("hardly differ in objective 'b'" in text for text in said)
 
 
 def test_comparisons_use_the_first_ones_scale(make_sweep):

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 
+from peft_hoe import HoEWarning, RewardNormalizer
 from peft_hoe.training.run.verdict import judge
 
 AT = np.asarray([0.25, 0.75])
@@ -43,6 +44,35 @@ def test_missing_rewards_are_left_out():
     lacking = known.copy()
     lacking[::2, 0] = np.nan
     assert judge("r0", lacking, known, AT, 1.05, texts=1).untrained == pytest.approx(0.3)
+
+
+def test_replicates_without_a_reward_are_told_and_are_no_help():
+    """One prompt in two has a reward: a quarter of the draws of two have none, and the others the same gain."""
+    before, after = rewards(0.45, 0.65, 2), rewards(0.25, 0.85, 2)
+    before[0, 1] = after[0, 1] = np.nan
+    verdict = judge("r0", before, after, AT, 1.05, texts=1)
+    assert (verdict.low, verdict.high) == pytest.approx((0.1, 0.1))
+    assert verdict.undefined / 1000 == pytest.approx(0.25, abs=0.04)
+    assert verdict.share == pytest.approx(1 - verdict.undefined / 1000)
+    assert f"undefined in {verdict.undefined} of 1000 replicates" in str(verdict)
+
+
+def test_the_interval_holds_the_gain():
+    """Twelve objectives of equal mean: the worst gap of every draw is larger than that of the data."""
+    noise = np.random.default_rng(0).normal(0, 1, (20, 12))
+    before, after = noise - noise.mean(0), np.zeros((20, 12))
+    verdict = judge("r0", before, after, np.full(12, 1 / 12), 1.05, texts=1)
+    assert verdict.low <= verdict.untrained - verdict.trained == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])
+@pytest.mark.filterwarnings("default:the experts hardly differ")
+def test_a_given_scale_that_may_be_chance_is_told(kind, toys, tmp_path):
+    if kind == "make_grpo_trainer":
+        pytest.importorskip("trl")
+    table = RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], ["low", "high"], measurement={"spread_errors": [0.1, 0.01]})
+    with pytest.warns(HoEWarning, match="hardly differ in objective 'low'.* 2.0 standard errors"):
+        getattr(toys, kind)(None, tmp_path, {"normalizer": table}).train()
 
 
 @pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])

@@ -86,7 +86,7 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
             before then.
 
     Warns:
-        HoEWarning: an objective gets less where its weight grows, beyond chance.
+        HoEWarning: an objective gets less where its weight grows, beyond chance; or the payoff table may be chance.
 
     >>> from peft_hoe import demo, Decoding, sweep
     >>> from peft_hoe.evaluation import calibrate
@@ -102,6 +102,8 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     """
     config = check_own_sweep(model, sweep)
     _check_corners(sweep)
+    if sweep.normalizer is not None:
+        sweep.normalizer.tell_uncertain()
     points, drawn = _scaled(sweep, replicates, seed)
     simplices = triangulate(sweep.preferences)
     pairs = edges(simplices)

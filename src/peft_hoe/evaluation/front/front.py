@@ -76,6 +76,8 @@ class Front:
             raise HoEError(
                 f"the sweep of {sweep.name!r} has no reward at {bad} for some objective; score it again", value=bad
             )
+        if normalized and sweep.normalizer is not None:
+            sweep.normalizer.tell_uncertain()
         self.preferences: FloatArray = sweep.preferences
         self.level = level
         self._simplices = triangulate(self.preferences)

@@ -78,7 +78,7 @@ def weaknesses(sweep: SweepResult, *, replicates: int = 1000, seed: int = 0) -> 
         MetricError: a preference without any reward.
 
     Warns:
-        HoEWarning: replicates in which the payoff table has no spread are left out of the errors.
+        HoEWarning: the payoff table may be chance; replicates in which it has no spread are left out of the errors.
 
     >>> from peft_hoe import RewardNormalizer, Sweep
     >>> from peft_hoe.evaluation import weaknesses
@@ -102,6 +102,7 @@ def weaknesses(sweep: SweepResult, *, replicates: int = 1000, seed: int = 0) -> 
         raise HoEError(
             "the sweep has one preference; there is no front", argument="sweep", value=len(sweep.preferences)
         )
+    sweep.normalizer.tell_uncertain()
     drawn = sweep.replicates(replicates, seed)
     points, others = drawn.estimates[sweep.name], drawn.points[sweep.name]
     regrets = _regrets(points[None], sweep.preferences)[0]

@@ -18,7 +18,7 @@ from ...metrics import Interval, Replicates
 from ...preference import FloatArray
 from ..sweeps.replicates import scaled_replicates
 from ..sweeps.result import SweepResult
-from .measures import check_scale, compact, each_warning_once, shown
+from .measures import check_scale, compact, each_warning_once, shown, warn_of_scale
 
 CONFIDENCE = 0.95  # share of the replicates in which "A dominates B" must hold to be said
 
@@ -80,6 +80,9 @@ def compare(
 
     Raises:
         HoEError: they differ in objectives or prompts, or rewards without a scale.
+
+    Warns:
+        HoEWarning: a corner of `a` lies below the reference point, or its payoff table may be chance.
     """
     if a.objectives != b.objectives or a.prompts != b.prompts:
         what = "objectives" if a.objectives != b.objectives else "prompts"
@@ -89,6 +92,7 @@ def compare(
         )  # fmt: skip
     check_scale(a)
     with each_warning_once():
+        warn_of_scale(a)
         return _compare(a, b, level, replicates, seed)
 
 

@@ -72,7 +72,7 @@ def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, 
     """
     check_scale(sweep)
     with each_warning_once():
-        _warn_of_scale(sweep)
+        warn_of_scale(sweep)
         return _measure(sweep, level, replicates, seed)
 
 
@@ -119,7 +119,7 @@ def check_scale(sweep: SweepResult) -> None:
         )  # fmt: skip
 
 
-def _warn_of_scale(sweep: SweepResult) -> None:
+def warn_of_scale(sweep: SweepResult) -> None:
     """Say where a hypervolume means little: a corner of the sweep lies below the reference point, or a spread is chance."""
     if sweep.normalizer is None:
         return
@@ -135,8 +135,7 @@ def _warn_of_scale(sweep: SweepResult) -> None:
                 HoEWarning,
                 stacklevel=3,
             )
-    for sentence in sweep.normalizer.uncertain():
-        warnings.warn(sentence, HoEWarning, stacklevel=3)
+    sweep.normalizer.tell_uncertain(stacklevel=4)
 
 
 def _steerability(points: FloatArray, preferences: FloatArray) -> FloatArray:

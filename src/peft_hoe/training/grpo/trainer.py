@@ -118,6 +118,7 @@ class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
         tokenizers = processing_classes(reward_processing_classes, self.objectives, functions)
         if normalizer is not None:
             normalizer.check_objectives(self.objectives)
+            normalizer.tell_uncertain()
         train_dataset = with_prompts(train_dataset, processing_class)
         with self.model_settings.applied(), frozen(policy), _without_reference(args):
             super().__init__(

@@ -158,6 +158,7 @@ class UpdateLoop(RouterTrainer):
             self.normalizer = self.measure_payoff()
         else:
             self.normalizer.check_objectives(self.objectives)
+            self.normalizer.tell_uncertain()
 
     def _finish_step(self, metrics: dict[str, float]) -> None:
         """Count, log, evaluate, save, and stop where someone asked for it."""

@@ -38,6 +38,7 @@ class Verdict:
         share: of the replicates in which `untrained - trained` is above 0.
         prompts: P.
         texts: T.
+        undefined: replicates that drew no prompt with a reward for some objective; not in the interval, and no help.
     """
 
     router: str
@@ -48,6 +49,7 @@ class Verdict:
     share: float
     prompts: int
     texts: int
+    undefined: int = 0
 
     @property
     def helps(self) -> bool:
@@ -60,6 +62,8 @@ class Verdict:
             f"router {self.router!r}: worst gap {self.trained:.3f} trained, {self.untrained:.3f} untrained, on {self.prompts} "
             f"held-out prompts with {self.texts} texts each; smaller by {gain:.3f} [{self.low:.3f}, {self.high:.3f}]"
         )
+        if self.undefined:
+            measured += f" (undefined in {self.undefined} of {_REPLICATES} replicates)"
         if self.helps:
             return measured
         return (
@@ -147,10 +151,13 @@ def judge(
     gaps = gap(both)
     replicates = np.stack([gap(both[:, draw]) for draw in draws])
     gains = replicates[:, 0] - replicates[:, 1]
-    low, high = np.quantile(gains, [0.025, 0.975])
+    known = gains[~np.isnan(gains)]
+    gain = gaps[0] - gaps[1]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return Verdict(
-        router, float(gaps[0]), float(gaps[1]), float(low), float(high), float((gains > 0).mean()), len(trained), texts
-    )
+        router, float(gaps[0]), float(gaps[1]), float(np.fmin(low, gain)), float(np.fmax(high, gain)),
+        float((gains > 0).mean()), len(trained), texts, len(gains) - len(known),
+    )  # fmt: skip
 
 
 def _means(values: FloatArray) -> FloatArray:
