@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peft_hoe import record_votes, use_kernel
+from peft_hoe import ExpertSpec, record_votes, use_kernel
 from peft_hoe.tuner.kernels import choice, fused
 from peft_hoe.tuner.layer import HoELayer
 
@@ -141,25 +141,17 @@ def test_moving_a_model_frees_the_old_weights(model, tokens):
 class Operations(TorchDispatchMode):
     """Counts what reaches the dispatcher, views left out."""
 
-    def __init__(self):
+    VIEWS = (
+        "view", "t", "slice", "unsqueeze", "expand", "detach", "alias", "_unsafe_view", "select", "transpose",
+        "split_with_sizes",
+    )  # fmt: skip
+
+    def __init__(self, views=VIEWS):
         super().__init__()
-        self.count = 0
+        self.views, self.count = views, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        views = (
-            "view",
-            "t",
-            "slice",
-            "unsqueeze",
-            "expand",
-            "detach",
-            "alias",
-            "_unsafe_view",
-            "select",
-            "transpose",
-            "split_with_sizes",
-        )
-        self.count += func.overloadpacket.__name__ not in views
+        self.count += func.overloadpacket.__name__ not in self.views
         return func(*args, **(kwargs or {}))
 
 
@@ -262,16 +254,42 @@ def test_operations_do_not_grow_with_the_experts(hoe_llama, tokens):
     assert operations(many, tokens, preference=preference) == operations(few, tokens, preference=preference)
 
 
-def test_experts_without_votes_cost_nothing(hoe_llama, tokens):
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 1)], ids=["even", "uneven"])
+def test_nor_where_hooks_fetch_the_weights(hoe_llama, tokens, ranks):
+    """There A and B are called as modules, with all experts."""
+    counts = []
+    for n in (3, 21):
+        experts = [ExpertSpec([i / (n - 1), 1 - i / (n - 1)], r=ranks[i % 2]) for i in range(n)]
+        routers = [{"preference": [0.5, 0.5], "votes_for": "all"}]
+        model = hoe_llama(trained=True, routers=routers, experts=experts, interpolation="norm")
+        for layer in layers(model):
+            layer.hoe_A["default"].register_forward_pre_hook(lambda module, args: None)
+        with torch.no_grad():
+            model(tokens, preference=[0.5, 0.5])
+            with Operations(views=()) as counted:
+                model(tokens, preference=[0.5, 0.5])
+        counts.append(counted.count)
+    assert counts[0] == counts[1]
+
+
+UNREACHED = {  # preference to the ranks of experts a, b and centroid that it does not reach
+    "static": (STATIC, slice(4, 8)),
+    "routed": (LIVE, slice(0, 4)),
+    "rows": ([STATIC, [1.0, 0.0], [0.6, 0.4]], slice(4, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", UNREACHED)
+def test_experts_without_votes_cost_nothing(hoe_llama, tokens, kind):
     """NaN in experts that a preference does not reach is never read."""
-    model = hoe_llama(interpolation="norm")
+    model, (preference, unreached) = hoe_llama(trained=True, interpolation="norm"), UNREACHED[kind]
     with torch.no_grad():
-        expected = model(tokens, preference=STATIC).logits  # a and the centroid
+        expected = model(tokens, preference=preference).logits
         for layer in layers(model):
             weight_a, weight_b = layer.factors("default")
-            weight_a[4:8] = torch.nan
-            weight_b[:, 4:8] = torch.nan
-        torch.testing.assert_close(model(tokens, preference=STATIC).logits, expected, rtol=0, atol=0)
+            weight_a[unreached] = torch.nan
+            weight_b[:, unreached] = torch.nan
+        torch.testing.assert_close(model(tokens, preference=preference).logits, expected, rtol=0, atol=0)
 
 
 class Asked(TorchDispatchMode):

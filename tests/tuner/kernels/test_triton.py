@@ -225,3 +225,21 @@ def test_a_compiled_model_has_one_graph_with_the_operator_in_it(hoe_llama, token
     assert counter.frame_count == 1
     assert sum("peft_hoe.gate" in str(node.target) for graph in counter.graphs for node in graph.graph.nodes) == 2
     torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("whole_graph")
+@pytest.mark.parametrize("kernel", ["plain", "triton"])
+def test_gradients_of_a_compiled_module_with_experts_of_different_ranks(hoe_llama, kernel):
+    torch.compiler.reset()
+    settings = {"target_modules": MODULES, "rank_pattern": {MODULES: [3, 1, 4]}, "interpolation": "norm"}
+    layer = hoe_llama(trained=True, **settings).to(DEVICE).base_model.model.model.layers[0].self_attn.q_proj
+    layer.hoe_steering.set_preference(LIVE)
+    x = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    router, compiled = layer.hoe_router["default"], torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with use_kernel(kernel):
+        found = torch.autograd.grad(compiled(x).pow(2).sum(), [router.weight, router.bias])
+    with use_kernel("plain"):
+        expected = torch.autograd.grad(layer.double()(x.double()).pow(2).sum(), [router.weight, router.bias])
+    for one, other in zip(found, expected, strict=True):
+        assert distance(one, other) < 1e-5
+    torch.compiler.reset()

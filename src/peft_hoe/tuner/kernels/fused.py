@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .gate import Votes
+from .gate import PLAIN, Votes
 from .gradient import gate_gradient
 
 
@@ -41,12 +41,9 @@ def router_logits(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 
 def _by_operator(*tensors: torch.Tensor) -> bool:
-    if torch.compiler.is_compiling() or any(type(tensor) not in _PLAIN for tensor in tensors):
+    if torch.compiler.is_compiling() or any(type(tensor) not in PLAIN for tensor in tensors):
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _kernels() -> Any:

@@ -11,6 +11,7 @@ Pure functions on tensors, float32 or wider between input and output. Shapes: T 
 from __future__ import annotations
 
 import contextlib
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 
 MAX_FACTOR = 3.0
 TINY = 1e-30
+PLAIN = (torch.Tensor, torch.nn.Parameter)  # no tracer's
 
 
 class Votes(NamedTuple):
@@ -72,7 +74,24 @@ def over_ranks(votes: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
     """`(..., S)` to `(..., r)`: each expert's vote once per rank."""
     if len(set(ranks)) == 1:
         return votes.unsqueeze(-1).expand(*votes.shape, ranks[0]).flatten(-2)
-    return torch.cat([votes[..., j : j + 1].expand(*votes.shape[:-1], rank) for j, rank in enumerate(ranks)], dim=-1)
+    return votes.index_select(-1, owners_of(ranks, votes))
+
+
+def owners_of(ranks: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """`(r,)` int32 where `like` lies: of each rank its expert; shared by all modules with these ranks."""
+    if torch.compiler.is_compiling() or type(like) not in PLAIN:  # a constant of the graph
+        return torch.tensor(_owners(ranks), dtype=torch.int32, device=like.device)
+    return _placed_owners(ranks, like.device)
+
+
+def _owners(ranks: tuple[int, ...]) -> list[int]:
+    return [expert for expert, rank in enumerate(ranks) for _ in range(rank)]
+
+
+@lru_cache(maxsize=256)
+def _placed_owners(ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(_owners(ranks), dtype=torch.int32).to(device)
 
 
 def scaled(inner: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -12,14 +12,13 @@ Shapes as in `gate.py`; d is the width of x.
 from __future__ import annotations
 
 import contextlib
-from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from .gate import MAX_FACTOR, TINY, Votes
+from .gate import MAX_FACTOR, TINY, Votes, owners_of
 
 _RANKS = 128  # of a program
 _TOKENS = 16  # of a program, with many tokens and few experts
@@ -126,7 +125,7 @@ def gate(
     with _on(inner.device):
         _gate[(triton.cdiv(tokens, tile), triton.cdiv(rank, _RANKS))](
             inner, logits, mix, mix if votes.places is None else votes.places, mix if gram is None else gram,
-            owners_of(ranks, inner.device), result,
+            owners_of(ranks, inner), result,
             tokens, rank, experts, votes.routers, logits.shape[1], slots // votes.routers, tokens // rows,
             inner.stride(0), logits.stride(0), *strides, *((0, 0) if gram is None else gram.stride()), temperature,
             HAS_PLACES=votes.places is not None, HAS_GRAM=gram is not None, MOST=MAX_FACTOR, LEAST=TINY,
@@ -149,13 +148,6 @@ def router_logits(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
             TOKENS=tile, WIDTH=_WIDTH,
         )  # fmt: skip
     return result
-
-
-@lru_cache(maxsize=256)
-def owners_of(ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """`(r,)` int32: of each rank its expert; shared by all modules with these ranks."""
-    with torch.inference_mode(False):
-        return torch.arange(len(ranks), dtype=torch.int32).repeat_interleave(torch.tensor(ranks)).to(device)
 
 
 def _tile(tokens: int, most: int) -> int:
