@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from ..errors import HoEError
 
 _PORT = 8000
+_PORTS = 65535
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,32 +52,79 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..inputs import load_adapter
 
-    if arguments.sweep and not arguments.page:
-        raise HoEError("--sweep is for the page; give --page too", argument="--sweep", value=arguments.sweep)
-
-    model, tokenizer = load_adapter(arguments.adapter, arguments.base)
-    model = model.eval().to("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
-    engine = Engine(
-        model,
-        tokenizer,
-        max_batch=arguments.max_batch,
-        max_waiting=arguments.max_queue,
-        max_length=arguments.max_length,
-    )
-    name = arguments.name or Path(arguments.adapter).name
+    _check(arguments)
+    name = arguments.name or Path(arguments.adapter.partition("@")[0]).name
+    # The port is held while the model is loaded, which may take minutes, and nobody is answered yet.
+    with _bound(arguments.host, arguments.port) as place:
+        port = place.getsockname()[1]
+        model, tokenizer = load_adapter(arguments.adapter, arguments.base)
+        model = model.eval().to("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
+        engine = Engine(
+            model,
+            tokenizer,
+            max_batch=arguments.max_batch,
+            max_waiting=arguments.max_queue,
+            max_length=arguments.max_length,
+        )
     app = create_app(engine, name, max_body=arguments.max_body)
     if arguments.page:
         app = _with_page(app, engine, name, arguments.sweep)
-        print(f"page: http://{arguments.host}:{arguments.port}/page")
+        print(f"page: http://{arguments.host}:{port}/page")
     print(f"model {name!r}: preferences among {', '.join(engine.objectives)}, up to {engine.max_length} tokens")
     uvicorn.run(
         app,
         host=arguments.host,
-        port=arguments.port,
+        port=port,
         log_level="warning" if arguments.quiet else "info",
         timeout_graceful_shutdown=arguments.grace,
     )
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that cannot be used."""
+    if arguments.sweep and not arguments.page:
+        raise HoEError("--sweep is for the page; give --page too", argument="--sweep", value=arguments.sweep)
+    if arguments.name is not None and (not arguments.name or "@" in arguments.name):
+        raise HoEError(
+            f"--name is {arguments.name!r}; a name is not empty and has no @, after which requests write a preference",
+            argument="--name", value=arguments.name, allowed="a name without @",
+        )  # fmt: skip
+    if not 0 <= arguments.port <= _PORTS:  # the system would take it modulo 65536
+        raise HoEError(
+            f"--port is {arguments.port}; it must be from 0, for a free one, to {_PORTS}",
+            argument="--port", value=arguments.port, allowed=f"0 to {_PORTS}",
+        )  # fmt: skip
+    for option, value, least in (("--max-body", arguments.max_body, 1), ("--grace", arguments.grace, 0)):
+        if value < least:
+            raise HoEError(
+                f"{option} is {value}; it must be at least {least}",
+                argument=option, value=value, allowed=f"at least {least}",
+            )  # fmt: skip
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket with its address, which does not listen yet.
+
+    Raises:
+        HoEError: the address is not there, or somebody else has the port.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":  # as asyncio does it; elsewhere it lets two servers have one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise HoEError(
+            f"cannot listen on {host}, port {port}: {error}; give another --port (0 takes a free one) or --host",
+            argument="--port", value=port, allowed="a free port",
+        ) from None  # fmt: skip
+    return listener
 
 
 def _with_page(app: Any, engine: Any, name: str, sweep: str | None) -> Any:
