@@ -313,3 +313,37 @@ def test_a_missing_file_is_told_before_anything_is_built(saved, tmp_path):
     with pytest.raises(RewardError, match="nowhere"):
         reproduce(plan, progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_several_texts_of_every_method_and_several_experiments_as_one(saved, tmp_path, capsys):
+    """Sampled, with dense soups beside; the stack of two experiments is on one scale, as the page says."""
+    more = (
+        "--baselines",
+        "rs_dense",
+        "--router",
+        "none",
+        "--texts",
+        "3",
+        "--temperature",
+        "0.7",
+        "--top-p",
+        "0.9",
+        "--quiet",
+    )
+    for seed in ("0", "1"):
+        assert cli.main([*command(saved, tmp_path / seed, *more), "--seed", seed]) == 0
+    scale = Sweep.load(tmp_path / "0/sweeps/hoe").normalizer
+    assert scale.measurement["texts"] == 3
+    stacks = []
+    for name in ("hoe", "rs_dense"):
+        runs = [Sweep.load(tmp_path / seed / "sweeps" / name) for seed in ("0", "1")]
+        assert {run.rewards.shape for run in runs} == {(1, 3, 4, 3, 2)}  # runs, preferences, prompts, texts, objectives
+        assert all(run.runs[0]["decoding"]["top_p"] == 0.9 for run in runs)
+        for run in runs:
+            run.normalizer, run.payoff_source = scale, "given"
+        stacks.append(Sweep.stack(runs))
+    found = stacks[0].compare(stacks[1], replicates=50)
+    assert "hypervolume A - B" in found.values
+    assert cli.main([*command(saved, tmp_path / "2", "--texts", "2"), "--dry-run"]) == 2
+    assert "greedy texts are all the same" in capsys.readouterr().err

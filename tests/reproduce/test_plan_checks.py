@@ -23,12 +23,13 @@ from peft_hoe.reproduce import plan_checks as checks
         (lambda: checks.check_batches(batch_size=0, micro_batch_size=None), "batch_size", 0, "at least 1"),
         (lambda: checks.check_batches(batch_size=4, micro_batch_size=None, limit=0), "limit", 0, "at least 1"),
         (lambda: checks.check_batches(batch_size=6, micro_batch_size=4), "micro_batch_size", 4, "a divisor of 6"),
+        (lambda: checks.check_texts(4, sampled=False), "texts", 4, 1),
         (lambda: checks.check_prompts(None, None, None), "prompts", None, None),
         (lambda: checks.check_prompts("prompts.json", "copy", None), "data", "copy", None),
     ],
 )
 def test_what_does_not_fit_is_named(
-    check: Callable[[], None], argument: str, value: object, allowed: str | None
+    check: Callable[[], None], argument: str, value: object, allowed: str | int | None
 ) -> None:
     with pytest.raises(HoEError, match=argument) as refused:
         check()

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preferences", default="grid", metavar="FILE", help="as in sweep: grid (default), or a file")
     add("--baselines", default="", metavar="NAMES", help="with commas, such as rs,mod; more may be added later")
     add_decoding(parser, "default the recipe's, else 64")
+    add("--texts", type=int, default=1, help="sampled texts for each prompt and preference of all sweeps (default 1)")
     add("--limit", type=int, help="test prompts at most; default all")
     add("--rank", default="auto", help="of experts, as in build (default auto)")
     add("--seed", type=int, default=0, help="of prompts, build and training (default 0)")
@@ -124,6 +125,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         preferences=read_preferences(arguments.preferences),
         baselines=[name.strip() for name in arguments.baselines.split(",") if name.strip()],
         decoding=read_decoding(arguments),
+        texts=arguments.texts,
         limit=arguments.limit,
         rank=read_number(arguments.rank, int),
         seed=arguments.seed,

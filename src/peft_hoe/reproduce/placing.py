@@ -128,7 +128,7 @@ def _front(plan: Plan, model: Any, rows: Any, shared: dict[str, Any], progress: 
     points = np.asarray(plan.preferences)
     corners = [bool((np.abs(points - corner).max(axis=1) < 1e-9).any()) for corner in np.eye(points.shape[1])]
     return sweep(
-        model, prompts=rows, preferences=plan.preferences, decoding=plan.decoding, seed=plan.seed,
+        model, prompts=rows, preferences=plan.preferences, decoding=plan.decoding, texts=plan.texts, seed=plan.seed,
         payoff=None if all(corners) else rows, name="HoE, validation", progress=progress, **shared,
     )  # fmt: skip
 

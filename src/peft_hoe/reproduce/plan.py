@@ -19,7 +19,7 @@ from ..placing import Budget
 from ..preference import parse_preference, preference_grid
 from ..router_recipe import MOST_UPDATES, RESPONSES, UPDATES, default_experts, default_routers
 from ..training.run.reports import check_reports
-from .plan_checks import check_baselines, check_batches, check_prompts, check_rewards, check_updates
+from .plan_checks import check_baselines, check_batches, check_prompts, check_rewards, check_texts, check_updates
 
 OWN = "own"
 TRAINERS = ("ppo", "grpo", "distill")
@@ -54,6 +54,7 @@ class Plan:
         baselines: names of `evaluation.baselines`.
         decoding: of all sweeps, and of their payoff table. Routers train on samples of the same length that end at the same
             places, at its temperature, top_k and top_p if it samples, else at 1 from the whole vocabulary.
+        texts: for each prompt and preference of all sweeps, and of their payoff table; several if the decoding samples.
         limit: test prompts at most; None for all.
         rank: as `build_adapter`'s `r`.
         seed: of prompts, build and training.
@@ -91,6 +92,7 @@ class Plan:
     preferences: Sequence[Sequence[float]] = ()
     baselines: Sequence[str] = ()
     decoding: Decoding = Decoding()  # noqa: RUF009
+    texts: int = 1
     limit: int | None = None
     rank: int | str = "auto"
     seed: int = 0
@@ -246,8 +248,10 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
         micro_batch_size=plan.micro_batch_size,
         save_steps=plan.save_steps,
         limit=plan.limit,
+        texts=plan.texts,
         sweep_batch_size=plan.sweep_batch_size,
     )
+    check_texts(plan.texts, sampled=plan.decoding.do_sample)
     check_rewards(plan.rewards, plan.objectives, recipe)
     check_prompts(plan.prompts, plan.data, recipe)
     check_baselines(plan.baselines)

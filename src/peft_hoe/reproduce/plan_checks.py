@@ -41,6 +41,19 @@ def check_updates(updates: int | str, max_updates: int | None, trainer: str) -> 
         )  # fmt: skip
 
 
+def check_texts(texts: int, *, sampled: bool) -> None:
+    """Several texts for a prompt are sampled.
+
+    Raises:
+        HoEError: they are greedy, and so all the same.
+    """
+    if texts > 1 and not sampled:
+        raise HoEError(
+            f"texts is {texts}, but greedy texts are all the same; sample (--sample), or leave texts out",
+            argument="texts", value=texts, allowed=1,
+        )  # fmt: skip
+
+
 def check_batches(*, batch_size: int, micro_batch_size: int | None, **others: int | None) -> None:
     """All sizes are at least 1, or None for all there is, and a batch is whole micro-batches.
 

@@ -114,7 +114,7 @@ class Experiment:
         """A sweep of the test prompts into a folder of its own; an interrupted one goes on."""
         sweep(
             model, tokenizer, self.prompts.test, self.rewards, self.plan.preferences,
-            batch_size=self.plan.sweep_batch_size, output_dir=self.plan.folder / "sweeps" / where,
+            texts=self.plan.texts, batch_size=self.plan.sweep_batch_size, output_dir=self.plan.folder / "sweeps" / where,
             progress=self.progress, **options,
         )  # fmt: skip
 
