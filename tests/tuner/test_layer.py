@@ -142,6 +142,28 @@ def test_any_preference_and_experts_of_any_rank(path, interpolation, ranks, rand
             torch.testing.assert_close(model(x, preference=rows), naive(model, x, rows), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("rows", [False, True])
+def test_adapters_that_are_active_together_add_up(path, rows, randomise):
+    """Each with its own objectives, experts and preference, or one per row."""
+    model = make("linear", randomise, interpolation="norm")
+    second = HoEConfig(objectives=["x", "y"], r=2, target_modules=["lin"])
+    model.add_adapter("second", second, autocast_adapter_dtype=False)
+    randomise(model, seed=1)
+    layer = model.base_model.model.lin.double()
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    preference = PREFERENCES if rows else PREFERENCES[1]
+    with computed(model, path):
+        expected = naive(model, x, preference if rows else [preference] * 4)
+        weight_a, weight_b = layer.factors("second")
+        for expert, vote in ((0, 0.4), (2, 0.6)):  # [0.7, 0.3] = 0.4 [1, 0] + 0.6 [0.5, 0.5]
+            here = slice(2 * expert, 2 * expert + 2)
+            expected = expected + vote * (x @ weight_a[here].T) @ weight_b[:, here].T
+        model.base_model.set_adapter(["default", "second"])
+        found = model(x, preference={"default": preference, "second": [0.7, 0.3]})
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
 def test_ranks_of_inputs(randomise):
     """A layer takes one vector, a batch, and more axes than a batch and its tokens; also none at all."""
     model = make("linear", randomise, interpolation="norm")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import inspect
 import pickle
 import weakref
 
@@ -11,11 +13,16 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM
 
 from peft_hoe import ExpertSpec, record_votes, use_kernel
+from peft_hoe.tuner import steering
+from peft_hoe.tuner.cache_owner import cache_name, returned_cache
 from peft_hoe.tuner.kernels import choice, fused
 from peft_hoe.tuner.layer import HoELayer
+from peft_hoe.tuner.step import Step
 
+CACHE = cache_name(inspect.signature(LlamaForCausalLM.forward).parameters)
 LIVE, STATIC = [0.25, 0.75], [0.7, 0.3]
 ROWS = [LIVE, STATIC, [1.0, 0.0]]
 
@@ -292,6 +299,23 @@ def test_experts_without_votes_cost_nothing(hoe_llama, tokens, kind):
         torch.testing.assert_close(model(tokens, preference=preference).logits, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("preference", [LIVE, STATIC, ROWS], ids=["routed", "static", "rows"])
+def test_a_generate_reads_its_preference_once_and_prepares_each_module_once(model, tokens, preference, monkeypatch):
+    """And a later one with the same preference prepares nothing."""
+    read, prepared = [], []
+    parse, make = steering.parse_preference, Step.__init__
+
+    def init(self, *args, **settings):
+        prepared.append(self)
+        make(self, *args, **settings)
+
+    monkeypatch.setattr(steering, "parse_preference", lambda *args, **rest: read.append(1) or parse(*args, **rest))
+    monkeypatch.setattr(Step, "__init__", init)
+    for calls in (1, 2):
+        model.generate(input_ids=tokens, preference=preference, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        assert (len(read), len(prepared)) == (calls, 14)
+
+
 class Asked(TorchDispatchMode):
     """Collects what would wait for a device: numbers read from it, and results whose size depends on numbers."""
 
@@ -308,11 +332,15 @@ class Asked(TorchDispatchMode):
 
 @pytest.mark.parametrize("preference", [LIVE, STATIC, ROWS], ids=["routed", "static", "rows"])
 def test_a_step_does_not_wait_for_the_device(model, tokens, preference):
-    """Beyond what the base model does."""
+    """Beyond what the base model does, neither over a text nor in a step of decoding."""
+    mask = torch.ones(3, 8, dtype=torch.long)
+    waits = {}
     with torch.no_grad():
         model(tokens, preference=preference)
-        with Asked() as steered:
-            model(tokens, preference=preference)
-        with model.disable_adapter(), Asked() as base:
-            model(tokens)
-    assert steered.waits == base.waits
+        for steered in (True, False):
+            settings = {"preference": preference} if steered else {}
+            with contextlib.nullcontext() if steered else model.disable_adapter(), Asked() as asked:
+                cache = returned_cache(model(tokens, attention_mask=mask[:, :7], use_cache=True, **settings))
+                model(tokens[:, :1], attention_mask=mask, **{CACHE: cache}, **settings)
+            waits[steered] = asked.waits
+    assert waits[True] == waits[False]
