@@ -255,6 +255,21 @@ def test_saved_and_loaded(adapted, llama, tied, tokens, tmp_path, tie, low_memor
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_bases(llama, config, tokens, tmp_path, dtype):
+    """Experts of embeddings and heads have the base's dtype; those of norms, a shift of few numbers, are float32."""
+    settings = {"interpolation": "norm", "init_weights": False, **EVERYWHERE}
+    model = get_peft_model(llama().to(dtype), config(**settings)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(llama().to(dtype), tmp_path)
+    tensors = dict(model.named_parameters())
+    for name, tensor in loaded.named_parameters():
+        wide = any(part in name for part in ("hoe_norm", "hoe_length", "hoe_router"))
+        assert tensor.dtype == (torch.float32 if wide else dtype), name
+        assert torch.equal(tensor, tensors[name]), name
+    assert logits(loaded, tokens, preference=[0.3, 0.7]).dtype == dtype
+
+
 def test_the_base_is_not_saved_with_it(adapted, tmp_path):
     # PEFT saves whole embeddings where target_modules names them.
     from safetensors import safe_open
