@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import gc
@@ -9,13 +10,14 @@ import inspect
 import pickle
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from peft_hoe import ExpertSpec, record_votes, use_kernel
+from peft_hoe import ExpertSpec, RouterSpec, record_votes, use_kernel
 from peft_hoe.tuner import steering
 from peft_hoe.tuner.cache_owner import cache_name, returned_cache
 from peft_hoe.tuner.kernels import choice, fused
@@ -107,6 +109,55 @@ def test_what_is_kept_holds_a_tenth_of_the_adapters_bytes_at_most(model, tokens)
     kept = sum(layer._steps.nbytes for layer in layers(model))
     held = sum(weight.nbytes for layer in layers(model) for weight in layer.factors("default"))
     assert 0 < kept <= held / 10
+
+
+def own_bytes(model):
+    """Of all tensors that steps hold, without those that several modules share: weights of theirs, and a preference's votes."""
+    held_by, sizes = collections.Counter(), {}
+
+    def tensors(item):
+        if isinstance(item, torch.Tensor):
+            yield item.untyped_storage()
+        elif isinstance(item, (tuple, list)):
+            for part in item:
+                yield from tensors(part)
+
+    for layer in layers(model):
+        weights = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+        found = {}
+        for step in layer._steps._kept.values():
+            for name in set(Step.__slots__) - {"_sources", "_parts"}:
+                found |= {storage.data_ptr(): storage.nbytes() for storage in tensors(getattr(step, name))}
+        sizes |= found
+        held_by.update(found.keys() - weights)
+    return sum(sizes[place] for place, holders in held_by.items() if holders == 1)
+
+
+@pytest.mark.parametrize("kind", [None, "token", "module"])
+def test_nothing_that_is_kept_goes_uncounted(hoe_llama, tokens, kind):
+    """With many experts in play at once, what lies between them is larger than their votes."""
+    n = 8
+    even = [1 / n] * n
+    routers = [] if kind is None else [RouterSpec(even, votes_for="all", kind=kind)]
+    experts = [*np.eye(n).tolist(), *([] if kind is None else [even])]
+    model = hoe_llama(
+        objectives=list("abcdefgh"),
+        experts=experts,
+        routers=routers,
+        trained=kind is not None,
+        r=2,
+        interpolation="norm",
+    ).double()
+    for layer in layers(model):
+        if kind == "module":
+            layer.hoe_router["default"].weight.data.zero_()
+    points = np.random.default_rng(0).dirichlet(np.ones(n), size=20)
+    with torch.no_grad():
+        for point in points:
+            model(tokens, preference=point.tolist())
+        model(tokens, preference=points[:3].tolist())
+    held = sum(weight.nbytes for layer in layers(model) for weight in layer.factors("default"))
+    assert 0 < own_bytes(model) <= sum(layer._steps.nbytes for layer in layers(model)) <= held / 10
 
 
 def test_rows_and_columns_are_views(model, tokens):

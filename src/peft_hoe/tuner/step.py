@@ -114,9 +114,11 @@ class Step:
             selection = plan.selection(ranks, whole=True)
         self.placed = plan.votes(weight_a, selection.experts)
         modules = self.placed.modules
+        copies: list[torch.Tensor] = []
         if modules is not None and fixed:
             bias = sources["bias"].parameter.detach()
             self.placed = self.placed.with_rows(module_votes(modules, bias, layout.temperature))
+            copies.append(self.placed.votes.mix)
         mix = self.placed.votes.mix
         self._sources, self._parts = tuple(sources.values()), sources["A"].parts
         self.dtype, self.experts, self.ranks = weight_a.dtype, selection.experts, selection.ranks
@@ -133,11 +135,11 @@ class Step:
                 self._root = self._make_root(products)
         self.router, self.mixed, scale = None, None, None
         self._widths = (sum(selection.ranks), len(self.experts), 1)
-        copies = [*self._root] if self.gram is None else [self.gram]
         self.scale_is_known = slots is None and not by_module
         if self.scale_is_known:
             scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
-            copies = [scale]
+            self._root = ()  # no more use
+            copies.append(scale)
         elif slots is not None and "router" in sources:
             stored = [sources[name].parameter.detach() for name in ("router", "bias")]
             rows = [part[slots].to(torch.promote_types(part.dtype, torch.float32)) for part in stored]
@@ -146,7 +148,8 @@ class Step:
         mixed = sum(self._widths) * mix.shape[-1] * mix.itemsize
         if slots is not None and not by_module and not self.fused and mix.ndim == 2 and 2 * mixed <= limit:
             self.mixed = torch.cat([mix[selection.owners(mix.device)], *(part @ mix for part in self._root)])
-            copies = [self.mixed, *copies]
+            copies.append(self.mixed)
+        copies += self._root if self.gram is None else [self.gram]
         self.nbytes = sum(copy.nbytes for copy in copies)
         self._genuine = all(type(copy) is torch.Tensor for copy in (mix, *copies))  # not a tracer's
         self.stretches = tuple(_stretches(selection, weight_a, weight_b, scale))
