@@ -15,7 +15,7 @@ from .files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .preference import read_preference
 
 # What peft, transformers and safetensors raise over files; KeyError of an unknown kind of adapter.
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 _TOKENIZER = re.compile("token|vocab|spiece|spm|tekken|sentencepiece|bpe", re.IGNORECASE)  # in a file's name
 
 
@@ -93,11 +93,11 @@ def load_adapter(adapter: str, base: str | None) -> tuple[Any, Any]:
     model = _load_base(named, who)
     try:
         return PeftModel.from_pretrained(model, adapter), load_tokenizer(named)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, HoEError) and error.argument == "base":  # of the tokenizer
             raise
         raise HoEError(
-            f"cannot put the adapter {adapter!r} on the base {named!r}: {_weights_missing(adapter) or _said(error)}",
+            f"cannot put the adapter {adapter!r} on the base {named!r}: {_weights_missing(adapter) or said(error)}",
             argument="adapter", value=adapter,
         ) from error  # fmt: skip
 
@@ -112,9 +112,9 @@ def _named_base(adapter: str) -> str:
 
     try:
         found: str | None = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise HoEError(
-            f"cannot read the configuration of the adapter {adapter!r}: {_said(error)}", argument="adapter", value=adapter
+            f"cannot read the configuration of the adapter {adapter!r}: {said(error)}", argument="adapter", value=adapter
         ) from error  # fmt: skip
     if not found:
         raise HoEError(f"{adapter} does not name its base model; give --base (base=)", argument="base", value=found)
@@ -148,8 +148,8 @@ def _load_base(base: str, who: str) -> Any:
     refuse_no_base(base, who)
     try:
         return AutoModelForCausalLM.from_pretrained(base)
-    except _UNREADABLE as error:
-        raise HoEError(f"cannot load the base {base!r}: {_said(error)}{who}", argument="base", value=base) from error
+    except UNREADABLE as error:
+        raise HoEError(f"cannot load the base {base!r}: {said(error)}{who}", argument="base", value=base) from error
 
 
 def is_path(name: str) -> bool:
@@ -165,7 +165,7 @@ def _weights_missing(adapter: str) -> str | None:
     return f"the folder holds no {ADAPTER_WEIGHTS}, only {sorted(files)}; save or download the adapter again"
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error's text, and what it is where the text alone says little."""
     return str(error) if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {error}"
 

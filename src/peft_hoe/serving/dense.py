@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError, HoEError, StaticMergeError
-from ..inputs import refuse_no_base
+from ..inputs import UNREADABLE, refuse_no_base, said
 from ..output_directory import check_output, complete_directory
 from ..tasks import AUTO_CLASSES
 from .export_report import REPORT_FILE, ExportReport
@@ -80,20 +80,28 @@ def export_merged(
 
 
 def _load(base: str | os.PathLike[str], task: str | None) -> Any:
-    auto = getattr(transformers, AUTO_CLASSES[task or "CAUSAL_LM"])
+    auto, label = getattr(transformers, AUTO_CLASSES[task or "CAUSAL_LM"]), os.fspath(base)
     try:
         model = auto.from_pretrained(base, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise HoEError(
-            f"cannot load the base {os.fspath(base)!r}: {error}", argument="base", value=os.fspath(base)
-        ) from None
-    if getattr(model, "is_quantized", False):
+        quantised = getattr(model, "is_quantized", False)
+    except UNREADABLE as error:
+        # What quantised it may be missing here, and must not be installed to be refused then.
+        if not (quantised := _says_quantised(base)):
+            raise HoEError(f"cannot load the base {label!r}: {said(error)}", argument="base", value=label) from error
+    if quantised:
         raise StaticMergeError(
-            f"the base {os.fspath(base)!r} is quantised, and adding to its weights would lose or change the adapter; "
-            "give the base with plain weights",
-            argument="base", value=os.fspath(base), allowed="a base with plain weights",
+            f"the base {label!r} is quantised, and adding to its weights would lose or change the adapter; give the base with "
+            "plain weights",
+            argument="base", value=label, allowed="a base with plain weights",
         )  # fmt: skip
     return model
+
+
+def _says_quantised(base: str | os.PathLike[str]) -> bool:
+    try:
+        return getattr(transformers.AutoConfig.from_pretrained(base), "quantization_config", None) is not None
+    except UNREADABLE:
+        return False
 
 
 @torch.no_grad()
