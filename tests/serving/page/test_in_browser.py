@@ -36,11 +36,35 @@ def saved(tmp_path_factory):
     return folder
 
 
+def served(start_server, saved, adapter):
+    """`peft-hoe serve --page`."""
+    command = [sys.executable, "-m", "peft_hoe.cli", "serve", str(saved / adapter), "--base", str(saved / "base")]
+    return start_server([*command, "--page", "--cpu", "--grace", "2"], saved / "log")
+
+
 @pytest.fixture(scope="module")
 def page(saved, start_server) -> Iterator[str]:
     """The address of a page that `peft-hoe serve` serves."""
-    command = [sys.executable, "-m", "peft_hoe.cli", "serve", str(saved / "adapter"), "--base", str(saved / "base")]
-    with start_server([*command, "--page", "--cpu", "--grace", "2"], saved / "log") as address:
+    with served(start_server, saved, "adapter") as address:
+        yield f"{address}/page/"
+
+
+@pytest.fixture(params=[["kind", "short", "wild"], ["kind", "short", "wild", "true"]], ids=["triangle", "sliders"])
+def several(request, saved, start_server) -> Iterator[str]:
+    """The address of a page for more than two objectives, whose experts are random."""
+    from peft import get_peft_model
+
+    from peft_hoe import HoEConfig, demo
+
+    config = HoEConfig(objectives=request.param, r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(demo.load_base(), config)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "hoe_A" in name or "hoe_B" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapter = f"adapter-{len(request.param)}"
+    model.save_pretrained(saved / adapter)
+    with served(start_server, saved, adapter) as address:
         yield f"{address}/page/"
 
 
@@ -94,3 +118,28 @@ def test_a_dragged_preference_changes_the_text(browser, page, tmp_path, width):
     assert browser.value(TOO_WIDE) <= 0
     assert browser.messages() == [], "\n".join(browser.messages())
     assert [url for url in browser.requests() if not url.startswith(page.removesuffix("page/"))] == []
+
+
+@pytest.mark.slow
+def test_a_triangle_is_clicked_and_sliders_are_dragged(browser, several, tmp_path):
+    """Three objectives have a triangle, more have a slider each; on the width of a telephone too."""
+    for width in (1280, 400):
+        browser.resize(width, 700)
+        browser.open(several)
+        until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 2")
+        before = browser.value(text("chosen"))
+        control = "#triangle img" if browser.value("!!document.querySelector('#triangle img')") else None
+        place = control or "#weight-0 input[type=range]"
+        browser.value(f"document.querySelector('{place}').scrollIntoView({{block: 'center'}})")
+        x, y, wide, high = browser.value(PLACE.format(place))
+        if control:  # near the lower left corner, which is the second objective's
+            browser.drag((x + wide * 34 / 360, y + high * 296 / 330), (x + wide * 34 / 360, y + high * 296 / 330))
+            until(browser, f"({text('chosen')}).startsWith('short ')")
+        else:  # weights of 1, 0.25, 0.25 and 0.25
+            browser.drag((x + wide * 0.25, y + high / 2), (x + wide - 2, y + high / 2))
+            until(browser, f"({text('chosen')}).startsWith('kind 57%, short 14%, wild 14%, true 14%')")
+        until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 2")
+        assert browser.value(text("chosen")).partition("\n")[2] != before.partition("\n")[2]
+        browser.picture(tmp_path / f"page-{width}.png")
+        assert browser.value(TOO_WIDE) <= 0
+        assert browser.messages() == [], "\n".join(browser.messages())
