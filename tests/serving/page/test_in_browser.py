@@ -132,7 +132,10 @@ def test_a_triangle_is_clicked_and_sliders_are_dragged(browser, several, tmp_pat
         place = control or "#weight-0 input[type=range]"
         browser.value(f"document.querySelector('{place}').scrollIntoView({{block: 'center'}})")
         x, y, wide, high = browser.value(PLACE.format(place))
-        if control:  # near the lower left corner, which is the second objective's
+        if control:
+            named = f"document.elementFromPoint({x + wide / 2}, {y + high * 26 / 330}).tagName"
+            assert browser.value(named) in ("IMG", "BUTTON")  # nothing lies over the name of the upper corner
+            # The lower left corner is the second objective's.
             browser.drag((x + wide * 34 / 360, y + high * 296 / 330), (x + wide * 34 / 360, y + high * 296 / 330))
             until(browser, f"({text('chosen')}).startsWith('short ')")
         else:  # weights of 1, 0.25, 0.25 and 0.25

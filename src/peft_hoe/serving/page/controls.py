@@ -48,9 +48,10 @@ class Controls:
 
     def _triangle(self, default: FloatArray) -> None:
         point = gr.State(default.tolist())
+        gr.HTML("click the preference")  # a label of the picture would lie over the name of its upper corner
         picture = gr.Image(
-            draw_triangle(self.objectives, default), label="click the preference", interactive=False, buttons=[],
-            elem_id="triangle", width=WIDTH,
+            draw_triangle(self.objectives, default), show_label=False, interactive=False, buttons=[], elem_id="triangle",
+            width=WIDTH,
         )  # fmt: skip
 
         def choose(event: gr.SelectData) -> tuple[list[float], Image.Image]:
