@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from peft_hoe import HoEWarning
 from peft_hoe.cli import main
 
 
@@ -75,6 +76,20 @@ def test_objectives_with_commas_and_blanks_are_named_on_the_command_line(models)
     assert config["objectives"] == list(names)
     assert [expert["preference"] for expert in config["experts"]] == [[1, 0], [0, 1], [0.2, 0.8]]
     assert config["routers"][0]["preference"] == config["default_preference"] == [0.2, 0.8]
+
+
+def test_an_expert_of_a_policy_of_its_own(models):
+    """`--expert PREFERENCE=PATH`: no merge, but that policy, here the one that stands at [0, 1] too."""
+    own = ["--expert", f"0.5,0.5={models / 'brief'}", "--rank", "2", "--prune", "none"]
+    with pytest.warns(HoEWarning, match="'brief' and 'centroid' changed the base in exactly the same way"):
+        assert main(arguments(models, "--quiet", *own)) == 0
+    tensors = load_file(models / "out" / "adapter_model.safetensors")
+    for name, a in tensors.items():
+        if "hoe_A" in name:
+            b = tensors[name.replace("hoe_A", "hoe_B")]
+            kind, brief, expert = (b[:, rows] @ a[rows] for rows in (slice(0, 2), slice(2, 4), slice(4, 6)))
+            torch.testing.assert_close(expert, brief)
+            assert not torch.allclose(expert, kind)
 
 
 def test_defaults_print_a_table_and_how_to_add_a_router(models, capsys):

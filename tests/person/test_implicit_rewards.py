@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_hoe import HoEError, demo
+from peft_hoe import HoEError, PreferenceEstimate, demo
 from peft_hoe.person import implicit_rewards
 
 
@@ -63,3 +63,24 @@ def test_the_model_is_as_it_was(model, tokenizer):
 def test_there_must_be_texts(model, tokenizer, texts):
     with pytest.raises(HoEError, match="give at least one answer, none of them empty"):
         implicit_rewards(model, tokenizer, demo.load_prompts()[0], texts)
+
+
+@pytest.mark.parametrize("wanted", [[0.95, 0.05], [0.05, 0.95]])
+def test_a_preference_is_learnt_from_them(model, tokenizer, wanted):
+    """Somebody who never errs, on texts that no reward function has read; the estimate learns their scale, nats, by itself."""
+    words = [
+        " a happy day",
+        " a red house",
+        " she smiled and laughed",
+        " a tall green tree",
+        " dark rain fell",
+        " fun",
+        " the blue sea",
+    ]
+    rewards = implicit_rewards(model, tokenizer, demo.load_prompts()[0], words)
+    estimate = PreferenceEstimate(model.preference)
+    for _ in range(8):
+        pair = estimate.propose(rewards)
+        worse, better = sorted(pair, key=lambda row: float(rewards[row] @ wanted))
+        estimate.choose(rewards[better], rewards[worse])
+    assert abs(estimate.mean - wanted).max() < 0.25  # 0.45 before the first choice
