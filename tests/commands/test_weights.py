@@ -23,5 +23,11 @@ def test_the_lora_list_is_printed_and_what_it_loses(toys, tmp_path, capsys):
     model.save_pretrained(tmp_path / "norm")
     assert main(["weights", str(tmp_path / "norm"), "0.9,0.1"]) == 0
     assert "off by" in capsys.readouterr().err
+    model.mark_trained("r0")
+    model.save_pretrained(tmp_path / "trained")
+    assert main(["weights", str(tmp_path / "trained"), "0.25,0.75", "--routers", "drop"]) == 0
+    assert (
+        "--preference 0.25,0.75 --routers drop is exact" in capsys.readouterr().err
+    )  # without it, it would be refused
     assert main(["weights", str(tmp_path / "norm"), "0.9,0.2"]) == 2
     assert "sums to 1.1" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from peft_hoe import CheckpointError, HoEError, PreferenceError
+from peft_hoe import CheckpointError, HoEError, PreferenceError, StaticMergeError
 from peft_hoe.serving import atlas
 from peft_hoe.serving.atlas import export_atlas
 from peft_hoe.serving.export_report import size
@@ -49,4 +49,13 @@ def test_no_room_and_no_empty_folder_are_found_before_writing(steerable, tmp_pat
     monkeypatch.setattr(atlas.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(HoEError, match=r"3 LoRAs.*1 kB left"):
         export_atlas(model, 0.5, tmp_path / "atlas")
+    assert not (tmp_path / "atlas").exists()
+
+
+def test_a_voting_router_is_refused_before_the_first_folder(toys, tmp_path):
+    """The corners came first, were written, and stood in the way of the next try."""
+    model = toys.make_policy()
+    model.mark_trained("r0")
+    with pytest.raises(StaticMergeError, match="prompts"):
+        export_atlas(model, 0.25, tmp_path / "atlas")
     assert not (tmp_path / "atlas").exists()

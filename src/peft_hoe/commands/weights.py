@@ -32,10 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     scales = expert_scales(arguments.adapter, read_preference(arguments.preference), routers=arguments.routers)
     print(json.dumps(scales.lora))
     if scales.lost:
+        options = f"--preference {arguments.preference}"
+        options += "" if arguments.routers == "keep" else f" --routers {arguments.routers}"
         print(
             f"peft-hoe weights: one factor, {scales.factor:.4g}, stands for those of all modules, which is off by "
-            f"{scales.lost:.2%} of the delta's norm; peft-hoe export --format gguf --preference {arguments.preference} is "
-            "exact",
+            f"{scales.lost:.2%} of the delta's norm; peft-hoe export --format gguf {options} is exact",
             file=sys.stderr,
         )
     return 0

@@ -95,6 +95,8 @@ def export_atlas(
     tell(str(plan))
     if dry_run:
         return []
+    for point in grid.points:  # a folder that was begun would have to be removed by hand
+        exporter.check(point)
     _check_room(directory, plan)
     reports = []
     for name, point in zip(plan.names, grid.points, strict=True):

@@ -61,10 +61,23 @@ class LoraExporter:
             PreferenceError: not a point of the simplex.
             StaticMergeError: trained routers vote, and there are no prompts.
         """
+        self.check(preference)
         votes = freeze(self.source.config, preference, self.routers).read(self.source)
-        if self.routers != "keep" or not votes.trained:
+        if self.routers != "keep" or not votes.trained or self.calibration is None:
             return votes
-        if self.calibration is None:
+        measured = self.calibration.mean_votes(votes.route.requested)
+        n = len(self.calibration.prompts)
+        return votes.calibrated(measured, f"mean votes of each module over {n} prompt{'s' if n > 1 else ''}")
+
+    def check(self, preference: Any) -> None:
+        """Refuse what `votes` would, before anything is read.
+
+        Raises:
+            PreferenceError: not a point of the simplex.
+            StaticMergeError: trained routers vote, and there are no prompts.
+        """
+        votes = freeze(self.source.config, preference, self.routers)
+        if self.routers == "keep" and votes.trained and self.calibration is None:
             raise StaticMergeError(
                 f"at {list(votes.route.requested)} the trained routers {list(votes.trained)} choose experts by the input, "
                 "which an ordinary LoRA cannot. Give a model and prompts (--prompts FILE) to freeze them to their mean votes, "
@@ -72,9 +85,6 @@ class LoraExporter:
                 value=list(votes.route.requested),
                 routers=votes.trained,
             )
-        measured = self.calibration.mean_votes(votes.route.requested)
-        n = len(self.calibration.prompts)
-        return votes.calibrated(measured, f"mean votes of each module over {n} prompt{'s' if n > 1 else ''}")
 
     def bytes(self, preference: Any) -> int:
         """The size of the weights that the LoRA of a preference will have at most; nothing is computed.
