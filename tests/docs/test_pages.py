@@ -220,9 +220,24 @@ def test_commands_have_the_options_that_pages_give_them(page: Path) -> None:
         elif not (ROOT / words[1]).is_file():
             wrong.append(words[1])
         else:
-            source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / words[1]).parent.glob("*.py"))
+            source = with_imports(ROOT / words[1])
             wrong += [f"{words[1]} {name}" for name in options(words) if f'"{name}"' not in source]
     assert wrong == []
+
+
+def with_imports(script: Path) -> str:
+    """The source of a script and of the scripts beside it that it imports, directly or not: its options stand there."""
+    found, left = "", [script]
+    seen: set[Path] = set()
+    while left:
+        path = left.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        source = path.read_text(encoding="utf-8")
+        found += source
+        left += [path.parent / f"{name}.py" for name in re.findall(r"^\s*(?:from|import) (\w+)", source, re.M)]
+    return found
 
 
 def options_of(command: str) -> set[str]:
