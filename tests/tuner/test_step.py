@@ -102,6 +102,18 @@ def test_what_is_kept_holds_a_tenth_of_the_adapters_bytes_at_most(model, tokens)
     assert 0 < kept <= held / 10
 
 
+@pytest.mark.parametrize("preference", [LIVE, STATIC, ROWS], ids=["routed", "static", "rows"])
+def test_what_is_prepared_under_autocast_is_not_rounded(hoe_llama, tokens, preference):
+    """It serves later calls without autocast too."""
+    settings = {"trained": True, "interpolation": "norm", "width": 256}
+    model, fresh = hoe_llama(**settings), hoe_llama(**settings)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            model(tokens, preference=preference)
+        found, expected = (each(tokens, preference=preference).logits for each in (model, fresh))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def own_bytes(model):
     """Of all tensors that steps hold, without those that several modules share: weights of theirs, and a preference's votes."""
     held_by, sizes = collections.Counter(), {}

@@ -179,7 +179,9 @@ class ExpertMixture(HoELayer):
             for name, (group, parameter) in parts.items()
         }
         graph, limit = torch.is_grad_enabled(), sum(sources[name].parameter.nbytes for name in "AB") // 10
-        with torch.inference_mode(False), torch.set_grad_enabled(graph):  # a later training step may use it
+        device = sources["A"].parameter.device.type
+        # A later step may train, or run without autocast.
+        with torch.inference_mode(False), torch.set_grad_enabled(graph), without_autocast(device):
             step = Step(plan, self.hoe_layouts[adapter], sources, fixed=not trains, limit=limit)
         if step.is_current(self.hoe_A._modules):
             self._steps.add(key, step, limit)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .kernels.choice import is_fused
-from .kernels.gate import MAX_FACTOR, over_ranks
+from .kernels.gate import MAX_FACTOR, length_factor, over_ranks
 from .layout import ExpertLayout
 from .lengths import gram_root, lengthened
 from .parameter_sources import Source, are_unchanged
@@ -125,20 +125,17 @@ class Step:
         slots = self.placed.rows
         by_module = self.placed.modules is not None
         self.fused = slots is not None and is_fused(weight_a.device, self.dtype, len(self.experts), by_module=by_module)
-        self.gram: torch.Tensor | None = None
+        self.scale_is_known = slots is None and not by_module
+        products = self._in_play(sources["gram"].parameter).to(mix.dtype) if "gram" in sources else None
+        self.gram = products if self.fused else None
         self._root: tuple[torch.Tensor, ...] = ()
-        if "gram" in sources:
-            products = self._in_play(sources["gram"].parameter).to(mix.dtype)
-            if self.fused:
-                self.gram = products
-            else:
-                self._root = self._make_root(products)
+        if products is not None and not self.fused and not self.scale_is_known:
+            self._root = self._make_root(products)
         self.router, self.mixed, scale = None, None, None
         self._widths = (sum(selection.ranks), len(self.experts), 1)
-        self.scale_is_known = slots is None and not by_module
         if self.scale_is_known:
-            scale = over_ranks(self.lengthened(mix), selection.ranks).to(self.dtype)
-            self._root = ()  # no more use
+            votes = mix if products is None else mix * length_factor(mix, products)
+            scale = over_ranks(votes, selection.ranks).to(self.dtype)
             copies.append(scale)
         elif slots is not None and "router" in sources:
             stored = [sources[name].parameter.detach() for name in ("router", "bias")]
