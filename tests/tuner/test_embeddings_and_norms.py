@@ -270,6 +270,19 @@ def test_sixteen_bit_bases(llama, config, tokens, tmp_path, dtype):
     assert logits(loaded, tokens, preference=[0.3, 0.7]).dtype == dtype
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("preference", [[0.3, 0.7], [[0.3, 0.7], [1.0, 0.0]]], ids=["shared", "rows"])
+def test_autocast_does_not_round_the_weight_of_a_norm(llama, config, randomise, preference):
+    model = get_peft_model(llama(), config(**EVERYWHERE)).eval()
+    randomise(model)
+    norm = model.base_model.model.model.norm
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    with model.use_preference(preference):
+        expected = norm(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(norm(x), expected, rtol=0, atol=0)
+
+
 def test_the_base_is_not_saved_with_it(adapted, tmp_path):
     # PEFT saves whole embeddings where target_modules names them.
     from safetensors import safe_open

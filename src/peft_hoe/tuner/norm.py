@@ -20,6 +20,7 @@ from torch import nn
 from ..config import HoEConfig
 from ..errors import ModuleError
 from .calls import THIS_THREAD
+from .kernels.gate import without_autocast
 from .layer import HoELayer
 from .plan import AdapterPlan
 from .rows import check_rows
@@ -105,7 +106,8 @@ class HoENorm(nn.Module, HoELayer):
     def _deltas(self, adapter: str, plan: AdapterPlan, like: torch.Tensor) -> dict[str, torch.Tensor]:
         """Deltas `(rows, d)` of an adapter, by Parameter."""
         deltas: Any = self.hoe_norm[adapter]
-        found: dict[str, torch.Tensor] = deltas(plan.fixed_votes(deltas.weight))
+        with without_autocast(like.device.type):
+            found: dict[str, torch.Tensor] = deltas(plan.fixed_votes(deltas.weight))
         return found
 
     def _shifted(
