@@ -1,13 +1,14 @@
 """The server under load: many clients, random preferences, invalid requests and clients that hang up.
 
-    OMP_NUM_THREADS=1 python benchmarks/serve_load.py [--adapter DIR --base DIR] [--requests 500] [--clients 32] [--output FILE]
+    OMP_NUM_THREADS=1 python benchmarks/serve_load.py [--adapter DIR --base DIR] [--requests 500] [--output FILE]
 
 On 127.0.0.1 in this process. Greedy answers are compared with `generate` on the same prompt alone; where one differs, the gap
 between the two likeliest tokens at the first difference is told. Without --adapter, the embedded demonstration with two routers
 of random weights, which vote by the input. Needs `pip install "peft-hoe[serve]" openai`.
 
-`memory_mb` is what the process holds (server and clients) while no request is under way: after as many requests as there are
-clients, which warm it up; after half of the requests; and at the end. Every request has another preference.
+`memory_mb` is what the process holds (server and clients) while no request is under way: after `--warm-up` requests, after half
+of the others, and at the end. Every request has another preference, and the model keeps what belongs to the last thousand:
+before they have come, memory grows.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--base")
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--warm-up", type=int, default=1500, help="requests before memory is read (default 1500)")
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -136,7 +138,8 @@ def run(model: Any, tokenizer: Any, arguments: argparse.Namespace, *, mixed: boo
     """All requests once, over HTTP."""
     engine = Engine(model, tokenizer, max_batch=arguments.max_batch, max_waiting=arguments.requests)
     engine.mixed = engine.mixed and mixed
-    total, clients = arguments.requests + arguments.clients, arguments.clients
+    warm_up = arguments.warm_up if mixed else 0
+    total, clients = arguments.requests + warm_up, arguments.clients
     points = np.random.default_rng(0).dirichlet([1.0] * len(engine.objectives), total)
     served = Served(engine)
     with served as client, ThreadPoolExecutor(clients) as pool:
