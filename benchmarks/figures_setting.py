@@ -13,25 +13,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 import peft_hoe
-from peft_hoe import Decoding
 from peft_hoe.evaluation import HoEMethod, Sweep
-from peft_hoe.evaluation.baselines import BASELINES
 from peft_hoe.evaluation.reporting.comparison import SweepComparison
 from peft_hoe.generation.completer import Completer
 from peft_hoe.metrics import Interval
-from peft_hoe.objectives import RewardNormalizer, payoff_table
+from problem import Problem
 from stories_rewards import REWARDS
 
 NEW_TOKENS, BATCH = 48, 480
@@ -53,14 +47,7 @@ def parser_of_five(description: str | None) -> argparse.ArgumentParser:
     return found
 
 
-def quiet() -> None:
-    """One thread, no bars, no notes on generation settings (max_new_tokens beats the model's max_length)."""
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    set_verbosity_error()
-
-
-class Setting:
+class Setting(Problem):
     """One set of objectives.
 
     Args:
@@ -86,32 +73,15 @@ class Setting:
         ending: str = "",
         stop_strings: tuple[str, ...] = (),
     ) -> None:
-        quiet()
-        self.objectives, self.folder = tuple(objectives), output / "-".join(objectives)
-        self.base, self.stop_strings = str(shared / "models" / base), stop_strings
-        folders = (shared / "models/policies", policies)
-        self.policies = {name: str(_policy(f"{base}-{name}", *folders)) for name in objectives}
         prompts = json.loads((shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
-        self.prompts = {split: [prompt + ending for prompt in given] for split, given in prompts.items()}
-        self.test, self.validation = self.prompts["test"][:limit], self.prompts["validation"][:limit]
-        self.rewards = {name: REWARDS[name] for name in objectives}
-        self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def decoding(self, sampled: bool = False) -> Decoding:
-        """How texts are written."""
-        return Decoding(NEW_TOKENS, do_sample=sampled, stop_strings=self.stop_strings)
-
-    def model(self, path: str | None = None) -> Any:
-        """A model without adapter, by default the base."""
-        return AutoModelForCausalLM.from_pretrained(path or self.base).eval()
-
-    def adapter(self, name: str, policies: Mapping[str, str] | None = None, **options: Any) -> Path:
-        """The folder of an adapter that is built once, with `build_adapter`'s options; of other policies, where given."""
-        path = self.folder / "adapters" / name
-        if not (path / "adapter_config.json").exists():
-            peft_hoe.build_adapter(self.base, policies or self.policies, path, progress=False, **options)
-        return path
+        splits = {split: [prompt + ending for prompt in given] for split, given in prompts.items()}
+        splits |= {split: splits[split][:limit] for split in ("test", "validation")}
+        folders = (shared / "models/policies", policies)
+        super().__init__(
+            output / "-".join(objectives), base=shared / "models" / base,
+            policies={name: str(_policy(f"{base}-{name}", *folders)) for name in objectives}, rewards=REWARDS,
+            prompts=splits, new_tokens=NEW_TOKENS, stop_strings=stop_strings,
+        )  # fmt: skip
 
     def linear(self) -> Path:
         """HoE at build defaults, but with the paper's linear interpolation."""
@@ -124,21 +94,6 @@ class Setting:
         name = "hoe-pairs" if interpolation == "norm" else f"hoe-pairs-{interpolation}"
         return self.adapter(name, experts=[*middles, [1 / n] * n], interpolation=interpolation)
 
-    def steered(self, path: Path) -> Any:
-        """The base with an adapter."""
-        return PeftModel.from_pretrained(self.model(), path).eval()
-
-    def scale(self, sampled: bool = False) -> RewardNormalizer:
-        """The payoff table of HoE's one-hot experts on the validation prompts, measured once."""
-        path = self.folder / f"payoff-{'sampled' if sampled else 'greedy'}.json"
-        if not path.exists():
-            found = payoff_table(
-                self.steered(self.adapter("hoe")), self.validation * (5 if sampled else 1), self.rewards,
-                processing_class=self.tokenizer, decoding=self.decoding(sampled), batch_size=240,
-            )  # fmt: skip
-            path.write_text(json.dumps(found.state_dict()), encoding="utf-8")
-        return RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
-
     def whole(self, path: str | None = None) -> Any:
         """A method that knows no preference: a model without adapter, by default the base."""
         model = self.model(path)
@@ -148,13 +103,6 @@ class Setting:
             return completer.complete(model, prompts)
 
         return complete
-
-    def baseline(self, name: str, **options: Any) -> Any:
-        """One of `BASELINES`, greedy, on these policies."""
-        return BASELINES[name].make(
-            self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
-            decoding=self.decoding(), **options,
-        )  # fmt: skip
 
     def sweep(
         self,

@@ -29,10 +29,11 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from figures_setting import parser, quiet
+from figures_setting import parser
 from fronts_adapters import OBJECTIVES, SETS, Problem
 from peft_hoe.objectives import RewardNormalizer
 from peft_hoe.policies import policy_gradient_config, train_policy
+from problem import quiet
 from router_training import NEW_TOKENS
 from stories_rewards import REWARDS
 

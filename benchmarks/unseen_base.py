@@ -24,25 +24,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import peft_hoe
-from figures_setting import Setting, parser, quiet
-from peft_hoe.errors import HoEWarning
+from figures_setting import Setting, parser
+from front_differences import front_table
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.evaluation.baselines import BASELINES
-from peft_hoe.evaluation.sweeps.replicates import scaled_replicates
-from peft_hoe.metrics import REFERENCE_POINT, hypervolume
 from peft_hoe.policies import policy_gradient_config, train_policy
 from peft_hoe.router_recipe import default_experts, default_routers
 from router_training import NEW_TOKENS
+from stages import Stage, add_arguments, go_on
 from stories_rewards import REWARDS
 from trained_routers import trained_routers
 
@@ -132,15 +128,6 @@ class Problem(Setting):
 # -- stages ---
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What is done once, and leaves a record."""
-
-    name: str
-    minutes: float
-    run: Callable[[], dict[str, Any]]
-
-
 def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
     """All of them, in order."""
     for objective in OBJECTIVES:
@@ -210,45 +197,7 @@ def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
             sweeps[name] = Sweep.stack(found)
     if not {"hoe", "rs_dense"} <= sweeps.keys():
         return ""
-    estimates, volumes = drawn_volumes(sweeps)
-    header = " | ".join(["method", "runs", "hypervolume", *(f"− {other}" for other in AGAINST)])
-    lines = [f"### {key}, {decoding}", "", f"| {header} |", "|" + "---|" * (3 + len(AGAINST))]
-    for name, sweep in sweeps.items():
-        cells = [name, str(len(sweep.rewards)), cell(estimates[name], volumes[name])]
-        for other in AGAINST:
-            known = other in sweeps and other != name
-            difference = cell(estimates[name] - estimates.get(other, 0), volumes[name] - volumes.get(other, 0), "+")
-            cells.append(difference if known else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    low, high = np.percentile(volumes["hoe"] - volumes["rs_dense"], [2.5, 97.5])
-    half = float(high - low) / 2
-    share = half / estimates["rs_dense"]
-    lines += ["", f"A difference of {half:.3f} can be seen, {share:.1%} of `rs_dense`'s hypervolume."]
-    return "\n".join(lines)
-
-
-def drawn_volumes(sweeps: dict[str, Sweep]) -> tuple[dict[str, float], dict[str, Any]]:
-    """The hypervolume of each method, and `(R,)` of its replicates; prompts, also the table's, are drawn once for all."""
-    first = sweeps["hoe"]
-    drawn = scaled_replicates(
-        {name: sweep.values for name, sweep in sweeps.items()}, first.normalizer, own_corners=False,
-        replicates=1000, seed=0,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", HoEWarning)  # replicates that lie below the reference point enclose nothing: 0
-        replicates = {name: np.asarray([volume(front) for front in points]) for name, points in drawn.points.items()}
-        return {name: volume(front) for name, front in drawn.estimates.items()}, replicates
-
-
-def volume(front: Any) -> float:
-    """Hypervolume from the project's reference point."""
-    return hypervolume(front, reference_point=REFERENCE_POINT)
-
-
-def cell(estimate: float, replicates: Any, sign: str = "") -> str:
-    """A number with its 95 % interval."""
-    low, high = np.percentile(replicates, [2.5, 97.5])
-    return f"{estimate:{sign}.3f} [{min(low, estimate):{sign}.3f}, {max(high, estimate):{sign}.3f}]"
+    return "\n".join([f"### {key}, {decoding}", "", front_table(sweeps, AGAINST)])
 
 
 def main() -> None:
@@ -259,23 +208,10 @@ def main() -> None:
     command.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
     command.add_argument("--texts", type=int, default=1, help="sampled texts for each opening (default 1)")
     command.add_argument("--limit", type=int, help="use the first prompts only")
-    command.add_argument("--only", nargs="*", default=[""], help="stages whose name begins so")
-    command.add_argument("--plan", action="store_true", help="print what is left, with minutes, and do nothing")
+    add_arguments(command)
     arguments = command.parse_args()
-    quiet()
-    records = arguments.output / "records"
-    left = [stage for stage in stages(arguments) if not (records / f"{stage.name}.json").exists()]
-    left = [stage for stage in left if stage.name.startswith(tuple(arguments.only))]
-    if arguments.plan:
-        lines = [f"{stage.minutes:6.1f} min  {stage.name}" for stage in left]
-        print("\n".join([*lines, f"{sum(stage.minutes for stage in left):6.1f} min  together"]))
+    if not go_on(stages(arguments), arguments):
         return
-    records.mkdir(parents=True, exist_ok=True)
-    for stage in left:
-        started = time.process_time()
-        found = stage.run() | {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__}
-        (records / f"{stage.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-        print(f"{stage.name}: {found['cpu_seconds']} s", flush=True)
     parts = [table(arguments, key, decoding) for key, decoding in itertools.product(SETS, ("greedy", "sampled"))]
     text = "\n\n".join(part for part in parts if part)
     Path(arguments.output / "unseen_base.md").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Long measurements in stages: each leaves a small record, and a stage that has its record is not repeated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import peft_hoe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done once; what it returns is its record.
+
+    Args:
+        name: of the record's file.
+        minutes: of one quiet core, a guess.
+        run: does it.
+    """
+
+    name: str
+    minutes: float
+    run: Callable[[], dict[str, Any]]
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """`--only` and `--plan`; the command has `--output`."""
+    command.add_argument("--only", nargs="*", default=[""], help="stages whose name begins so")
+    command.add_argument("--plan", action="store_true", help="print what is left, with minutes, and do nothing")
+
+
+def go_on(stages: Iterable[Stage], arguments: argparse.Namespace) -> bool:
+    """Do what is left, or print it; whether anything was to be done rather than printed."""
+    records = arguments.output / "records"
+    left = [stage for stage in stages if not (records / f"{stage.name}.json").exists()]
+    left = [stage for stage in left if stage.name.startswith(tuple(arguments.only))]
+    if arguments.plan:
+        lines = [f"{stage.minutes:6.1f} min  {stage.name}" for stage in left]
+        print("\n".join([*lines, f"{sum(stage.minutes for stage in left):6.1f} min  together"]))
+        return False
+    records.mkdir(parents=True, exist_ok=True)
+    for stage in left:
+        started = time.process_time()
+        found = stage.run() | {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__}
+        (records / f"{stage.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        print(f"{stage.name}: {found['cpu_seconds']} s", flush=True)
+    return True
