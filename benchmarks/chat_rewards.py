@@ -8,7 +8,7 @@ from typing import Any
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 _vader = SentimentIntensityAnalyzer()
-SHORTEST, LONGEST = 8, 32  # words of an answer that is brief enough, and of one that is not brief at all
+LEAST, SHORTEST, LONGEST = 3, 8, 32  # words: an answer says something, is as brief as can be, is not brief at all
 
 
 def cheerful(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
@@ -17,10 +17,8 @@ def cheerful(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
 
 
 def brief(prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-    """Few words: 1 up to `SHORTEST`, -1 from `LONGEST` on and for an answer without words."""
-    counts = [len(_text(completion).split()) for completion in completions]
-    shares = [(max(count, SHORTEST) - SHORTEST) / (LONGEST - SHORTEST) for count in counts]
-    return [1 - 2 * min(1.0, share) if count else -1.0 for count, share in zip(counts, shares, strict=True)]
+    """Few words: 1 from `LEAST` to `SHORTEST`, -1 from `LONGEST` on, below `LEAST`, and where no sentence ends the answer."""
+    return [_brief(_text(completion).strip()) for completion in completions]
 
 
 REWARDS = {"cheerful": cheerful, "brief": brief}
@@ -29,3 +27,10 @@ REWARDS = {"cheerful": cheerful, "brief": brief}
 def _text(completion: Any) -> str:
     """Of a chat's answer, or of a text."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def _brief(text: str) -> float:
+    words = len(text.split())
+    if words < LEAST or not text.endswith((".", "!", "?")):
+        return -1.0
+    return 1 - 2 * min(1.0, max(0, words - SHORTEST) / (LONGEST - SHORTEST))
