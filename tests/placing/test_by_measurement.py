@@ -361,5 +361,5 @@ def test_a_calibration_is_dropped_with_a_word(front, source, monkeypatch):
     verdicts(monkeypatch, 1.0)
     with pytest.warns(HoEWarning, match="so it is dropped") as told:
         place(front.model, front.sweep, budget=PLENTY, source=source, **front.shared)
-    assert len(told) == 1
+    assert sum("so it is dropped" in str(warning.message) for warning in told) == 1
     assert front.model.peft_config["default"].calibration is None

@@ -115,6 +115,9 @@ def test_errors_carry_the_status_of_the_last_answer(server, answers, status):
     with pytest.raises(RewardError) as refused:
         URLReward(server.url, timeout=0.1, retries=1, backoff=0.01)(PROMPTS, TEXTS)
     assert (refused.value.argument, refused.value.value) == (server.url, status)
+
+
+def test_the_status_goes_with_the_name_of_the_reward(server):
     server.answers.append((404, b""))
     with pytest.raises(RewardError) as refused:
         Rewards([URLReward(server.url)], ["a"])(PROMPTS, TEXTS)

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from peft_hoe import cli
 from peft_hoe.errors import RewardError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("trl.experimental.ppo")
 
 

@@ -363,6 +363,7 @@ def test_another_adapter_of_the_model_is_left_alone(hoe_llama, tokens):
     assert adapter_of(model, "second").objectives == ["x", "y"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_graph")
 def test_compiled_models_go_on(hoe_llama, tokens):
     model = hoe_llama(trained=True).double()

@@ -10,6 +10,8 @@ import pytest
 from peft_hoe import preference_grid
 from peft_hoe.evaluation import win_rates
 
+pytestmark = pytest.mark.slow
+
 PICTURES = """[...document.querySelectorAll("img, svg")].map(item => item.tagName == "IMG"
     ? [item.naturalWidth, item.naturalHeight] : [item.getBBox().width, item.getBBox().height])"""
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -31,7 +33,6 @@ def pages(make_sweep, tmp_path_factory) -> dict[int, Path]:
     return {n: page(n) for n in (2, 3)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_the_page_in_a_browser(browser, pages, n):
     browser.open(pages[n])

@@ -18,6 +18,8 @@ from peft_hoe import Decoding, RewardNormalizer, das_dennis, sweep
 from peft_hoe.evaluation import HoEMethod
 from peft_hoe.preference import FloatArray
 
+pytestmark = pytest.mark.slow
+
 
 class Memory(TorchDispatchMode):
     """Counts the bytes of storages that operations have returned and that are still there, the model's weights among them."""

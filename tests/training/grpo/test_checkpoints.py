@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 
 from peft_hoe import CheckpointError, HoEError, RewardNormalizer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("trl")
 
 Make = Callable[..., Any]

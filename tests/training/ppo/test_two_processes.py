@@ -15,6 +15,8 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from peft_hoe.training.run.trained_router import TrainedRouter
 
+pytestmark = pytest.mark.slow
+
 SHARDS = Version(torch.__version__).release >= (2, 7)
 
 # Policies are float64, but advantages, TRL's rewards and a reference's log-probabilities are float32: off by ε/2 = 6e-8 of sums
@@ -63,7 +65,6 @@ def assert_one_process_does_the_same(first: dict[str, Any], second: dict[str, An
     assert not any(torch.equal(x, y) for x, y in zip(first["given"], first["trained"], strict=True))
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_update_of_one(together: Runs, alone: dict[str, Any]) -> None:
     assert_one_process_does_the_same(*together["replicated"], alone)
 
