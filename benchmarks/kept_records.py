@@ -27,13 +27,16 @@ class Records:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
 
+    def __contains__(self, name: str) -> bool:
+        return (self._folder / f"{name}.json").is_file()
+
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` returns, in JSON types; from the record where there is one."""
         path = self._folder / f"{name}.json"
-        if not path.is_file():
+        if name not in self:
             print(f"{name} ...", file=sys.stderr, flush=True)
             fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(measure()))
+            fresh.write_text(json.dumps(measure()) + "\n")
             fresh.rename(path)
         return json.loads(path.read_text())
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import peft_hoe
+from kept_records import Records
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def go_on(stages: Iterable[Stage], arguments: argparse.Namespace) -> bool:
     """Do what is left, or print it; whether anything was to be done rather than printed."""
-    records = arguments.output / "records"
-    left = [stage for stage in stages if not (records / f"{stage.name}.json").exists()]
-    left = [stage for stage in left if stage.name.startswith(tuple(arguments.only))]
+    records = Records(arguments.output / "records", again=False)
+    left = [stage for stage in stages if stage.name not in records and stage.name.startswith(tuple(arguments.only))]
     if arguments.plan:
         lines = [f"{stage.minutes:6.1f} min  {stage.name}" for stage in left]
         print("\n".join([*lines, f"{sum(stage.minutes for stage in left):6.1f} min  together"]))
         return False
-    records.mkdir(parents=True, exist_ok=True)
     for stage in left:
-        started = time.process_time()
-        found = stage.run() | {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__}
-        (records / f"{stage.name}.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        found = records.get(stage.name, lambda stage=stage: _timed(stage))
         print(f"{stage.name}: {found['cpu_seconds']} s", flush=True)
     return True
+
+
+def _timed(stage: Stage) -> dict[str, Any]:
+    started = time.process_time()
+    found = stage.run()
+    return found | {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__}

@@ -34,7 +34,6 @@ import peft_hoe
 from figures_setting import Setting, parser
 from front_differences import front_table
 from peft_hoe.evaluation import HoEMethod, Sweep
-from peft_hoe.evaluation.baselines import BASELINES
 from peft_hoe.policies import policy_gradient_config, train_policy
 from peft_hoe.router_recipe import default_experts, default_routers
 from router_training import NEW_TOKENS
@@ -119,10 +118,7 @@ class Problem(Setting):
         if name == "hoe" or name in TRAINED:
             path = self.adapter("hoe") if name == "hoe" else self.trained(name, seed)
             return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding(sampled))
-        return BASELINES[name].make(
-            self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "adapters/baselines",
-            decoding=self.decoding(sampled),
-        )  # fmt: skip
+        return self.baseline(name, sampled=sampled)
 
 
 # -- stages ---
