@@ -57,20 +57,35 @@ def built_adapter(
     }  # fmt: skip
     made_with = path.with_name(f"{path.name}.json")  # written first: an adapter appears when it is complete
     if path.exists() or made_with.exists():
-        found = json.loads(made_with.read_text(encoding="utf-8")) if made_with.exists() else {}
-        different = [name for name in request if found.get(name) != request[name]]
-        if different:
-            raise HoEError(
-                f"{path} was made with another {', '.join(different)} (as {made_with.name} beside it says); give another "
-                "folder=, or remove both yourself",
-                argument="folder", value=os.fspath(path),
-            )  # fmt: skip
+        check_made_with(path, made_with, request)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made_with.write_text(json.dumps(request) + "\n", encoding="utf-8")
         options = {"loading": Loading(keep_shards=True), **options}  # there is a build for every preference
         build_adapter(os.fspath(base), policies, path, experts=list(experts), progress=False, **options)
     return path
+
+
+def check_made_with(path: Path, record: Path, request: Mapping[str, Any], made: str = "made") -> None:
+    """See that an adapter that is found is the one that is asked for.
+
+    Args:
+        path: of the adapter.
+        record: the file beside it that says what it was made with.
+        request: what must be the same, as plain JSON.
+        made: how it came to be, for the error.
+
+    Raises:
+        HoEError: it was made with something else, or nobody knows with what.
+    """
+    found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    different = [name for name, value in request.items() if found.get(name) != value]
+    if different:
+        raise HoEError(
+            f"{path} was {made} with another {', '.join(different)} (as {record.name} beside it says); give another folder=, "
+            "or remove both yourself",
+            argument="folder", value=os.fspath(path),
+        )  # fmt: skip
 
 
 def one_hot_adapter(

@@ -20,7 +20,7 @@ from ...errors import HoEError
 from ...preference import FloatArray, uniform
 from ..methods.fingerprints import Source, source_digest
 from ..methods.hoe import HoEMethod
-from .adapters import built_adapter, load_adapted
+from .adapters import built_adapter, check_made_with, load_adapted
 
 # Of `training`: what may be others when a mixture is found again, for it says how a run is computed and told.
 _HOW_COMPUTED = (
@@ -79,7 +79,8 @@ def lora_moe(
         made_with.write_text(json.dumps(request) + "\n", encoding="utf-8")  # first, for the mixture is complete at once
         _train(model, tokenizer, rewards, train_dataset, normalizer, dict(training or {}), trained)
     else:
-        _check_found(trained, made_with, request)
+        given = {what: value for what, value in request.items() if value}  # options that are left out may be any
+        check_made_with(trained, made_with, given, "trained")
     return OnePoint(load_adapted(base, trained, model_options), tokenizer, decoding=decoding)
 
 
@@ -94,22 +95,6 @@ def _request(
         "policies": {name: source_digest(source) for name, source in policies.items()},
         **{what: {name: str(options[name]) for name in sorted(options)} for what, options in given.items()},
     }
-
-
-def _check_found(trained: Path, made_with: Path, request: Mapping[str, Any]) -> None:
-    """See that a mixture is the one that is asked for; options that are left out may be any.
-
-    Raises:
-        HoEError: it was made with others.
-    """
-    found = json.loads(made_with.read_text(encoding="utf-8")) if made_with.is_file() else {}
-    different = [what for what, value in request.items() if value and found.get(what) != value]
-    if different:
-        raise HoEError(
-            f"{trained} was trained with another {', '.join(different)} (as {made_with.name} beside it says); give another "
-            "folder=, or remove both yourself",
-            argument="folder", value=str(trained),
-        )  # fmt: skip
 
 
 def _train(
