@@ -52,6 +52,22 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def make_padded_tokenizer() -> PreTrainedTokenizerFast:
+    """The same with a padding token, 32, that was added to it and not to the model, as TRL's scripts do."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 32
+    return tokenizer
+
+
+def save_with_base(model: Any, folder: Path) -> None:
+    """Into `folder`: `hoe`, the adapter of a model, and `base` with its tokenizer, which the adapter names."""
+    make_base().save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
+    model.peft_config["default"].base_model_name_or_path = str(folder / "base")
+    model.save_pretrained(folder / "hoe")
+
+
 def make_base(seed: int = 0, *, tied: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(

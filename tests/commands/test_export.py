@@ -10,15 +10,11 @@ from peft_hoe.cli import main
 
 
 @pytest.fixture
-def adapter(toys, tokenizer, tmp_path):
+def adapter(toys, tmp_path):
     """Directories of a base and of an adapter with a trained router."""
-    base = toys.make_base()
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
     model = toys.make_policy()
     model.mark_trained("r0")
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    model.save_pretrained(tmp_path / "hoe")
+    toys.save_with_base(model, tmp_path)
     return tmp_path
 
 

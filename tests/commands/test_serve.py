@@ -18,14 +18,9 @@ pytest.importorskip("uvicorn")
 
 
 @pytest.fixture
-def saved(toys, tokenizer, tmp_path):
+def saved(toys, tmp_path):
     """Directories of a base and of an adapter that names it."""
-    base = toys.make_base()
-    base.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    model = toys.make_policy()
-    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    model.save_pretrained(tmp_path / "hoe")
+    toys.save_with_base(toys.make_policy(), tmp_path)
     return tmp_path
 
 

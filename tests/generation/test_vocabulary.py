@@ -18,10 +18,7 @@ from peft_hoe.generation.vocabulary import vocabulary_size
 @pytest.fixture
 def tokenizer(toys: ModuleType) -> Any:
     """Its padding token is 32, beyond the embedding."""
-    found = toys.make_tokenizer()
-    found.add_special_tokens({"pad_token": "[PAD]"})
-    assert found.pad_token_id == 32
-    return found
+    return toys.make_padded_tokenizer()
 
 
 def adapted(toys: ModuleType, **fields: Any) -> Any:

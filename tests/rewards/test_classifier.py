@@ -7,8 +7,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -27,14 +25,6 @@ def tokenizer():
     plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", model_max_length=16)
-
-
-def gpt2(num_labels: int = 1, **settings) -> GPT2ForSequenceClassification:
-    torch.manual_seed(0)
-    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32, "pad_token_id": 0}
-    model = GPT2ForSequenceClassification(GPT2Config(num_labels=num_labels, **{**shape, **settings}))
-    model.score.weight.data.normal_()
-    return model
 
 
 def _logits(model, tokenizer, text: str) -> list[float]:
@@ -68,7 +58,7 @@ def test_a_classifier_reads_text_with_its_own_tokenizer(tokenizer):
 
 
 @pytest.mark.parametrize("pad", [0, None, 7])
-def test_a_decoder_classifier_with_several_outputs(tokenizer, pad):
+def test_a_decoder_classifier_with_several_outputs(tokenizer, pad, gpt2):
     model = gpt2(3, pad_token_id=pad)
     texts = ["Q w3 w4 A w6", "Q w5 A w7 w8 w9"]
     reward = ClassifierReward(model, tokenizer, output=[2, 0], sign=[1, -1], template="Q {prompt} A{completion}")
@@ -79,7 +69,7 @@ def test_a_decoder_classifier_with_several_outputs(tokenizer, pad):
         Rewards([reward], ["a"])
 
 
-def test_texts_of_a_classifier(tokenizer):
+def test_texts_of_a_classifier(tokenizer, gpt2):
     model = gpt2(1)
     chat = [[{"role": "user", "content": "w3"}]]
     with pytest.raises(RewardError, match=r"reward 'a': the prompts are chat messages.*template="):
@@ -100,7 +90,7 @@ def test_texts_of_a_classifier(tokenizer):
         ClassifierReward(model, tokenizer, template="{answer}")
 
 
-def test_names_in_place_of_what_they_name_are_told(tokenizer):
+def test_names_in_place_of_what_they_name_are_told(tokenizer, gpt2):
     with pytest.raises(
         RewardError, match=r"the classifier is 'org/name'; load it, with AutoModelForSequenceClassification"
     ):
@@ -109,7 +99,7 @@ def test_names_in_place_of_what_they_name_are_told(tokenizer):
         ClassifierReward(gpt2(), "org/name")
 
 
-def test_a_tokenizer_of_another_model_is_told(tokenizer):
+def test_a_tokenizer_of_another_model_is_told(tokenizer, gpt2):
     """It was an IndexError, and on a GPU the end of the process."""
     reward = ClassifierReward(gpt2(vocab_size=8), tokenizer)
     with pytest.raises(RewardError, match=r"reward 'a': GPT2.*token 9 \('w9'\) in the texts is none of the 8"):
@@ -117,7 +107,7 @@ def test_a_tokenizer_of_another_model_is_told(tokenizer):
 
 
 @pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"batch_size": 1.5}, {"max_length": 0}])
-def test_sizes_are_whole_numbers(tokenizer, sizes):
+def test_sizes_are_whole_numbers(tokenizer, sizes, gpt2):
     (name,) = sizes
     with pytest.raises(HoEError, match=f"{name} is .*whole number, at least 1"):
         ClassifierReward(gpt2(), tokenizer, **sizes)
@@ -126,7 +116,7 @@ def test_sizes_are_whole_numbers(tokenizer, sizes):
             ModuleReward(gpt2(), **sizes)
 
 
-def test_long_texts_lose_their_beginning(tokenizer):
+def test_long_texts_lose_their_beginning(tokenizer, gpt2):
     model = gpt2(1)
     reward = ClassifierReward(model, tokenizer, max_length=2)(["w3 w4 w5"], [" w6 w7"]).item()
     assert reward == pytest.approx(_logits(model, tokenizer, "w6 w7")[0], abs=ROUNDING)
@@ -134,7 +124,7 @@ def test_long_texts_lose_their_beginning(tokenizer):
     assert limit == pytest.approx(_logits(model, tokenizer, "w3 " * 15 + "w4")[0], abs=ROUNDING)
 
 
-def test_a_text_that_begins_with_the_completion_loses_its_end(tokenizer):
+def test_a_text_that_begins_with_the_completion_loses_its_end(tokenizer, gpt2):
     model = gpt2(1)
     settings = {"max_length": 2, "template": "{completion} {prompt}"}
     reward = ClassifierReward(model, tokenizer, truncation_side="right", **settings)(["w3 w4 w5"], ["w6"]).item()
@@ -169,7 +159,7 @@ def test_a_pair_is_joined_by_the_tokenizer():
     np.testing.assert_allclose(reward(PROMPTS, TEXTS)[:, 0], expected, atol=ROUNDING)
 
 
-def test_classifiers_on_the_command_line(tmp_path, tokenizer):
+def test_classifiers_on_the_command_line(tmp_path, tokenizer, gpt2):
     model = gpt2(3)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

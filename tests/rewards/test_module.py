@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    GPT2Config,
     GPT2ForSequenceClassification,
     GPT2Model,
 )
@@ -21,22 +20,13 @@ TEXTS = [" w6", " w7 w8 w9"]
 ROUNDING = 1e-4  # of two layers in float32; those of other texts lie further apart
 
 
-def gpt2(num_labels: int = 1, **settings) -> GPT2ForSequenceClassification:
-    torch.manual_seed(0)
-    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 40, "n_positions": 32, "pad_token_id": 0}
-    model = GPT2ForSequenceClassification(GPT2Config(num_labels=num_labels, **{**shape, **settings}))
-    model.score.weight.data.normal_()
-    return model
-
-
 class TrlReward(nn.Module):
     """The least that TRL's PPO asks for."""
 
     base_model_prefix = "backbone"
 
-    def __init__(self, outputs: int):
+    def __init__(self, model: GPT2ForSequenceClassification):
         super().__init__()
-        model = gpt2(outputs)
         self.backbone: GPT2Model = model.transformer
         self.score = model.score
 
@@ -44,11 +34,11 @@ class TrlReward(nn.Module):
 IDS = torch.tensor([[0, 0, 3, 4, 5, 0, 0], [0, 6, 7, 8, 9, 2, 0]])
 
 
-def test_the_first_example_of_the_documentation_runs():
+def test_the_first_example_of_the_documentation_runs(gpt2):
     page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
     names = {
         "vader": lambda prompts, completions: [0.5, None],
-        "reward_module": TrlReward(1),
+        "reward_module": TrlReward(gpt2(1)),
         "prompts": PROMPTS,
         "completions": TEXTS,
         "labels": [0, 1],
@@ -61,8 +51,8 @@ def test_the_first_example_of_the_documentation_runs():
 
 
 @pytest.mark.parametrize("batch_size", [16, 1])
-def test_a_module_reads_the_policys_tokens(batch_size):
-    module = TrlReward(2)
+def test_a_module_reads_the_policys_tokens(batch_size, gpt2):
+    module = TrlReward(gpt2(2))
     rewards = Rewards(
         {("a", "b"): ModuleReward(module, output=[1, 0], sign=[1, -1], batch_size=batch_size)}, ["a", "b"]
     )
@@ -74,9 +64,9 @@ def test_a_module_reads_the_policys_tokens(batch_size):
         np.testing.assert_allclose(table[row], [scores[1], -scores[0]], atol=ROUNDING)
 
 
-def test_a_module_equals_trls_definition():
+def test_a_module_equals_trls_definition(gpt2):
     trl = pytest.importorskip("trl.experimental.utils")
-    module = TrlReward(1).eval()
+    module = TrlReward(gpt2(1)).eval()
     if not hasattr(trl, "get_reward"):
         pytest.skip("TRL has no get_reward any more")
     with torch.no_grad():
@@ -85,7 +75,7 @@ def test_a_module_equals_trls_definition():
     np.testing.assert_allclose(table[:, 0], expected, atol=ROUNDING)
 
 
-def test_padding_ids_may_lie_beyond_a_modules_vocabulary():
+def test_padding_ids_may_lie_beyond_a_modules_vocabulary(gpt2):
     """As after tokenizer.add_special_tokens({"pad_token": ...}) without a resized reward model, as TRL's scripts have it."""
     model = gpt2()
     size = model.config.vocab_size
@@ -97,13 +87,13 @@ def test_padding_ids_may_lie_beyond_a_modules_vocabulary():
         ModuleReward(model)(ids, torch.ones_like(ids))
 
 
-def test_modules_that_do_not_fit():
+def test_modules_that_do_not_fit(gpt2):
     with pytest.raises(RewardError, match=r"score has 2 outputs, but 1 are needed"):
-        Rewards([TrlReward(2)], ["a"])
+        Rewards([TrlReward(gpt2(2))], ["a"])
     with pytest.raises(RewardError, match=r"score has 2 outputs; outputs \[2\]"):
-        ModuleReward(TrlReward(2), output=2)
+        ModuleReward(TrlReward(gpt2(2)), output=2)
     with pytest.raises(RewardError, match="sign is 2"):
-        ModuleReward(TrlReward(2), sign=2)
+        ModuleReward(TrlReward(gpt2(2)), sign=2)
     rewards = Rewards([gpt2(1)], ["a"])
     with pytest.raises(RewardError, match="reward 'a' is a module that reads tokens; pass input_ids"):
         rewards(PROMPTS, TEXTS)

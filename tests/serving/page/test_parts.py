@@ -42,9 +42,7 @@ def test_sliders_of_several_objectives_are_weights():
 
 def test_a_prompt_with_a_token_that_the_model_does_not_know_is_refused(toys):
     """Before it is written, where it would fail with the texts of all others."""
-    tokenizer = toys.make_tokenizer()
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    engine = Engine(toys.make_policy().eval(), tokenizer, max_length=40)
+    engine = Engine(toys.make_policy().eval(), toys.make_padded_tokenizer(), max_length=40)
     assert engine.vocabulary == 32
     with pytest.raises(HoEError, match=r"token 32 .* in the prompt is none of the 32"):
         next(PageWriter(engine).write("w1 [PAD]", np.array([0.25, 0.75]), 6, 0.0))

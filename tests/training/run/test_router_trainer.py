@@ -162,10 +162,7 @@ def test_a_longer_schedule_goes_on_at_its_own_rate(make: Make, tmp_path: Path) -
 @pytest.fixture
 def padded(toys: ModuleType) -> Any:
     """A tokenizer whose padding token was added to it, and not to the model: scripts of TRL do so."""
-    tokenizer = toys.make_tokenizer()
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    assert tokenizer.pad_token_id == 32
-    return tokenizer
+    return toys.make_padded_tokenizer()
 
 
 @pytest.mark.parametrize("kind", ["make_trainer", "make_distillation"])
