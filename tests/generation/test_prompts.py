@@ -8,7 +8,7 @@ import torch
 
 from peft_hoe import HoEError
 from peft_hoe.generation.prompt_rows import check_prompts, drawn_rows, rows_of_all, split_rows
-from peft_hoe.generation.prompts import PromptCollator, as_prompt_batch
+from peft_hoe.generation.prompts import PromptBatch, PromptCollator, as_prompt_batch
 
 CHAT = [{"role": "user", "content": "w1"}]
 BAD = [
@@ -135,3 +135,14 @@ def test_a_stream_of_training_rows_is_named():
             HoEError, match=r"the training dataset is a \w+, whose rows cannot be read by number; give a list"
         ):
             check_prompts(stream, None)
+
+
+def test_the_digest_of_a_batch_knows_its_prompts_and_their_order_not_their_padding():
+    """A payoff table says by it which prompts it was measured on."""
+
+    def digest(rows: list[list[int]]) -> str:
+        ids = torch.tensor(rows)
+        return PromptBatch(ids, ids != 0, [""] * len(rows), {}).digest
+
+    assert digest([[0, 3], [4, 5]]) == digest([[0, 0, 3], [0, 4, 5]])
+    assert len({digest(rows) for rows in ([[0, 3], [4, 5]], [[4, 5], [0, 3]], [[0, 3], [4, 6]], [[0, 3]])}) == 4

@@ -5,6 +5,8 @@ Shapes: B prompts, P positions, padded on the left.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,12 @@ class PromptBatch:
         place = torch.as_tensor(rows, device=self.ids.device)
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
         return PromptBatch(self.ids[place], self.mask[place], [self.texts[row] for row in rows], columns)
+
+    @property
+    def digest(self) -> str:
+        """What tells these prompts, in this order, from others: of their tokens, however they are padded."""
+        rows = [ids[mask].tolist() for ids, mask in zip(self.ids.cpu(), self.mask.cpu().bool(), strict=True)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 class PromptCollator:

@@ -128,7 +128,7 @@ def measure_payoff(
             attention_mask=torch.cat([prompts.mask, corner.mask], dim=1),
         )
         tables.append(table[:, None])
-    measurement: dict[str, Any] = {"prompts": count}
+    measurement: dict[str, Any] = {"prompts": count, "prompts_digest": prompts.digest}
     if decoding.do_sample:
         measurement |= {"seed": seed, "batch_size": batch_size}
     if bf16:

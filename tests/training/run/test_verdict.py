@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peft_hoe import HoEWarning, RewardNormalizer
-from peft_hoe.training.run.verdict import judge
+from peft_hoe.training.run import verdict as verdicts
 
 AT = np.asarray([0.25, 0.75])
 
@@ -18,23 +18,38 @@ def rewards(first, second, prompts=50):
     return np.tile([first, second], (prompts, 1)).astype(float)
 
 
+def judge(*compared, texts=1, normalizer=None, own_prompts=False):
+    """On a table of given numbers that leaves rewards as they are, where no other is said."""
+    n = compared[0].shape[1]
+    scale = RewardNormalizer(np.eye(n), list("abcdefghijkl")[:n]) if normalizer is None else normalizer
+    return verdicts.judge("r0", *compared, texts=texts, normalizer=scale, own_prompts=own_prompts)
+
+
+def table(best, worst):
+    """A payoff table of two objectives on prompts `(P,)`: in both the one's own expert earns `best`, the other's `worst`."""
+    cells = np.asarray([[best, worst], [worst, best]], dtype=float)  # (expert, objective, P)
+    return RewardNormalizer.measured(
+        np.moveaxis(cells, 2, 1)[:, :, None], ["a", "b"], measurement={"prompts": len(best)}
+    )
+
+
 def test_it_compares_worst_gaps():
     """0.75 (1.05 - 0.65) = 0.3 is the worst before, 0.25 (1.05 - 0.25) = 0.2 after; 0.75 (1.05 - 0.85) = 0.15 is not."""
-    verdict = judge("r0", rewards(0.45, 0.65), rewards(0.25, 0.85), AT, 1.05, texts=4)
+    verdict = judge(rewards(0.45, 0.65), rewards(0.25, 0.85), AT, 1.05, texts=4)
     assert (verdict.untrained, verdict.trained) == pytest.approx((0.3, 0.2))
     assert (verdict.low, verdict.high, verdict.share) == pytest.approx((0.1, 0.1, 1.0))
     assert verdict.helps
-    assert "smaller by 0.100 [0.100, 0.100]" in str(verdict)
+    assert "4 texts each; smaller by 0.100 [0.100, 0.100]" in str(verdict)
 
 
 def test_an_objective_without_weight_has_no_gap():
-    assert judge("r0", rewards(-9, 0.5), rewards(-99, 0.6), np.asarray([0.0, 1.0]), 1.05, texts=1).helps
+    assert judge(rewards(-9, 0.5), rewards(-99, 0.6), np.asarray([0.0, 1.0]), 1.05).helps
 
 
 def test_chance_is_no_help():
     generator = np.random.default_rng(0)
     before, after = generator.normal(0.5, 0.3, (2, 50, 2))
-    verdict = judge("r0", before, after, AT, 1.05, texts=1)
+    verdict = judge(before, after, AT, 1.05)
     assert verdict.low < 0 < verdict.high
     assert verdict.helps == (verdict.share >= 0.9)
 
@@ -43,14 +58,14 @@ def test_missing_rewards_are_left_out():
     known = rewards(0.45, 0.65)
     lacking = known.copy()
     lacking[::2, 0] = np.nan
-    assert judge("r0", lacking, known, AT, 1.05, texts=1).untrained == pytest.approx(0.3)
+    assert judge(lacking, known, AT, 1.05).untrained == pytest.approx(0.3)
 
 
 def test_replicates_without_a_reward_are_told_and_are_no_help():
     """One prompt in two has a reward: a quarter of the draws of two have none, and the others the same gain."""
     before, after = rewards(0.45, 0.65, 2), rewards(0.25, 0.85, 2)
     before[0, 1] = after[0, 1] = np.nan
-    verdict = judge("r0", before, after, AT, 1.05, texts=1)
+    verdict = judge(before, after, AT, 1.05)
     assert (verdict.low, verdict.high) == pytest.approx((0.1, 0.1))
     assert verdict.undefined / 1000 == pytest.approx(0.25, abs=0.04)
     assert verdict.share == pytest.approx(1 - verdict.undefined / 1000)
@@ -61,8 +76,69 @@ def test_the_interval_holds_the_gain():
     """Twelve objectives of equal mean: the worst gap of every draw is larger than that of the data."""
     noise = np.random.default_rng(0).normal(0, 1, (20, 12))
     before, after = noise - noise.mean(0), np.zeros((20, 12))
-    verdict = judge("r0", before, after, np.full(12, 1 / 12), 1.05, texts=1)
+    verdict = judge(before, after, np.full(12, 1 / 12), 1.05)
     assert verdict.low <= verdict.untrained - verdict.trained == pytest.approx(0, abs=1e-12)
+
+
+# In the next four, two prompts are drawn twice: one of them alone in a quarter of the replicates each, both in half of them.
+
+
+@pytest.mark.parametrize("own_prompts", [True, False])
+def test_the_prompts_of_the_payoff_table_are_drawn_too(own_prompts):
+    """The router earns 1 more everywhere; spreads of 2 and 4 make that 1/2, 1/4, and 1/3 where both are drawn."""
+    before, after = rewards(0, 0, 2), rewards(1, 1, 2)
+    found = judge(
+        before, after, np.asarray([1.0, 0.0]), 1.05, normalizer=table([2, 4], [0, 0]), own_prompts=own_prompts
+    )
+    assert found.untrained - found.trained == pytest.approx(1 / 3)
+    assert (found.low, found.high, found.payoff_prompts) == pytest.approx((1 / 4, 1 / 2, 2))
+    assert "given numbers" not in str(found)
+
+
+def test_one_draw_serves_the_table_and_the_verdict_where_their_prompts_are_the_same():
+    """2 more on a spread of 2 and 4 more on one of 4 is 1 in every draw; drawn apart, from 2/4 to 4/2."""
+    before, after = rewards(0, 0, 2), np.asarray([[2.0, 2.0], [4.0, 4.0]])
+    one, two = (
+        judge(before, after, np.asarray([1.0, 0.0]), 1.05, normalizer=table([2, 4], [0, 0]), own_prompts=own_prompts)
+        for own_prompts in (True, False)
+    )
+    assert (one.low, one.high) == pytest.approx((1, 1))
+    assert (two.low, two.high) == pytest.approx((1 / 2, 2))
+
+
+def test_given_numbers_are_taken_as_exact_and_that_is_said():
+    exact = RewardNormalizer([[3.0, 0.0], [0.0, 3.0]], ["a", "b"])
+    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), np.asarray([1.0, 0.0]), 1.05, normalizer=exact, own_prompts=True)
+    assert (found.low, found.high, found.payoff_prompts) == pytest.approx((1 / 3, 1 / 3, 0))
+    assert "smaller by 0.333 [0.333, 0.333], the payoff table of given numbers taken as exact" in str(found)
+
+
+def test_a_table_without_a_spread_in_a_replicate_is_told_and_is_no_help():
+    """All experts earn the same of the second prompt; drawn twice, it is no scale."""
+    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), AT, 1.05, normalizer=table([2, 1], [0, 1]), own_prompts=True)
+    assert found.undefined / 1000 == pytest.approx(0.25, abs=0.04)
+    assert found.share == pytest.approx(1 - found.undefined / 1000)
+    assert not found.helps
+
+
+@pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_trainer_knows_whether_its_table_is_of_the_prompts_of_the_verdict(kind, given, toys, tmp_path, monkeypatch):
+    """Its own is; one of other prompts, as many, is not."""
+    if kind == "make_grpo_trainer":
+        pytest.importorskip("trl")
+    asked = []
+    monkeypatch.setattr(
+        "peft_hoe.training.run.router_trainer.judge",
+        lambda *others, own_prompts: asked.append(own_prompts) or verdicts.judge(*others, own_prompts=own_prompts),
+    )
+    make = getattr(toys, kind)
+    held_out, others = ({"eval_dataset": [{"prompt": text} for text in toys.WORDS[at : at + 8]]} for at in (4, 12))
+    scale = make(toys.make_policy(), tmp_path / "other", others).measure_payoff() if given else None
+    trainer = make(toys.make_policy(), tmp_path / "run", held_out | {"normalizer": scale}, verdict_texts=1)
+    trainer.train()
+    assert asked == [not given]
+    assert trainer.verdict.payoff_prompts == 8
 
 
 @pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])

@@ -1,7 +1,4 @@
-"""The bootstrap of sweeps on the scale of a payoff table that is itself measured: its prompts are drawn, too.
-
-Where single-objective experts hardly differ, ideal − nadir is a small number with an error of its own, and everything that is
-divided by it has that error: it enters every interval here.
+"""The bootstrap of sweeps on the scale of a payoff table that is itself measured, see `objectives.drawn_scale`.
 
 Shapes: K preferences, P prompts, N objectives, R replicates.
 """
@@ -10,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ...objectives.drawn_scale import DrawnScale
 from ...objectives.normalizer import RewardNormalizer
 from ...preference import FloatArray
 
@@ -47,25 +43,9 @@ def scaled_replicates(
     raw = bootstrap(values, replicates=replicates, seed=seed)
     if normalizer is None:
         return raw
-    nadir, ideal = _bounds(normalizer, raw, own_corners, replicates, seed)
-    spread = np.where(ideal > nadir, ideal - nadir, np.nan)
+    scale = DrawnScale.of(normalizer, raw.prompts, own_prompts=own_corners, seed=seed)
     return replace(
         raw,
         estimates={name: normalizer.normalize(points) for name, points in raw.estimates.items()},
-        points={name: (points - nadir[:, None]) / spread[:, None] for name, points in raw.points.items()},
+        points={name: scale.normalize(points) for name, points in raw.points.items()},
     )
-
-
-def _bounds(
-    normalizer: RewardNormalizer, raw: Any, own_corners: bool, replicates: int, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    """Nadir and ideal in each replicate, `(R, N)`."""
-    if normalizer.samples is None:
-        return np.tile(normalizer.nadir, (replicates, 1)), np.tile(normalizer.ideal, (replicates, 1))
-    prompts = normalizer.samples.shape[1]
-    draws = raw.prompts
-    if not own_corners or draws.shape[1] != prompts:
-        # A stream of its own: the sweeps' draws stay as they are without a table.
-        draws = np.random.default_rng([seed, 1]).integers(prompts, size=(replicates, prompts))
-    tables = normalizer.drawn(draws)
-    return np.asarray(tables.min(axis=1)), np.asarray(tables.max(axis=1))

@@ -188,10 +188,13 @@ class RouterTrainer(Trainer):
 
         def compare() -> Verdict:
             untrained, trained = (
-                normalizer.normalize(held.measure(self.policy, router.adapter, router.preference, texts, routers))
+                held.measure(self.policy, router.adapter, router.preference, texts, routers)
                 for routers in ("static", "keep")
             )
-            return judge(router.router, untrained, trained, router.preference, weights.reference_point, texts)
+            return judge(
+                router.router, untrained, trained, router.preference, weights.reference_point, texts, normalizer,
+                own_prompts=held.scales(normalizer),
+            )  # fmt: skip
 
         with self.model_settings.applied():
             self.verdict = self._computed(compare)

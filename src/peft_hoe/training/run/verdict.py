@@ -1,6 +1,7 @@
 """Did a router help? What its preference earns with it and without it, on prompts that it did not train on.
 
-A router that did not help is left untrained: it then votes as geometry says, costs nothing and merges.
+A router that did not help is left untrained: it then votes as geometry says, costs nothing and merges. How sure that is, a
+bootstrap says that draws the prompts, and those of the payoff table that the rewards are scaled by.
 
 Shapes: P prompts, T texts for each, N objectives.
 """
@@ -18,6 +19,8 @@ from ...generation.completer import steered_responses
 from ...generation.decoding import Decoding
 from ...generation.prompts import PromptBatch
 from ...generation.settings import evaluating, seeded
+from ...objectives.drawn_scale import DrawnScale
+from ...objectives.normalizer import RewardNormalizer, mean_over
 from ...preference import FloatArray
 from ...rewards.sources import Rewards
 
@@ -33,12 +36,14 @@ class Verdict:
         router: its name.
         untrained: the worst gap max_i λ_i (z* − R̂_i) without training; lower is better.
         trained: the same with it.
-        low: of the 95 % interval of `untrained - trained`, over prompts.
+        low: of the 95 % interval of `untrained - trained`, over prompts and those of the payoff table.
         high: likewise.
         share: of the replicates in which `untrained - trained` is above 0.
         prompts: P.
         texts: T.
-        undefined: replicates that drew no prompt with a reward for some objective; not in the interval, and no help.
+        payoff_prompts: of the payoff table, drawn as well; 0 for a table that was given as numbers, which is taken as exact.
+        undefined: replicates that drew no prompt with a reward for some objective, or a table in which all experts earn the
+            same of it; not in the interval, and no help.
     """
 
     router: str
@@ -49,6 +54,7 @@ class Verdict:
     share: float
     prompts: int
     texts: int
+    payoff_prompts: int = 0
     undefined: int = 0
 
     @property
@@ -62,6 +68,8 @@ class Verdict:
             f"router {self.router!r}: worst gap {self.trained:.3f} trained, {self.untrained:.3f} untrained, on {self.prompts} "
             f"held-out prompts with {self.texts} texts each; smaller by {gain:.3f} [{self.low:.3f}, {self.high:.3f}]"
         )
+        if not self.payoff_prompts:
+            measured += ", the payoff table of given numbers taken as exact"
         if self.undefined:
             measured += f" (undefined in {self.undefined} of {_REPLICATES} replicates)"
         if self.helps:
@@ -120,7 +128,11 @@ class HeldOut:
             input_ids=torch.cat([rows.ids, found.ids], dim=1),
             attention_mask=torch.cat([rows.mask, found.mask], dim=1),
         )
-        return _means(table.reshape(count, texts, -1))
+        return mean_over(table.reshape(count, texts, -1), (1,))
+
+    def scales(self, normalizer: RewardNormalizer) -> bool:
+        """Whether a payoff table was measured on these prompts."""
+        return normalizer.measurement.get("prompts_digest") == self.prompts.digest
 
 
 def judge(
@@ -130,39 +142,38 @@ def judge(
     preference: FloatArray,
     reference_point: float | FloatArray,
     texts: int,
+    normalizer: RewardNormalizer,
+    *,
+    own_prompts: bool,
 ) -> Verdict:
-    """Compare normalised rewards `(P, N)`, NaN where there is none, of the same prompts.
+    """Compare raw rewards `(P, N)`, NaN where there is none, of the same prompts.
 
     Args:
         router: its name.
         untrained: without training.
         trained: with it.
         preference: λ `(N,)`.
-        reference_point: z*, one number or `(N,)`.
+        reference_point: z* of normalised rewards, one number or `(N,)`.
         texts: T, of which each row is the mean.
+        normalizer: the scale.
+        own_prompts: whether its table is of the same prompts; it is then drawn with them, else on its own.
     """
     both = np.stack([untrained, trained])
     draws = np.random.default_rng(0).integers(0, len(trained), (_REPLICATES, len(trained)))
+    scale = DrawnScale.of(normalizer, draws, own_prompts=own_prompts, seed=0)
 
-    def gap(rows: FloatArray) -> FloatArray:
-        weighed = preference * (reference_point - _means(rows))
+    def gap(points: FloatArray) -> FloatArray:
+        weighed = preference * (reference_point - points)
         return np.asarray(weighed[..., preference > 0].max(-1))
 
-    gaps = gap(both)
-    replicates = np.stack([gap(both[:, draw]) for draw in draws])
+    gaps = gap(normalizer.normalize(mean_over(both, (1,))))
+    replicates = gap(scale.normalize(np.stack([mean_over(both[:, draw], (1,)) for draw in draws])))
     gains = replicates[:, 0] - replicates[:, 1]
     known = gains[~np.isnan(gains)]
     gain = gaps[0] - gaps[1]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    drawn = 0 if normalizer.samples is None else normalizer.samples.shape[1]
     return Verdict(
         router, float(gaps[0]), float(gaps[1]), float(np.fmin(low, gain)), float(np.fmax(high, gain)),
-        float((gains > 0).mean()), len(trained), texts, len(gains) - len(known),
+        float((gains > 0).mean()), len(trained), texts, drawn, len(gains) - len(known),
     )  # fmt: skip
-
-
-def _means(values: FloatArray) -> FloatArray:
-    """Over the last axis but one; NaN is left out, and nothing but NaN stays NaN."""
-    known = ~np.isnan(values)
-    count = known.sum(-2)
-    total = np.where(known, values, 0.0).sum(-2)
-    return np.asarray(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
