@@ -251,7 +251,7 @@ def two_updates(output: str, rows: int, **changes: Any) -> dict[str, Any]:
 
     trainer = make_trainer(
         make_policy().double(), output, {"eval_dataset": PROMPTS[:4]}, per_device_train_batch_size=rows, num_ppo_epochs=1,
-        stop_token="eos", num_sample_generations=1, save_strategy="steps", save_steps=1, **changes,
+        stop_token="eos", num_sample_generations=1, save_strategy="steps", save_steps=1, kl_coef=0.05, **changes,
     )  # fmt: skip
     rank = trainer.accelerator.process_index
     mine = slice(rank, None, trainer.accelerator.num_processes)

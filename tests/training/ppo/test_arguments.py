@@ -14,7 +14,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from peft_hoe import HoEError
+from peft_hoe import HoEError, HoEWarning
 from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.ppo.refused_arguments import REFUSED
 from peft_hoe.training.ppo.shell import PPOShell
@@ -159,6 +159,21 @@ def test_the_users_configuration_is_not_written_to(make_trainer: Make, toys: Mod
 def test_schedules_that_follow_a_metric_are_refused(make_trainer: Make) -> None:
     with pytest.raises(HoEError, match="'reduce_lr_on_plateau', which follows a metric"):
         make_trainer(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps")
+
+
+def test_a_reference_that_nothing_is_held_to_is_told(make_trainer: Make, toys: ModuleType) -> None:
+    """A model is what TRL's scripts always give, so that it is no error; the name of one is a user's own wish."""
+    with pytest.warns(HoEWarning, match="ref_model is given, but kl_coef is 0 .*ref_model is not used") as caught:
+        trainer = make_trainer(constructor={"ref_model": toys.make_base()})
+    assert [item.filename for item in caught if item.category is HoEWarning] == [
+        toys.__file__
+    ]  # where the trainer was made
+    assert trainer.ref_model is None
+    with pytest.raises(HoEError, match="kl_reference is 'static', but kl_coef is 0") as refused:
+        make_trainer(kl_reference="static")
+    assert refused.value.argument == "kl_reference"
+    with pytest.raises(HoEError, match="ref_model is given, and kl_reference is 'static'"):
+        make_trainer(constructor={"ref_model": toys.make_base()}, kl_coef=0.05, kl_reference="static")
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ from peft_hoe.rewards import Rewards
 from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.ppo.actor_critic import ActorCritic
 from peft_hoe.training.ppo.critics import make_critic
-from peft_hoe.training.ppo.rollouts import make_reference
+from peft_hoe.training.ppo.references import make_reference
 from peft_hoe.training.ppo.router_ppo import RouterPPO
 from peft_hoe.training.ppo.settings import PPOSettings
 from peft_hoe.training.run.steered_policy import steered
 from peft_hoe.training.run.training_state import RouterTrainingState
 
 
-def make_ppo(toys: ModuleType, settings: PPOSettings, **changes: Any) -> RouterPPO:
-    """On the toy, in float64, with plain AdamW."""
+def make_ppo(toys: ModuleType, settings: PPOSettings, *, referred: bool = False, **changes: Any) -> RouterPPO:
+    """On the toy, in float64, with plain AdamW; the base is the reference if `referred`."""
     state = RouterTrainingState(toys.make_policy().double(), "r0")
     state.weights = ObjectiveWeights(state.router.preference, objectives=state.objectives)
     state.normalizer = RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], state.objectives)
@@ -41,16 +41,20 @@ def make_ppo(toys: ModuleType, settings: PPOSettings, **changes: Any) -> RouterP
     )  # fmt: skip
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(actor_critic, optimizer)
+    reference = make_reference(actor_critic, None, "base") if referred else None
     return RouterPPO(
         state, model, optimizer, Rewards(toys.REWARDS, state.objectives), settings,
-        reference=make_reference(actor_critic, None, "base"), tokenizer=toys.make_tokenizer(), accelerator=accelerator,
+        reference=reference, tokenizer=toys.make_tokenizer(), accelerator=accelerator,
     )  # fmt: skip
 
 
-def test_a_step_is_the_trainers(toys: ModuleType, tmp_path: Path) -> None:
-    settings = PPOSettings(Decoding(6, do_sample=True, stop_tokens=()))
-    ppo = make_ppo(toys, settings)
-    trainer = toys.make_trainer(toys.make_policy().double(), tmp_path, {}, max_steps=1, lr_scheduler_type="constant")
+@pytest.mark.parametrize("kl_coef", [0.0, 0.05])
+def test_a_step_is_the_trainers(toys: ModuleType, tmp_path: Path, kl_coef: float) -> None:
+    settings = PPOSettings(Decoding(6, do_sample=True, stop_tokens=()), kl_coef=kl_coef)
+    ppo = make_ppo(toys, settings, referred=kl_coef > 0)
+    trainer = toys.make_trainer(
+        toys.make_policy().double(), tmp_path, {}, max_steps=1, lr_scheduler_type="constant", kl_coef=kl_coef
+    )
     batch = trainer.next_prompts()
     rows = PromptCollator(ppo.tokenizer)([{"prompt": text} for text in batch.texts])
     torch.manual_seed(trainer.local_seed)
@@ -86,6 +90,8 @@ def test_what_is_missing_is_named(toys: ModuleType) -> None:
     ppo = make_ppo(toys, PPOSettings(), normalizer=None)
     with pytest.raises(HoEError, match="no normalizer yet"):
         ppo.normalize(torch.zeros(8, 2).numpy())
+    with pytest.raises(HoEError, match=r"kl_coef is 0\.05, but there is no reference"):
+        make_ppo(toys, PPOSettings(kl_coef=0.05))
 
 
 def test_defaults_are_the_configurations() -> None:
@@ -116,6 +122,28 @@ def test_a_group_of_responses_is_its_own_baseline(toys, tmp_path):
         toys.make_trainer(None, tmp_path, {}, baseline="group")
     with pytest.raises(HoEError, match="num_generations is 3, but an update has 8 responses"):
         toys.make_trainer(None, tmp_path, {}, num_generations=3)
+
+
+def test_the_reference_is_only_computed_where_there_is_one(toys: ModuleType) -> None:
+    """A pass over whole texts less, and the same router to the bit as with a reference that is measured and not held to."""
+    settings = PPOSettings(Decoding(6, do_sample=True))
+    routers, metrics, passes = [], [], []
+    for referred in (False, True):
+        ppo = make_ppo(toys, settings, referred=referred)
+        cached: list[bool] = []
+        ppo.policy.get_base_model().register_forward_pre_hook(
+            lambda module, inputs, keywords, cached=cached: cached.append(keywords["use_cache"]), with_kwargs=True
+        )
+        rows = PromptCollator(ppo.tokenizer)(toys.PROMPTS[:8])
+        torch.manual_seed(0)
+        with steered(ppo.policy, ppo.router):
+            metrics.append(ppo.step(as_prompt_batch(rows, ppo.tokenizer, torch.device("cpu"))))
+        routers.append(list(ppo.router.parameters()))
+        passes.append(cached.count(False))  # texts are written with a cache
+    assert all(torch.equal(x, y) for x, y in zip(*routers, strict=True))
+    assert passes == [1, 2]
+    assert metrics[1].keys() - metrics[0].keys() == {"objective/kl", "loss/kl_avg"}
+    assert metrics[1]["objective/kl"] > 0
 
 
 def test_the_first_step_goes_on_from_the_rollouts_forward(toys: ModuleType) -> None:

@@ -130,7 +130,7 @@ def test_an_exception_restores_and_keeps_whole_updates(
 
 def test_training_starts_from_the_static_votes(make_trainer: Make) -> None:
     """The first rollout comes from the interpolation that an untrained router gives, up to 1e-3."""
-    trainer = make_trainer(max_steps=1, kl_reference="static")
+    trainer = make_trainer(max_steps=1, kl_coef=0.05, kl_reference="static")
     trainer.train()
     first = trainer.state.log_history[0]
     assert first["router/usage/centroid"] == pytest.approx(0.5, abs=1e-3)
@@ -189,6 +189,19 @@ def test_everything_is_logged_through_callbacks(make_trainer: Make) -> None:
     assert logged[0]["objective/non_score_reward"] == pytest.approx(-0.05 * logged[0]["objective/kl"])
     assert logged[0]["objective/rlhf_reward"] == pytest.approx(scores - 0.05 * logged[0]["objective/kl"])
     assert logged[0]["gap/low"] == pytest.approx(0.25 * (1.05 - logged[0]["reward_normalized/low"]))
+
+
+def test_without_a_kl_term_no_divergence_is_logged(make_trainer: Make) -> None:
+    """Nothing was measured, so that nothing may read as if it were 0; the term itself takes nothing from a reward."""
+    logged = []
+    for coefficient in (0.05, 0.0):
+        trainer = make_trainer(max_steps=1, kl_coef=coefficient)
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    held, free = logged
+    assert held.keys() - free.keys() == {"objective/kl", "loss/kl_avg"}
+    assert str(free["objective/non_score_reward"]) == "0.0"  # and not -0.0
+    assert free["objective/rlhf_reward"] == free["objective/scores"]
 
 
 def test_counts_and_penalties_of_the_end(make_trainer: Make) -> None:

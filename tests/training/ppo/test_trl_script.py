@@ -30,6 +30,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from peft_hoe import HoEWarning
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 
 
@@ -88,7 +89,8 @@ def test_the_file_itself(saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
             "reward_model": {"low": arguments["reward_model"], "high": other},
             "peft_config": saved / "adapter",
         }
-        made.append(HoERouterTrainer(**arguments))
+        with pytest.warns(HoEWarning, match="ref_model is not used"):
+            made.append(HoERouterTrainer(**arguments))
         return made[0]
 
     monkeypatch.setattr(ppo, "PPOTrainer", trainer)
@@ -162,17 +164,19 @@ def test_the_script_runs_to_its_end(saved: Path, capsys: pytest.CaptureFixture[s
     with PartialState().local_main_process_first():
         train, held_out = (tokenized(rows, tokenizer, training_args, with_lengths=tldr) for rows in (train, held_out))
     torch.manual_seed(5)
-    trainer = HoERouterTrainer(
-        args=training_args,
-        processing_class=tokenizer,
-        model=model,
-        ref_model=loaded(AutoModelForCausalLM, policy, model_args),
-        reward_model={"low": reward_model, "high": LlamaForSequenceClassification(reward_model.config)},
-        value_model=value_model,
-        train_dataset=train,
-        eval_dataset=held_out,
-        peft_config=peft_config,
-    )
+    with pytest.warns(HoEWarning, match=r"kl_coef is 0 .*PPOConfig's is 0\.05.*ref_model is not used"):
+        trainer = HoERouterTrainer(
+            args=training_args,
+            processing_class=tokenizer,
+            model=model,
+            ref_model=loaded(AutoModelForCausalLM, policy, model_args),
+            reward_model={"low": reward_model, "high": LlamaForSequenceClassification(reward_model.config)},
+            value_model=value_model,
+            train_dataset=train,
+            eval_dataset=held_out,
+            peft_config=peft_config,
+        )
+    assert trainer.ref_model is None
     trainer.train()
     trainer.save_model(training_args.output_dir)
     assert not training_args.push_to_hub

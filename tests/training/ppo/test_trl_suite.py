@@ -119,7 +119,8 @@ def test_basic_training(make_trainer: Make, toys: ModuleType, script: dict[str, 
     frozen = [reference, *script["reward_model"]]
     before, critic = copies(model), copies(script["value_model"].model)
     untouched = [copies(module) for module in frozen]
-    trainer = make_trainer(model=model, constructor={**script, "ref_model": reference}, **FOUR_ROWS_TWICE)
+    constructor = {**script, "ref_model": reference}
+    trainer = make_trainer(model=model, constructor=constructor, kl_coef=0.05, **FOUR_ROWS_TWICE)
     trainer.train()
     assert moved(trainer.model.value_model.model, critic)
     names = moved(trainer.model.policy, before)

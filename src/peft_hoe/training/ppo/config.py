@@ -44,7 +44,8 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
         num_generations: responses to each prompt of an update.
         baseline: what a response must do better than: "critic", the mixed GAE advantage of N value heads, or "group", the mean
             of the other responses to its prompt (leave-one-out), the same for all its tokens; `num_generations` is above 1.
-        kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives).
+        kl_reference: "base" (adapter off) or "static" (the interpolation that an untrained router gives). With `kl_coef` 0, the
+            default, no reference is computed, and no divergence from it is logged.
         value_learning_rate: of the critic; None for 1e-3 with the heads that are made here, and for `learning_rate` with a
             `value_model`, as in PPOTrainer. A rate that suits a router is too high for a whole model: state one for it.
         top_k: responses are drawn from so many most likely tokens; 0 for the whole vocabulary. Their probabilities in the loss
@@ -103,6 +104,12 @@ class HoERouterConfig(ObjectiveArguments, RouterArguments, PPOConfig):  # type: 
                 value=self.num_generations,
             )
         check_choice("kl_reference", self.kl_reference, ("base", "static"))
+        if self.kl_reference != "base" and self.kl_coef == 0:
+            raise HoEError(
+                f"kl_reference is {self.kl_reference!r}, but kl_coef is 0, so that nothing is held to a reference; set kl_coef "
+                "above 0, or leave kl_reference out",
+                argument="kl_reference", value=self.kl_reference,
+            )  # fmt: skip
         check_choice("advantage_scaling", self.advantage_scaling, SCALINGS)
         if self.kl_estimator != "k3":
             raise HoEError(

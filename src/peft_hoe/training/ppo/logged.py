@@ -23,39 +23,37 @@ from .rollouts import Rollout, have_end
 def rollout_metrics(
     rollout: Rollout, accelerator: Any, experts: Sequence[str], voting: Sequence[str], eos: int | None
 ) -> dict[str, float]:
-    """Divergence, entropy, length, end-of-sequence tokens, and how the router voted, over all processes."""
+    """Divergence (with a reference), entropy, length, end-of-sequence tokens, and how the router voted, over all processes."""
     mask = rollout.responses.mask
-    ratio = (rollout.reference - rollout.logprobs).masked_fill(~mask, 0.0)
     sums: dict[str, Any] = {
-        "objective/kl": (torch.expm1(ratio) - ratio).sum(1).mean(),
         "objective/entropy": (-rollout.logprobs * mask).sum(1).mean(),
         "policy/entropy_avg": (rollout.entropy * mask).sum() / mask.sum().clamp(min=1),
         "val/num_eos_tokens": ((rollout.responses.ids == eos) & mask).sum() * accelerator.num_processes,
         "completion/length": mask.sum(1).float().mean(),
         "completion/ended": have_end(rollout.responses, eos).float().mean(),
     }
+    if rollout.reference is not None:
+        ratio = (rollout.reference - rollout.logprobs).masked_fill(~mask, 0.0)
+        sums["objective/kl"] = (torch.expm1(ratio) - ratio).sum(1).mean()
     means = over_processes(accelerator, [float(item) for item in sums.values()]) / accelerator.num_processes
     votes = vote_metrics(rollout.votes, experts, voting, accelerator)
     return dict(zip(sums, means.tolist(), strict=True)) | votes
 
 
-def scalar_metrics(
-    rewards: FloatArray, weights: FloatArray, kl: float, kl_coef: float, penalty: float
-) -> dict[str, float]:
+def scalar_metrics(rewards: FloatArray, weights: FloatArray, non_score: float, penalty: float) -> dict[str, float]:
     """What PPOTrainer logs of its one reward, here of the reward that the update climbs.
 
     Args:
         rewards: normalised means `(N,)`.
         weights: u `(N,)`.
-        kl: of a response, in nats.
-        kl_coef: its coefficient in the loss.
+        non_score: what the KL term takes from a response on average, at most 0.
         penalty: what a response loses on average for having no end.
     """
     scores = float(np.nansum(rewards * weights)) - penalty  # NaN: an objective without a reward in this batch
     return {
         "objective/scores": scores,
-        "objective/non_score_reward": -kl_coef * kl,
-        "objective/rlhf_reward": scores - kl_coef * kl,
+        "objective/non_score_reward": non_score,
+        "objective/rlhf_reward": scores + non_score,
     }
 
 

@@ -6,19 +6,16 @@ Shapes: B prompts, P prompt positions, T response positions, N objectives, L exp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...generation.logits import response_logits, sequence_inputs
 from ...generation.prompts import PromptBatch
 from ...generation.responses import Responses
-from ...generation.vocabulary import check_tokens
-from ...tuner.functional import record_votes, use_preference
+from ...tuner.functional import record_votes
 from ..run.votes import vote_statistics
-from .actor_critic import ActorCritic
+from .references import Reference
 
 
 @dataclass
@@ -29,7 +26,7 @@ class Rollout:
         prompts: the batch of prompts.
         responses: what was generated.
         logprobs: `(B, T)` of the policy that generated.
-        reference: `(B, T)` log-probabilities of the KL reference.
+        reference: `(B, T)` log-probabilities of the KL reference; None where there is none.
         entropy: `(B, T)`.
         values: `(B, T, N)`.
         votes: `(L,)`, the mean votes of the experts over modules and response tokens, and their entropy in nats, averaged
@@ -40,7 +37,7 @@ class Rollout:
     prompts: PromptBatch
     responses: Responses
     logprobs: torch.Tensor
-    reference: torch.Tensor
+    reference: torch.Tensor | None
     entropy: torch.Tensor
     values: torch.Tensor
     votes: tuple[torch.Tensor, float] | None
@@ -89,11 +86,11 @@ def evaluate_rollout(
     responses: Responses,
     temperature: float,
     chunk: int,
-    reference: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+    reference: Reference | None = None,
     *,
     keep: bool = False,
 ) -> Rollout:
-    """One forward of policy and critic, and one of the reference, over generated responses.
+    """One forward of policy and critic, and one of the reference where there is one, over generated responses.
 
     Args:
         actor_critic: an `ActorCritic`.
@@ -101,14 +98,15 @@ def evaluate_rollout(
         responses: the responses to them.
         temperature: at which they were sampled.
         chunk: rows per forward.
-        reference: logits `(B, T, V)` of the KL reference, from ids, mask and T.
+        reference: the KL reference; None for none.
         keep: keep the graph of policy and critic, `Rollout.kept`, if all rows fit one forward.
     """
     keep = keep and len(prompts.ids) <= chunk
     length, adapter = responses.ids.shape[1], actor_critic.router.adapter
     empty = torch.empty(0)
-    rollout = Rollout(prompts, responses, empty, empty, empty, empty, None)
-    columns: list[list[torch.Tensor]] = [[], [], [], []]
+    rollout = Rollout(prompts, responses, empty, None, empty, empty, None)
+    columns: list[list[torch.Tensor]] = [[], [], []]
+    likely: list[torch.Tensor] = []
     for start in range(0, len(prompts.ids), chunk):
         rows = slice(start, start + chunk)
         ids, mask = rollout.sequences(rows)
@@ -120,58 +118,11 @@ def evaluate_rollout(
         if votes is not None:  # one chunk tells enough about the experts' use
             rollout.votes = vote_statistics(votes, responses.mask[rows], ids.shape[1])
         rollout.kept = (logprobs, values) if keep else None
-        likely = token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature)
-        parts = (logprobs.detach(), likely, entropy(logs.detach()), values.detach().float())
+        if reference is not None:
+            likely.append(token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature))
+        parts = (logprobs.detach(), entropy(logs.detach()), values.detach().float())
         for column, part in zip(columns, parts, strict=True):
             column.append(part)
-    rollout.logprobs, rollout.reference, rollout.entropy, rollout.values = map(torch.cat, columns)
+    rollout.logprobs, rollout.entropy, rollout.values = map(torch.cat, columns)
+    rollout.reference = torch.cat(likely) if likely else None
     return rollout
-
-
-# -- references ---
-
-
-def make_reference(
-    actor_critic: ActorCritic, ref_model: Any, kind: str
-) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """The KL reference: a model, or what of the policy `HoERouterConfig.kl_reference` names.
-
-    Returns:
-        `reference(ids, mask, length)`: of texts `(B, P + T)` and their mask, the logits `(B, T, V)` of the positions that
-        predict the last T = `length` tokens.
-    """
-    if ref_model is not None:
-        return model_reference(ref_model)
-    return {"base": base_reference, "static": static_reference}[kind](actor_critic)
-
-
-def base_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """Logits of the base model, the adapter switched off."""
-
-    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
-        policy: Any = actor_critic.policy
-        with policy.disable_adapter():
-            return response_logits(policy, sequence_inputs(ids, mask), length)[0]
-
-    return logits
-
-
-def static_reference(actor_critic: ActorCritic) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """Logits of the coarse interpolation: the router votes as if it were untrained."""
-
-    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
-        with use_preference(actor_critic.policy, routers="static"):
-            return response_logits(actor_critic.policy, sequence_inputs(ids, mask), length)[0]
-
-    return logits
-
-
-def model_reference(model: Any) -> Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """Logits of another model."""
-
-    def logits(ids: torch.Tensor, mask: torch.Tensor, length: int) -> torch.Tensor:
-        inputs = sequence_inputs(ids, mask)
-        check_tokens(inputs["input_ids"], model, what="ref_model")
-        return response_logits(model, inputs, length)[0]
-
-    return logits

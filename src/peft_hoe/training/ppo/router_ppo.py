@@ -7,7 +7,7 @@ Shapes: B prompts on this process, T response positions, N objectives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,12 +30,10 @@ from ..run.training_state import RouterTrainingState
 from .actor_critic import ActorCritic
 from .advantages import estimate_advantages, leave_one_out, mix_advantages, place_rewards
 from .logged import rollout_metrics, scalar_metrics
+from .references import Reference
 from .rollouts import Rollout, evaluate_rollout, have_end
 from .settings import PPOSettings
 from .updates import Targets, update
-
-# Logits `(B, T, V)` of the KL reference, from ids, mask and T.
-Reference = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
 class RouterPPO:
@@ -47,9 +45,12 @@ class RouterPPO:
         optimizer: holds the router's and the critic's Parameters.
         rewards: of the N objectives.
         settings: of the updates.
-        reference: the KL reference.
+        reference: the KL reference, whose divergence is measured and logged; None for none, where `settings.kl_coef` is 0.
         tokenizer: the policy's.
         accelerator: accelerate's.
+
+    Raises:
+        HoEError: there are no weights of objectives, or a KL term without a reference.
     """
 
     def __init__(
@@ -60,13 +61,18 @@ class RouterPPO:
         rewards: Rewards,
         settings: PPOSettings,
         *,
-        reference: Reference,
+        reference: Reference | None,
         tokenizer: Any,
         accelerator: Any,
     ) -> None:
         if state.weights is None:
             raise HoEError(
                 "the state has no weights of objectives; set state.weights to ObjectiveWeights(...)", argument="state"
+            )
+        if reference is None and settings.kl_coef > 0:
+            raise HoEError(
+                f"kl_coef is {settings.kl_coef}, but there is no reference; give make_reference(...), or set kl_coef to 0",
+                argument="reference",
             )
         self.state, self.model, self.optimizer = state, model, optimizer
         self.rewards, self.settings, self.reference = rewards, settings, reference
@@ -88,7 +94,7 @@ class RouterPPO:
     # -- the stages ---
 
     def rollout(self, prompts: PromptBatch, *, keep: bool = False) -> Rollout:
-        """Responses to prompts, with log-probabilities, reference and values.
+        """Responses to prompts, with log-probabilities, values, and those of the reference where there is one.
 
         `keep` is `evaluate_rollout`'s: the update that follows then starts from this forward, and nothing may change between.
         """
@@ -231,7 +237,8 @@ class RouterPPO:
         )
         raw_mean, mean = (mean_rewards(self.accelerator, each) for each in (raw, rewards))
         penalty = (self.settings.missing_eos_penalty or 0.0) * (1 - found["completion/ended"])
-        found |= scalar_metrics(mean, weights, found["objective/kl"], self.settings.kl_coef, penalty)
+        non_score = -self.settings.kl_coef * found["objective/kl"] if "objective/kl" in found else 0.0
+        found |= scalar_metrics(mean, weights, non_score, penalty)
         return found | weighing_metrics(self.state.objectives, raw_mean, mean, self.weights)
 
     # -- checkpoints ---

@@ -23,7 +23,7 @@ class PPOSettings:
         cliprange: of the ratio.
         cliprange_value: of the values.
         vf_coef: weight of the value loss.
-        kl_coef: weight of the divergence from the reference.
+        kl_coef: weight of the divergence from the reference; 0 for no KL term.
         num_ppo_epochs: passes over a rollout.
         mini_batch: rows of an optimizer step, on this process.
         micro_batch: rows of a forward with gradients.

@@ -23,7 +23,7 @@ from .actor_critic import ActorCritic
 from .batches import check_countable, count_batches
 from .config import HoERouterConfig
 from .critics import HEADS_LEARNING_RATE, ValueHeads, check_apart, make_critic
-from .rollouts import make_reference
+from .references import make_reference, used_ref_model
 from .router_ppo import RouterPPO
 from .settings import PPOSettings
 from .sharding import shard
@@ -63,6 +63,7 @@ class PPOShell(UpdateLoop):
         args = copy.copy(args)  # sizes and numbers are counted out in it
         policy = steerable(model, peft_config)
         check_reference(ref_model, policy)
+        ref_model = used_ref_model(ref_model, args.kl_coef, args.kl_reference)
         if args.shard_policy:  # before anything holds on to the weights that are given up
             shard(policy, args.device)
         self._choose_router(policy, args)
@@ -116,13 +117,16 @@ class PPOShell(UpdateLoop):
 
     def _make_ppo(self, rewards: Rewards, decoding: Decoding) -> RouterPPO:
         """The part that makes the updates, of what the trainer below has prepared."""
+        args = self.args
+        # Without a KL term a pass of the reference would be for the log alone; TRL's GRPO and RLOO leave it out too.
+        reference = make_reference(self.actor_critic, self.ref_model, args.kl_reference) if args.kl_coef > 0 else None
         return RouterPPO(
             self.training_state,
             self.model,
             self.optimizer,
             rewards,
-            _settings(self.args, decoding),
-            reference=make_reference(self.actor_critic, self.ref_model, self.args.kl_reference),
+            _settings(args, decoding),
+            reference=reference,
             tokenizer=tokenizer_of(self.processing_class),
             accelerator=self.accelerator,
         )

@@ -23,7 +23,7 @@ class HoERouterTrainer(Shell):
         args: the configuration.
         processing_class: the policy's tokenizer, with a padding token.
         model: a PeftModel with a HoE adapter.
-        ref_model: a reference for the KL term; None for `args.kl_reference`.
+        ref_model: a reference for the KL term; None for `args.kl_reference`. Unused, with a warning, where `args.kl_coef` is 0.
         reward_model: rewards of all objectives, see `Rewards`.
         train_dataset: rows with `prompt` (text or chat messages) or `input_ids`; other columns are passed to the rewards.
         value_model: a critic in TRL's form with 1 or N outputs; None for N heads on the policy's hidden state.

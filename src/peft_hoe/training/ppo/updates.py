@@ -92,18 +92,20 @@ def rollout_loss(
     def mean_over_objectives(item: torch.Tensor) -> torch.Tensor:
         return (item * rewarded).sum() / (total * objectives)
 
-    divergence = kl_loss(logprobs, rollout.reference[rows], valid) * valid.sum() / total
     policy, value = mean(surrogate), mean_over_objectives(errors)
-    loss = policy + settings.vf_coef * objectives * value + settings.kl_coef * divergence
+    loss = policy + settings.vf_coef * objectives * value
     logged = {
         "loss/policy_avg": policy,
         "loss/value_avg": value,
-        "loss/kl_avg": divergence,
         "policy/clipfrac_avg": mean(clipped),
         "policy/approxkl_avg": mean(0.5 * (logprobs - old).square()),
         "val/clipfrac_avg": mean_over_objectives(value_clipped),
         "val/ratio": mean(ratio),
     }
+    if rollout.reference is not None:
+        divergence = kl_loss(logprobs, rollout.reference[rows], valid) * valid.sum() / total
+        loss = loss + settings.kl_coef * divergence
+        logged["loss/kl_avg"] = divergence
     return loss, {name: item.detach() for name, item in logged.items()}
 
 
