@@ -76,6 +76,26 @@ def test_the_errors_of_the_spreads_by_hand():
     assert again.measurement == found.measurement
 
 
+def test_the_error_of_normalised_rewards_by_hand():
+    """In a the worst expert earns 0 and 2, the best 4 and 2: a spread of 2. Half of each earns 2 on both prompts."""
+    table = RewardNormalizer.measured([[[[4.0, 0.0]], [[2.0, 0.0]]], [[[0.0, 3.0]], [[2.0, 5.0]]]], ["a", "b"])
+    np.testing.assert_allclose(table.errors([0.0, 0.0]), [1 / 2, 0])  # ± 1 of means, in spreads of 2 and 4
+    np.testing.assert_allclose(table.errors([1.0, 1.0]), [1 / 2, 1 / 4])
+    np.testing.assert_allclose(table.errors([0.5, 0.5]), [0, 1 / 8])
+    assert np.isnan(RewardNormalizer(np.eye(2), ["a", "b"]).errors([0.0, 1.0])).all()
+
+
+def test_the_error_of_normalised_rewards_is_that_of_drawn_tables():
+    generator = np.random.default_rng(0)
+    apart = np.asarray([[1.0, 0.0], [0.0, 1.0]])[:, None, None]
+    table = RewardNormalizer.measured(apart + generator.normal(0, 0.5, (2, 400, 1, 2)), ["a", "b"])
+    at = np.asarray([0.3, 1.2])
+    raw = table.nadir + at * (table.ideal - table.nadir)
+    tables = table.drawn(generator.integers(0, 400, (2000, 400)))
+    nadir, ideal = tables.min(1), tables.max(1)
+    np.testing.assert_allclose(((raw - nadir) / (ideal - nadir)).std(0), table.errors(at), rtol=0.1)
+
+
 @pytest.mark.filterwarnings("default:the experts hardly differ")
 def test_a_spread_that_may_be_chance_is_told():
     """A reward that does not depend on the expert would become noise of a standard deviation of many units."""
@@ -85,11 +105,13 @@ def test_a_spread_that_may_be_chance_is_told():
     found = told(np.concatenate([noise, sure], axis=3))
     assert len(found) == 1
     said = re.search(
-        r"in objective 'a': .* spread by ([\d.]+), which is ([\d.]+) standard errors on these 128", found[0]
+        r"in objective 'a': .* spread by ([\d.]+) ± ([\d.]+), which is ([\d.]+) standard errors on these 128", found[0]
     )
     assert said is not None
     assert float(said[1]) == pytest.approx(abs(noise[0].mean() - noise[1].mean()), rel=0.01)
-    assert float(said[2]) < 3
+    assert float(said[2]) == pytest.approx((noise[0] - noise[1]).std(ddof=1) / np.sqrt(128), rel=0.05)
+    assert float(said[3]) < 3
+    assert "Measure on more prompts (payoff_prompts of a trainer)" in found[0]
     few = told(
         np.concatenate([sure[:, :4] / 10, sure[:, :4]], axis=3)
     )  # differ by 10 times their noise, on 128 prompts only

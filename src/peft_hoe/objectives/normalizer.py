@@ -115,9 +115,9 @@ class RewardNormalizer:
             return []
         on = "" if self.samples is None else f" on these {self.samples.shape[1]} prompts"
         return [
-            f"the experts hardly differ in objective {name!r}: their mean rewards spread by {spread:.3g}, which is "
-            f"{spread / error:.1f} standard errors{on} and may be chance, so normalised rewards may be noise. Measure on more "
-            "prompts, or check the reward and whether its policy learnt it"
+            f"the experts hardly differ in objective {name!r}: their mean rewards spread by {spread:.3g} ± {error:.2g}, "
+            f"which is {spread / error:.1f} standard errors{on} and may be chance, so normalised rewards may be "
+            "noise. Measure on more prompts (payoff_prompts of a trainer), or check the reward and whether its policy learnt it"
             for name, spread, error in zip(self.objectives, (self.ideal - self.nadir).tolist(), known, strict=True)
             if error is not None and spread < _ERRORS * error
         ]
@@ -133,10 +133,13 @@ class RewardNormalizer:
 
     def _spread_errors(self, means: FloatArray) -> list[float]:
         """Of ideal − nadir, `(N,)`, from means by prompt `(N, P, N)`: both experts answer the same prompts."""
+        worst, best = self._extremes(means)
+        return [_standard_error(row) for row in best - worst]
+
+    def _extremes(self, means: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What the worst and the best expert of each objective earn in it on each prompt, `(N, P)`, of means `(N, P, N)`."""
         places = np.arange(len(self.objectives))
-        pairs = means[self.payoff.argmax(0), :, places] - means[self.payoff.argmin(0), :, places]  # (N, P)
-        known = [row[~np.isnan(row)] for row in pairs]
-        return [float(row.std(ddof=1) / math.sqrt(len(row))) if len(row) > 1 else math.nan for row in known]
+        return means[self.payoff.argmin(0), :, places], means[self.payoff.argmax(0), :, places]
 
     def drawn(self, prompts: Any) -> FloatArray:
         """The payoff tables `(R, N, N)` of drawn prompts `(R, D)`; NaN where nothing that was drawn has a reward.
@@ -153,6 +156,20 @@ class RewardNormalizer:
         total = times @ np.where(np.isnan(rows), 0.0, rows)
         means = np.divide(total, known, out=np.full_like(total, np.nan), where=known > 0)
         return np.asarray(means.reshape(-1, n, n))
+
+    def errors(self, normalized: Any) -> FloatArray:
+        """Standard errors `(N,)` of normalised mean rewards `(N,)`, as far as the table's own prompts cause them.
+
+        R̂ = (R − nadir) / s moves with nadir and ideal by −((1 − R̂) d nadir + R̂ d ideal) / s, s the spread. So the error is
+        that of the mean reward of a mixture of both experts, 1 − R̂ of the worst and R̂ of the best, in units of s. NaN where the
+        table was given as numbers, or an objective has rewards on one prompt only.
+        """
+        share = np.asarray(normalized, dtype=np.float64)
+        if self.samples is None:
+            return np.full(len(self.objectives), math.nan)
+        worst, best = self._extremes(self.samples)
+        moved = (1 - share)[:, None] * worst + share[:, None] * best  # (N, P)
+        return np.asarray([_standard_error(row) for row in moved]) / (self.ideal - self.nadir)
 
     @property
     def ideal(self) -> FloatArray:
@@ -204,6 +221,12 @@ class RewardNormalizer:
     def from_state_dict(cls, state: Mapping[str, Any]) -> RewardNormalizer:
         """What `state_dict` came from."""
         return cls(state["payoff"], state["objectives"], state["decoding"], state["measurement"], state.get("samples"))
+
+
+def _standard_error(values: FloatArray) -> float:
+    """Of the mean of what is not NaN; NaN of one number or none."""
+    known = values[~np.isnan(values)]
+    return float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else math.nan
 
 
 def _plain(values: Any) -> Any:

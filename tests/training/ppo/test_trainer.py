@@ -227,6 +227,9 @@ def test_payoff_table_is_measured_when_none_is_given(make_trainer: Make) -> None
     trainer.train()
     assert trainer.normalizer.decoding["max_new_tokens"] == 16
     assert trainer.normalizer.measurement["prompts"] == 20
+    logged = trainer.state.log_history[0]
+    errors = trainer.normalizer.errors([logged["reward_normalized/low"], logged["reward_normalized/high"]])
+    assert [logged["gap_error/low"], logged["gap_error/high"]] == pytest.approx([0.25 * errors[0], 0.75 * errors[1]])
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from transformers import TrainerCallback
 
 from peft_hoe import HoEWarning, RewardNormalizer
 from peft_hoe.training.run import verdict as verdicts
@@ -174,3 +175,24 @@ def test_there_is_none_without_held_out_prompts(toys, tmp_path):
     trainer = toys.make_trainer(None, tmp_path, {}, verdict_texts=2)
     trainer.train()
     assert trainer.verdict is None
+
+
+@pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])
+@pytest.mark.filterwarnings("default:the experts hardly differ")
+def test_a_measured_scale_that_may_be_chance_is_told_before_the_first_update(kind, toys, tmp_path):
+    if kind == "make_grpo_trainer":
+        pytest.importorskip("trl")
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **others):
+            raise RuntimeError("no update is made")
+
+    trainer = getattr(toys, kind)(None, tmp_path, {"normalizer": None}, payoff_prompts=3)
+    trainer.add_callback(Stop())
+    with (
+        pytest.raises(RuntimeError, match="no update is made"),
+        pytest.warns(
+            HoEWarning, match=r"spread by [\d.]+ ± [\d.]+, .* on these 3 prompts .*\(payoff_prompts of a trainer\)"
+        ),
+    ):
+        trainer.train()

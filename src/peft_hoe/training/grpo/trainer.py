@@ -162,7 +162,7 @@ class HoEGRPOTrainer(TransformersLoop, StoppingTrainer):  # type: ignore[misc]
         training = bool(self.policy.training)
         if training:
             self._weigh(known_means(rewards))
-        found = weighing_metrics(self.objectives, known_means(raw), known_means(rewards), self.weights)
+        found = weighing_metrics(self.normalizer, known_means(raw), known_means(rewards), self.weights)
         for name, value in found.items():
             self._metrics["train" if training else "eval"][name].append(value)
         if self.args.advantage_scaling == "joint":  # the other one leaves a missing reward at 0 after it has centred

@@ -140,11 +140,15 @@ class RouterPPO:
 
     def normalize(self, raw: FloatArray) -> FloatArray:
         """Rewards `(B, N)` on the payoff table's scale."""
+        return self._scale.normalize(raw)
+
+    @property
+    def _scale(self) -> RewardNormalizer:
         if self.state.normalizer is None:
             raise HoEError(
                 "there is no normalizer yet: call train(), or set it to measure_payoff()", argument="normalizer"
             )
-        return self.state.normalizer.normalize(raw)
+        return self.state.normalizer
 
     def weigh(self, rewards: FloatArray) -> FloatArray:
         """The weights u `(N,)` after the mean over all processes of normalised rewards `(B, N)`."""
@@ -239,7 +243,7 @@ class RouterPPO:
         penalty = (self.settings.missing_eos_penalty or 0.0) * (1 - found["completion/ended"])
         non_score = -self.settings.kl_coef * found["objective/kl"] if "objective/kl" in found else 0.0
         found |= scalar_metrics(mean, weights, non_score, penalty)
-        return found | weighing_metrics(self.state.objectives, raw_mean, mean, self.weights)
+        return found | weighing_metrics(self._scale, raw_mean, mean, self.weights)
 
     # -- checkpoints ---
 

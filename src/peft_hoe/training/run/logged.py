@@ -9,17 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
 from ...preference import FloatArray
 
 
 def weighing_metrics(
-    objectives: Sequence[str], raw: FloatArray, normalized: FloatArray, weights: ObjectiveWeights
+    normalizer: RewardNormalizer, raw: FloatArray, normalized: FloatArray, weights: ObjectiveWeights
 ) -> dict[str, float]:
-    """Mean rewards `(N,)`, raw and normalised, and what the weights of objectives made of them."""
+    """Mean rewards `(N,)`, raw and normalised, and what the weights of objectives made of them.
+
+    With the error of each gap λ (z* − R̂) that comes of the payoff table's own prompts.
+    """
     columns = {"reward": raw, "reward_normalized": normalized}
     columns |= {"weight": weights.w, "advantage_weight": weights.u, "gap": weights.gap}
-    return objective_metrics(objectives, columns)
+    columns["gap_error"] = weights.preference * normalizer.errors(normalized)
+    return objective_metrics(normalizer.objectives, columns)
 
 
 def objective_metrics(objectives: Sequence[str], columns: dict[str, FloatArray]) -> dict[str, float]:
