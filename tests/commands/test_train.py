@@ -82,6 +82,18 @@ def test_how_texts_are_written_reaches_every_trainer(trainer: str) -> None:
 
 
 @pytest.mark.parametrize("trainer", ["ppo", "grpo"])
+def test_more_prompts_may_scale_the_rewards(trainer: str) -> None:
+    """The remedy of a spread that may be chance."""
+    if trainer == "grpo":
+        pytest.importorskip("trl")
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    given = ["adapter", "--output", "out", "--trainer", trainer, "--cpu"]
+    found = [configuration(parser.parse_args([*given, *more])) for more in ([], ["--payoff-prompts", "500"])]
+    assert [args.payoff_prompts for args in found] == [128, 500]
+
+
+@pytest.mark.parametrize("trainer", ["ppo", "grpo"])
 def test_training_may_find_its_own_end(trainer: str) -> None:
     if trainer == "grpo":
         pytest.importorskip("trl")
@@ -125,6 +137,8 @@ def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> 
         ("dpo", ("--pairs", "low=prompts.json"), "must hold a list of pairs: objects with `chosen`"),
         ("dpo", ("--pairs", "low=low.json", "--pairs", "low=low.json"), "names 'low' twice"),
         ("dpo", ("--pairs", "low=low.json", "--mu", "1"), "has no use for --mu"),
+        ("distill", ("--prompts", "prompts.json", "--payoff-prompts", "9"), "has no use for --payoff-prompts"),
+        ("grpo", ("--prompts", "prompts.json", *REWARDS, "--payoff-prompts", "0"), "--payoff-prompts is 0; it must be"),
         ("dpo", ("--pairs", "low=low.json", "--stop", "w1"), "has no use for --stop"),
         ("dpo", ("--pairs", "low=low.json", "--temperature", "1"), "has no use for --temperature"),
         ("distill", ("--prompts", "prompts.json", "--top-p", "0"), "top_p is 0.0"),

@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prompts of the payoff table and the verdict; default the training prompts, no verdict",
     )
     add(
+        "--payoff-prompts", type=int, metavar="N",
+        help="how many of these are drawn to scale rewards and to judge routers; default 128",
+    )  # fmt: skip
+    add(
         "--pairs", action="append", metavar="NAME=FILE",
         help="JSON or JSON lines with `prompt`, `chosen` and `rejected`; once for each objective, for dpo",
     )  # fmt: skip

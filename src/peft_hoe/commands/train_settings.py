@@ -14,7 +14,7 @@ from .arguments import read_decoding, read_reports, read_updates
 # What a trainer cannot do without, and what it has no use for.
 _NEEDS = {"ppo": ("prompts", "reward"), "grpo": ("prompts", "reward"), "distill": ("prompts",), "dpo": ("pairs",)}
 _TEXTS = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat_template_kwargs")  # how they are written
-_REWARDS_ONLY = ("reward", "reward_timeout", "eval_prompts", "mu", "beta")
+_REWARDS_ONLY = ("reward", "reward_timeout", "eval_prompts", "payoff_prompts", "mu", "beta")
 _UNUSED = {
     "ppo": ("pairs", "group_size"),
     "grpo": ("pairs",),
@@ -70,7 +70,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def _counts(arguments: argparse.Namespace) -> dict[str, int | None]:
-    names = ("max_updates", "batch_size", "micro_batch_size", "group_size", "save_steps")
+    names = ("max_updates", "batch_size", "micro_batch_size", "group_size", "payoff_prompts", "save_steps")
     return {name: getattr(arguments, name) for name in names}
 
 
@@ -133,6 +133,7 @@ def _ppo(arguments: argparse.Namespace) -> dict[str, Any]:
         "mu": arguments.mu,
         "beta": arguments.beta,
         "kl_coef": arguments.kl_coef,
+        "payoff_prompts": arguments.payoff_prompts,
         "reward_timeout": arguments.reward_timeout,
         "num_sample_generations": 0,
     }
@@ -145,6 +146,7 @@ def _grpo(arguments: argparse.Namespace) -> dict[str, Any]:
         "mu": arguments.mu,
         "objective_beta": arguments.beta,
         "beta": arguments.kl_coef,
+        "payoff_prompts": arguments.payoff_prompts,
         "reward_timeout": arguments.reward_timeout,
     }
 
