@@ -6,7 +6,8 @@ A random Llama in float32 on the CPU (gpu.py asks for another device and dtype);
 prompts, lengths, batches, epochs and rewards. "TRL" is PPOTrainer with value model and reward model of the policy's
 size, as its users have; in "TRL, callable" the reward costs nothing. "HoE" is HoERouterTrainer as it comes; "HoE, value
 model" has the same critic as TRL. The rewards are the same two callables everywhere: two objectives for HoE, their mean
-weighted by the router's preference for TRL.
+weighted by the router's preference for TRL. All get the same `--kl-coef`. With 0, HoE's default, HoERouterTrainer makes no
+forward of the KL reference; PPOTrainer, whose own default is 0.05, makes it whatever the coefficient.
 
 Step: median CPU seconds of one thread. Memory: peak resident memory minus that before the trainer was made, and minus that
 before critic and reward model were made (`with critic`); the policy itself is in neither.
@@ -180,6 +181,7 @@ def measure(variant: str, settings: argparse.Namespace, output_dir: str) -> dict
         "per_device_train_batch_size": settings.micro_batch,
         "gradient_accumulation_steps": settings.batch // settings.micro_batch,
         "num_ppo_epochs": settings.epochs,
+        "kl_coef": settings.kl_coef,
         "response_length": settings.response_length,
         "total_episodes": settings.batch * (settings.updates + 1),
         "learning_rate": 1e-4,
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("--prompt-length", type=int, default=8)
     parser.add_argument("--response-length", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=4, help="PPO epochs; 4 is TRL's default")
+    parser.add_argument("--kl-coef", type=float, default=0.0, help="coefficient of the KL divergence, of all variants")
     parser.add_argument("--updates", type=int, default=3, help="timed ones, after one that warms up")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", default="float32", help="of the policy")
