@@ -158,7 +158,7 @@ def front(problem: Problem, sampled: bool, arguments: argparse.Namespace) -> Fro
     counts["morlhf"] = len(PREFERENCES[problem.key]) * STORIES.parameters
     path = problem.folder / "cpu_times.json"
     times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return Front(sweeps, counts, times)
+    return Front(sweeps, counts, times, own_prompts=arguments.split == "validation")
 
 
 def measure_times(problem: Problem, arguments: argparse.Namespace) -> None:

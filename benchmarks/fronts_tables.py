@@ -1,7 +1,7 @@
 """Tables of `fronts.py`: each method's front, and HoE against each other method.
 
-Every number has the interval of one bootstrap over prompts (shared by all methods) and seeds of training. Ratios and
-differences are taken within a replicate.
+Every number has the interval of one bootstrap over prompts (shared by all methods), seeds of training and the payoff table's
+prompts. Ratios and differences are taken within a replicate.
 
 Shapes: K preferences, N objectives, R replicates.
 """
@@ -9,7 +9,7 @@ Shapes: K preferences, N objectives, R replicates.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from peft_hoe import HoEWarning, metrics
 from peft_hoe.evaluation import REFERENCE_POINT, Sweep
+from peft_hoe.evaluation.sweeps.replicates import scaled_replicates
 
 FloatArray = NDArray[np.float64]
 REPLICATES = 1000
@@ -34,12 +35,20 @@ class Front:
         sweeps: by method, on one scale.
         stored: parameters by method.
         times: CPU seconds for a token by method, with "one LoRA"; may be empty.
+        own_prompts: whether the payoff table was measured on the sweeps' own prompts.
     """
 
-    def __init__(self, sweeps: Mapping[str, Sweep], stored: Mapping[str, int], times: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        sweeps: Mapping[str, Sweep],
+        stored: Mapping[str, int],
+        times: Mapping[str, float],
+        own_prompts: bool = False,
+    ) -> None:
         self.sweeps, self.stored, self.times = sweeps, stored, times
         first = sweeps["hoe"]
-        values = {name: first.normalized(sweep.values) for name, sweep in sweeps.items()}
+        self.table = first.normalizer
+        values = {name: sweep.values for name, sweep in sweeps.items()}
         for name, sweep in sweeps.items():  # between the one-hot preferences, and where MORLHF has policies
             values[f"{name}, interior"] = values[name][:, sweep.preferences.max(axis=1) < 1]
         if "morlhf" in sweeps:
@@ -48,12 +57,10 @@ class Front:
                 if name.startswith("hoe"):
                     at = [int(np.abs(sweeps[name].preferences - point).sum(axis=1).argmin()) for point in own]
                     values[f"{name}, own"] = values[name][:, at]
-        self.drawn = metrics.bootstrap(values, replicates=REPLICATES)
+        self.drawn = scaled_replicates(values, self.table, own_corners=own_prompts, replicates=REPLICATES, seed=0)
         self.points = {name: self._with_estimate(name) for name in values}
         self.volumes = {
-            name: np.asarray([hypervolume(front) for front in fronts])
-            for name, fronts in self.points.items()
-            if "interior" not in name
+            name: _of_each(hypervolume, fronts) for name, fronts in self.points.items() if "interior" not in name
         }
         self.igd_plus = self._igd_plus()
         self.rows = {name: self._row(name) for name in sweeps}
@@ -76,14 +83,15 @@ class Front:
         found: dict[str, list[float]] = {name: [] for name in self.sweeps}
         for fronts in zip(*(self.points[name] for name in self.sweeps), strict=True):
             union = np.concatenate(fronts)
-            union = union[metrics.non_dominated_mask(union)]
+            known = not np.isnan(union).any()
+            union = union[metrics.non_dominated_mask(union)] if known else union
             for name, front in zip(self.sweeps, fronts, strict=True):
-                found[name].append(metrics.igd_plus(front, union))
+                found[name].append(metrics.igd_plus(front, union) if known else np.nan)
         return {name: np.asarray(values) for name, values in found.items()}
 
     def _row(self, name: str) -> dict[str, Any]:
         wanted = self.sweeps[name].preferences
-        regret = np.asarray([metrics.control_regret(front, wanted) for front in self.points[name]])
+        regret = _of_each(lambda front: metrics.control_regret(front, wanted), self.points[name])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HoEWarning)  # constant rewards of a method that knows no preference
             ranks = metrics.spearman(self.points[name][0].round(9), wanted)  # rounding errors have no order
@@ -103,9 +111,8 @@ class Front:
         left, right = (f"{a}, own", b) if b == "morlhf" else (a, b)
         mine, other = self.volumes[left], self.volumes[right]
         inner = [name if ", own" in name else f"{name}, interior" for name in (left, right)]
-        fronts = list(zip(*(self.points[name] for name in inner), strict=True))
-        forward = np.asarray([metrics.coverage(x, y) for x, y in fronts])
-        back = np.asarray([metrics.coverage(y, x) for x, y in fronts])
+        one, two = (self.points[name] for name in inner)
+        forward, back = _of_each(metrics.coverage, one, two), _of_each(metrics.coverage, two, one)
         return {
             "ratio": _interval(np.divide(mine, other, out=np.full_like(mine, np.nan), where=other > 0)),
             "difference": _interval(mine - other),
@@ -115,18 +122,23 @@ class Front:
             "share_coverage_back_at_most_0.1": float((back[1:] <= 0.1).mean()),
         }
 
+    @property
+    def payoff_prompts(self) -> int:
+        """The payoff table's prompts that are drawn in each replicate; 0 for a table of given numbers, or none."""
+        return 0 if self.table is None or self.table.samples is None else self.table.samples.shape[1]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         first = self.sweeps["hoe"]
         return {
             "objectives": list(first.objectives),
-            "payoff": None if first.normalizer is None else first.normalizer.payoff.tolist(),
+            "payoff": None if self.table is None else self.table.payoff.tolist(), "payoff_prompts": self.payoff_prompts,
             "reference_point": REFERENCE_POINT, "texts": first.rewards.shape[3], "prompts": len(first.prompts),
             "methods": self.rows, "pairs": {f"{a} / {b}": row for (a, b), row in self.pairs.items()},
         }  # fmt: skip
 
     def tables(self) -> str:
-        """Two tables as markdown."""
+        """Two tables as markdown, and what their intervals hold."""
         header = [
             "method", "seeds", "hypervolume", "IGD+", "control regret", "Spearman", "stored parameters", "time, one LoRA = 1",
         ]  # fmt: skip
@@ -150,13 +162,24 @@ class Front:
             ]
             for (a, b), row in self.pairs.items()
         ]  # fmt: skip
-        return "\n\n".join([*parts, markdown(header, rows)])
+        drawn = f"its {self.payoff_prompts} prompts are drawn in every replicate"
+        scale = f"The payoff table: {drawn if self.payoff_prompts else 'taken as exact, it has no prompts to draw'}."
+        return "\n\n".join([*parts, markdown(header, rows), scale])
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def _of_each(statistic: Callable[..., float], *fronts: FloatArray) -> FloatArray:
+    """A statistic `(1 + R,)` of fronts `(1 + R, K, N)`; NaN in a replicate without a scale."""
+    found = [
+        np.nan if any(np.isnan(front).any() for front in each) else statistic(*each)
+        for each in zip(*fronts, strict=True)
+    ]
+    return np.asarray(found, dtype=np.float64)
 
 
 def _interval(values: FloatArray) -> list[float]:

@@ -84,7 +84,7 @@ class Problem:
         return PeftModel.from_pretrained(self.model(), path).eval()
 
     def scale(self, sampled: bool = False) -> RewardNormalizer:
-        """The payoff table of HoE's one-hot experts on the validation prompts, measured once."""
+        """The payoff table of HoE's one-hot experts on the validation prompts, five texts each if sampled; measured once."""
         path = self.folder / f"payoff-{'sampled' if sampled else 'greedy'}.json"
         if not path.exists():
             found = payoff_table(
@@ -92,7 +92,8 @@ class Problem:
                 processing_class=self.tokenizer, decoding=self.decoding(sampled), batch_size=BATCH,
             )  # fmt: skip
             path.write_text(json.dumps(found.state_dict()), encoding="utf-8")
-        return RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        table = RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        return by_prompt(table, len(self.validation))
 
     def baseline(self, name: str, *, sampled: bool = False, **options: Any) -> Any:
         """One of `BASELINES` on these policies."""
@@ -100,3 +101,19 @@ class Problem:
             self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
             decoding=self.decoding(sampled), **options,
         )  # fmt: skip
+
+
+def by_prompt(table: RewardNormalizer, prompts: int) -> RewardNormalizer:
+    """A table that was measured on all its prompts several times over, as one of so many prompts with several texts each.
+
+    Its numbers stay. But what chance has drawn is prompts, not texts: taken for independent, the texts of a prompt would make
+    the table look surer than it is. A table without samples stays as it is.
+    """
+    if table.samples is None:
+        return table
+    n = len(table.objectives)
+    rewards = table.samples.reshape(n, -1, prompts, n).swapaxes(1, 2)  # (N, P, T, N)
+    measurement = {**table.measurement, "prompts": prompts, "texts": rewards.shape[2]}
+    found = RewardNormalizer.measured(rewards, table.objectives, table.decoding, measurement)
+    found.payoff = table.payoff  # to the last bit: sweeps of the same table are stacked
+    return found

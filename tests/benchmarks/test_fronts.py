@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peft_hoe import RewardNormalizer
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -66,3 +68,49 @@ def test_fronts_by_hand(tables, make_sweep):
     assert found["methods"]["rs"]["relative_time"] is None
     assert found["methods"]["morlhf"]["spearman"] == [None, None]  # both points are the same
     np.testing.assert_allclose(found["methods"]["hoe"]["igd_plus"], [0, 0, 0], atol=1e-12)
+    assert found["payoff_prompts"] == 0  # the table is of given numbers
+
+
+def table_of(spreads: list[float]) -> RewardNormalizer:
+    """Of two objectives, whose own expert earns the spread on each prompt, and the other's nothing."""
+    cells = np.asarray([[spreads, [0.0] * len(spreads)], [[0.0] * len(spreads), spreads]])  # (expert, objective, P)
+    return RewardNormalizer.measured(np.moveaxis(cells, 2, 1)[:, :, None], ["a", "b"])
+
+
+def test_the_prompts_of_the_payoff_table_are_drawn(tables, make_sweep):
+    """1 on spreads of 2 and 4 is 1/3; a draw of the first prompt twice makes it 1/2, of the second 1/4."""
+    sweeps = {
+        name: make_sweep([[1, 1], [1, 1]], name=name, preferences=[[0.6, 0.4], [0.4, 0.6]]) for name in ("hoe", "rs")
+    }
+    for sweep in sweeps.values():
+        sweep.normalizer = table_of([2.0, 4.0])
+    front = tables.Front(sweeps, dict.fromkeys(sweeps, 1000), {})
+    found = front.to_dict()
+    np.testing.assert_allclose(found["methods"]["hoe"]["hypervolume"], [(1 / 3 + 0.1) ** 2, 0.35**2, 0.6**2])
+    np.testing.assert_allclose(found["pairs"]["hoe / rs"]["difference"], [0, 0, 0], atol=1e-12)
+    assert found["payoff_prompts"] == 2
+    assert front.tables().endswith("The payoff table: its 2 prompts are drawn in every replicate.")
+
+
+def test_replicates_without_a_scale_are_counted(tables, make_sweep):
+    """The experts differ on one prompt of two: a quarter of the draws leaves it out."""
+    sweeps = {
+        name: make_sweep([[1, 1], [1, 1]], name=name, preferences=[[0.6, 0.4], [0.4, 0.6]]) for name in ("hoe", "rs")
+    }
+    for sweep in sweeps.values():
+        sweep.normalizer = table_of([2.0, 0.0])
+    found = tables.Front(sweeps, dict.fromkeys(sweeps, 1000), {}).to_dict()
+    for name in ("hypervolume", "igd_plus", "control_regret"):
+        assert found["methods"]["hoe"][name][3] / 1000 == pytest.approx(0.25, abs=0.06)
+    assert found["pairs"]["hoe / rs"]["coverage"][3] == found["methods"]["hoe"]["hypervolume"][3]
+
+
+def test_texts_of_a_prompt_are_drawn_together(monkeypatch):
+    """Two prompts, answered three times over: the second prompt is columns 1, 3 and 5."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    by_prompt = importlib.import_module("problem").by_prompt
+    found = by_prompt(table_of([1.0, 4.0, 2.0, 4.0, 3.0, 10.0]), 2)
+    np.testing.assert_allclose(found.samples[0, :, 0], [2, 6])
+    np.testing.assert_array_equal(found.payoff, [[4, 0], [0, 4]])
+    np.testing.assert_allclose(found.measurement["spread_errors"], [2, 2])  # of 2 and 6
+    assert found.measurement["texts"] == 3
