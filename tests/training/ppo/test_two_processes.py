@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 SHARDS = Version(torch.__version__).release >= (2, 7)
 
-# Policies are float64, but advantages, TRL's rewards and a reference's log-probabilities are float32: off by ε/2 = 6e-8 of sums
+# Policies are float64, but advantages and TRL's rewards are float32: off by ε/2 = 6e-8 of sums
 # of up to 20, so 1e-6 of a gradient of about 1, which two updates at the rate 0.05, over a hundred tokens each, carry on.
 ROUNDING = 2 * 0.05 * 100 * 20 * torch.finfo(torch.float32).eps / 2
 

@@ -13,7 +13,6 @@ import torch
 from peft_hoe.generation.prompt_rows import prompt_rows
 from peft_hoe.generation.responses import response_mask
 from peft_hoe.training.ppo import updates
-from peft_hoe.training.ppo.rollouts import entropy, log_softmax, token_logprobs
 from peft_hoe.training.ppo.updates import policy_loss, value_loss
 from peft_hoe.training.run.steered_policy import steered
 from peft_hoe.training.run.votes import vote_statistics
@@ -41,15 +40,6 @@ def test_response_ends_with_its_stop_token() -> None:
     assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
     assert ended.tolist() == [True, False, True]
     assert response_mask(ids, None)[0].all()
-
-
-def test_token_logprobs_and_entropy_by_hand() -> None:
-    logits = torch.tensor([[[0.0, 2 * math.log(3.0)]]])
-    logprobs = token_logprobs(logits, torch.tensor([[1]]), 2.0)
-    assert logprobs.item() == pytest.approx(math.log(0.75), rel=1e-5)
-    assert entropy(log_softmax(logits, 2.0)).item() == pytest.approx(
-        -0.75 * math.log(0.75) - 0.25 * math.log(0.25), rel=1e-5
-    )
 
 
 def test_votes_are_averaged_over_modules_and_responses() -> None:

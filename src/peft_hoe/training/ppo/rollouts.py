@@ -15,6 +15,7 @@ from ...generation.prompts import PromptBatch
 from ...generation.responses import Responses
 from ...tuner.functional import record_votes
 from ..run.votes import vote_statistics
+from .likelihoods import logprobs_and_entropy, token_logprobs
 from .references import Reference
 
 
@@ -60,25 +61,6 @@ def have_end(responses: Responses, eos: int | None) -> torch.Tensor:
     return responses.ended | ((responses.ids == eos) & responses.mask).any(1)
 
 
-def log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probabilities `(B, T, V)` at a temperature, in float32 or wider."""
-    return (logits.float() / temperature).log_softmax(-1)
-
-
-def token_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probabilities of `ids` `(B, T)` at a temperature, from logits `(B, T, V)`."""
-    return _of_tokens(log_softmax(logits, temperature), ids)
-
-
-def _of_tokens(logs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return logs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-
-
-def entropy(logs: torch.Tensor) -> torch.Tensor:
-    """Entropy `(B, T)` of log-probabilities `(B, T, V)`."""
-    return -(logs.exp() * logs).sum(-1)
-
-
 @torch.no_grad()
 def evaluate_rollout(
     actor_critic: Any,
@@ -113,14 +95,13 @@ def evaluate_rollout(
         recorded = record_votes(actor_critic.policy, adapter) if start == 0 else contextlib.nullcontext()
         with recorded as votes, torch.set_grad_enabled(keep):
             logits, values = actor_critic(ids, mask, length)
-            logs = log_softmax(logits, temperature)
-            logprobs = _of_tokens(logs, responses.ids[rows])
+            logprobs, entropies = logprobs_and_entropy(logits, responses.ids[rows], temperature)
         if votes is not None:  # one chunk tells enough about the experts' use
             rollout.votes = vote_statistics(votes, responses.mask[rows], ids.shape[1])
         rollout.kept = (logprobs, values) if keep else None
         if reference is not None:
             likely.append(token_logprobs(reference(ids, mask, length), responses.ids[rows], temperature))
-        parts = (logprobs.detach(), entropy(logs.detach()), values.detach().float())
+        parts = (logprobs.detach(), entropies, values.detach().float())
         for column, part in zip(columns, parts, strict=True):
             column.append(part)
     rollout.logprobs, rollout.entropy, rollout.values = map(torch.cat, columns)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from .advantages import kl_loss
-from .rollouts import Rollout, token_logprobs
+from .likelihoods import token_logprobs
+from .rollouts import Rollout
 
 
 @dataclass
