@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import LlamaForSequenceClassification
 
 from peft_hoe import HoEError
 from peft_hoe.generation.decoding import Decoding
@@ -118,6 +119,9 @@ def test_a_group_of_responses_is_its_own_baseline(toys, tmp_path):
         rollout.values = rollout.values + shift * torch.rand_like(rollout.values)
         found.append(trainer.ppo.advantages(rollout, rewards, np.asarray([0.25, 0.75])).advantages)
     assert torch.equal(*found)
+    constructor = {"value_model": LlamaForSequenceClassification(toys.make_base().config)}
+    with pytest.raises(HoEError, match=r"baseline='group' .* uses no values"):  # a whole model would train for nothing
+        toys.make_trainer(None, tmp_path, constructor, num_generations=4, baseline="group")
     with pytest.raises(HoEError, match="num_generations is 1, but baseline='group' needs at least 2 responses"):
         toys.make_trainer(None, tmp_path, {}, baseline="group")
     with pytest.raises(HoEError, match="num_generations is 3, but an update has 8 responses"):

@@ -50,6 +50,20 @@ def make_critic(policy: Any, value_model: nn.Module | None, objectives: int) -> 
     return ValueModel(value_model, objectives)
 
 
+def check_used(value_model: Any, baseline: str) -> None:
+    """See that a user's value model is not run and trained for nothing.
+
+    Raises:
+        HoEError: the baseline takes no values.
+    """
+    if value_model is not None and baseline == "group":
+        raise HoEError(
+            "value_model is given, but baseline='group' compares the responses to a prompt with each other and uses no values; "
+            "leave value_model out, or baseline",
+            argument="value_model",
+        )
+
+
 def check_apart(critic: nn.Module, others: Mapping[str, Iterable[nn.Module | None]]) -> None:
     """See that a critic, which trains, holds no parameter of a model that must stay as it is.
 

@@ -22,7 +22,7 @@ from ..run.steered_policy import check_reference, steerable, stop_dropout
 from .actor_critic import ActorCritic
 from .batches import check_countable, count_batches
 from .config import HoERouterConfig
-from .critics import HEADS_LEARNING_RATE, ValueHeads, check_apart, make_critic
+from .critics import HEADS_LEARNING_RATE, ValueHeads, check_apart, check_used, make_critic
 from .references import make_reference, used_ref_model
 from .router_ppo import RouterPPO
 from .settings import PPOSettings
@@ -78,6 +78,7 @@ class PPOShell(UpdateLoop):
         logging.set_verbosity(args.get_process_log_level())  # this and the next PPOTrainer leaves out
         if args.full_determinism:
             enable_full_determinism(args.seed)
+        check_used(value_model, args.baseline)
         critic = make_critic(policy, value_model, len(self.objectives))
         check_apart(critic, {"policy": [policy], "reference": [ref_model], "reward model": rewards.modules()})
         self.actor_critic = ActorCritic(policy, self.router, critic, bf16=bool(args.bf16), sharded=args.shard_policy)
