@@ -284,6 +284,10 @@ def test_other_trainers(saved, toys, tmp_path, trainer):
         (("--baselines", "morlhf"), "each can be given once, of"),
         (("--batch-size", "7", "--trainer", "grpo", "--baselines", "rs", "--micro-batch-size", "2"), "multiple"),
         (("--limit", "0"), "limit is 0"),
+        (("--seeds", "0 1"), "--seeds is '0 1'; give whole numbers with commas"),
+        (("--seeds", "0,0"), "seeds are [0, 0]; give each once"),
+        (("--seeds", "0,1", "--router", "none"), "no router is trained"),
+        (("--seeds", "0,1", "--auto"), "placed by measurement (--auto)"),
         (("--router", "0.5,0.6"), "sums to 1.1"),
         (("--data", "/nowhere"), "there is no recipe"),
     ],
@@ -317,7 +321,7 @@ def test_a_missing_file_is_told_before_anything_is_built(saved, tmp_path):
 
 @pytest.mark.slow
 def test_several_texts_of_every_method_and_several_experiments_as_one(saved, tmp_path, capsys):
-    """Sampled, with dense soups beside; the stack of two experiments is on one scale, as the page says."""
+    """Sampled, with dense soups beside; the stack of two experiments is on one scale."""
     more = (
         "--baselines",
         "rs_dense",
@@ -347,3 +351,85 @@ def test_several_texts_of_every_method_and_several_experiments_as_one(saved, tmp
     assert "hypervolume A - B" in found.values
     assert cli.main([*command(saved, tmp_path / "2", "--texts", "2"), "--dry-run"]) == 2
     assert "greedy texts are all the same" in capsys.readouterr().err
+
+
+def test_each_seed_has_stages_of_its_own(saved, tmp_path, capsys):
+    more = ("--seeds", "0,1", "--baselines", "rs,lora_moe")
+    assert cli.main([*command(saved, tmp_path, *more), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix("to do").split(":")[0].strip() for line in lines if line.startswith("to do")] == [
+        "build", "train-seed0", "train-seed1", "sweep hoe-seed0", "sweep hoe-seed1", "stack hoe", "sweep hoe_dropped",
+        "sweep rs", "sweep lora_moe-seed0", "sweep lora_moe-seed1", "stack lora_moe", "report",
+    ]  # fmt: skip
+    plan = Plan.of(**settings(saved, tmp_path, seeds=[3, 4]))
+    one, two = (arguments(plan, False, tmp_path, seed=seed) for seed in (3, 4))
+    assert [(args.seed, args.run_name) for args in (one, two)] == [(3, "seed3"), (4, "seed4")]
+
+
+@pytest.mark.slow
+def test_seeds_of_training_are_stacked_and_more_may_be_added(saved, toys, tmp_path):
+    """The first seed is the run that trains once with it; the scale is the first sweep's, whatever comes later."""
+    several = settings(saved, tmp_path / "several", rewards=toys.REWARDS, baselines=["rs"])
+    once = settings(saved, tmp_path / "once", rewards=toys.REWARDS)
+    reproduce(Plan.of(**once), progress=False)
+    first = reproduce(Plan.of(**several, seeds=[0, 1]), progress=False)
+    out = tmp_path / "several"
+    zero, one, same = (
+        tensors(path, toys) for path in (out / "trained-seed0", out / "trained-seed1", tmp_path / "once/trained")
+    )
+    assert all(torch.equal(zero[name], same[name]) for name in same)
+    assert any(not torch.equal(zero[name], one[name]) for name in zero)
+    apart = [Sweep.load(out / "sweeps" / f"hoe-seed{seed}") for seed in (0, 1)]
+    np.testing.assert_array_equal(first.sweeps["hoe"].rewards, np.concatenate([each.rewards for each in apart]))
+    assert [run["training_seed"] for run in first.sweeps["hoe"].runs] == [0, 1]
+    for other in (apart[1], first.sweeps["rs"], first.sweeps["hoe"]):
+        np.testing.assert_array_equal(other.normalizer.payoff, apart[0].normalizer.payoff)
+    assert first.sweeps["hoe"].payoff_source == apart[0].payoff_source == "payoff prompts"
+    assert "2 runs" in first.summary
+
+    told: list[str] = []
+    before = files(out / "sweeps" / "rs")
+    more = reproduce(Plan.of(**several, seeds=[0, 1, 2]), progress=False, say=told.append)
+    done = ["train-seed2", "sweep hoe-seed2", "stack hoe", "report"]
+    assert [line.split(":")[0] for line in told if not line.endswith("done")] == done
+    assert more.sweeps["hoe"].rewards.shape[0] == 3
+    assert files(out / "sweeps" / "rs") == before
+    for seeds in ([1, 0], []):
+        with pytest.raises(HoEError, match=r"seeds was \[0, 1, 2\], is \["):
+            describe(Plan.of(**several, seeds=seeds))
+    (out / "trained-seed7").mkdir()
+    again = reproduce(Plan.of(**several, seeds=[1]), restart=True, progress=False)
+    assert again.sweeps["hoe"].rewards.shape[0] == 1
+    assert sorted(path.name for path in out.glob("trained*")) == ["trained-seed1"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_seed_goes_on(saved, toys, tmp_path):
+    """It stops in the second seed's training; the first's is not done again, and both are as without an interruption."""
+    wanted = reproduce(
+        Plan.of(**settings(saved, tmp_path / "whole", seeds=[0, 1], rewards=toys.REWARDS)), progress=False
+    )
+    calls: dict[str, int] = {}
+    plan = Plan.of(**settings(saved, tmp_path / "out", seeds=[0, 1]))
+    toys.CALLS.update({"made": 0, "fails at": 0})
+    reproduce(
+        Plan.of(**settings(saved, tmp_path / "counted", seeds=[0, 1])), progress=False,
+        say=lambda line: calls.update({line.split(":")[0]: toys.CALLS["made"]}),
+    )  # fmt: skip
+    toys.CALLS.update({"made": 0, "fails at": calls["sweep hoe-seed0"]})  # the last reward of the second training
+    with pytest.raises(RewardError, match="out of order"):
+        reproduce(plan, progress=False)
+    assert list(json.loads((tmp_path / "out" / "reproduce.json").read_text())["finished"]) == ["build", "train-seed0"]
+    toys.CALLS.update({"made": 0, "fails at": 0})
+    found = reproduce(plan, progress=False)
+    np.testing.assert_array_equal(found.sweeps["hoe"].rewards, wanted.sweeps["hoe"].rewards)
+
+
+@pytest.mark.slow
+def test_a_baseline_that_is_trained_has_every_seed(saved, toys, tmp_path):
+    found = reproduce(
+        Plan.of(**settings(saved, tmp_path, rewards=toys.REWARDS, baselines=["lora_moe"], seeds=[0, 1])), progress=False
+    )
+    assert [run["training_seed"] for run in found.sweeps["lora_moe"].runs] == [0, 1]
+    zero, one = (tensors(tmp_path / f"baselines/seed{seed}/lora_moe/trained", toys) for seed in (0, 1))
+    assert any(not torch.equal(zero[name], one[name]) for name in zero)

@@ -67,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, help="test prompts at most; default all")
     add("--rank", default="auto", help="of experts, as in build (default auto)")
     add("--seed", type=int, default=0, help="of prompts, build and training (default 0)")
+    add(
+        "--seeds", metavar="NUMBERS",
+        help="of training, several with commas, such as 0,1,2: each trains and is swept, and intervals hold what differs; "
+        "more may be added later",
+    )  # fmt: skip
     add("--sweep-batch-size", type=int, default=128, help="completions at once (default 128)")
     add_reports(parser)
     add("--cpu", action="store_true", help="use no accelerator")
@@ -129,10 +134,25 @@ def _plan(arguments: argparse.Namespace) -> Any:
         limit=arguments.limit,
         rank=read_number(arguments.rank, int),
         seed=arguments.seed,
+        seeds=_seeds(arguments.seeds),
         sweep_batch_size=arguments.sweep_batch_size,
         report_to=read_reports(arguments),
         cpu=arguments.cpu,
     )
+
+
+def _seeds(text: str | None) -> list[int]:
+    """Of --seeds.
+
+    Raises:
+        HoEError: not whole numbers with commas.
+    """
+    try:
+        return [] if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise HoEError(
+            f"--seeds is {text!r}; give whole numbers with commas, such as 0,1,2", argument="--seeds", value=text
+        ) from None
 
 
 def _budget(arguments: argparse.Namespace) -> Any:

@@ -16,8 +16,10 @@ from .training import ppo_settings
 FOLDER = "baselines"  # of the adapters that baselines build
 
 
-def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device: str, *, progress: bool) -> Any:
-    """A method for `sweep`.
+def make_baseline(
+    name: str, plan: Plan, prompts: Prompts, rewards: Any, device: str, *, progress: bool, seed: int | None = None
+) -> Any:
+    """A method for `sweep`; `seed` is that of its training, one of several, or None for the plan's own.
 
     Raises:
         HoEError: it cannot be made.
@@ -33,10 +35,12 @@ def make_baseline(name: str, plan: Plan, prompts: Prompts, rewards: Any, device:
                 f"the baseline {name!r} is trained, and there are no training prompts; leave it out of baselines",
                 argument="baselines", value=name,
             )  # fmt: skip
-        training = ppo_settings(replace(plan, report_to=()), progress)  # reports are of the routers
+        trained = replace(plan, report_to=(), seed=plan.seed if seed is None else seed)  # reports are of the routers
+        training = ppo_settings(trained, progress)
         training["learning_rate"] = plan.learning_rate
         options |= {"rewards": rewards, "train_dataset": prompts.train, "training": training}
+    folder = plan.folder / FOLDER
     return make(
-        plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), decoding=plan.decoding, folder=plan.folder / FOLDER,
-        **options,
+        plan.base, plan.policies, tokenizer=load_tokenizer(plan.base), decoding=plan.decoding,
+        folder=folder if seed is None else folder / f"seed{seed}", **options,
     )  # fmt: skip

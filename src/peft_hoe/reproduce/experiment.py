@@ -75,12 +75,19 @@ def reproduce(
             say(f"{stage.name}: done")
             continue
         say(f"{stage.name}: {stage.summary}")
-        if stage.remakes:
-            so_far.forget([later.name for later in planned[number:]])
+        if stage.remakes != ():
+            so_far.forget([stage.name, *_built_on(stage, planned[:number], so_far)])
         stage.run(experiment)
         so_far.finish(stage.name, stage.note)
     loaded = {name: Sweep.load(plan.folder / "sweeps" / name) for name in sweeps(plan)}
     return Reproduction(loaded, plan.folder / "report.html", (plan.folder / SUMMARY).read_text(encoding="utf-8"))
+
+
+def _built_on(stage: Stage, before: list[Stage], so_far: Progress) -> list[str]:
+    """The finished stages that build on what a stage writes, also such as are not asked for now."""
+    if stage.remakes is not None:
+        return list(stage.remakes)
+    return [name for name in so_far.finished if name not in {one.name for one in before}]
 
 
 def describe(plan: Plan) -> str:

@@ -19,7 +19,7 @@ from ..placing import Budget
 from ..preference import parse_preference, preference_grid
 from ..router_recipe import MOST_UPDATES, RESPONSES, UPDATES, default_experts, default_routers
 from ..training.run.reports import check_reports
-from .plan_checks import check_baselines, check_batches, check_prompts, check_rewards, check_texts, check_updates
+from . import plan_checks as checks
 
 OWN = "own"
 TRAINERS = ("ppo", "grpo", "distill")
@@ -58,6 +58,8 @@ class Plan:
         limit: test prompts at most; None for all.
         rank: as `build_adapter`'s `r`.
         seed: of prompts, build and training.
+        seeds: of training, several: routers, and baselines that are trained, are trained with each and swept; the sweeps of a
+            method are then stacked, so that intervals hold what another training would change. Empty trains once, with `seed`.
         sweep_batch_size: completions at once.
         report_to: where metrics of the routers' training go, as in transformers.
         cpu: use no accelerator.
@@ -96,6 +98,7 @@ class Plan:
     limit: int | None = None
     rank: int | str = "auto"
     seed: int = 0
+    seeds: Sequence[int] = ()
     sweep_batch_size: int = 128
     report_to: Sequence[str] = ()
     cpu: bool = False
@@ -242,8 +245,8 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
     """What can be known before anything is loaded."""
     check_choice("trainer", plan.trainer, TRAINERS)
     check_reports(plan.report_to)
-    check_updates(plan.updates, plan.max_updates, plan.trainer)
-    check_batches(
+    checks.check_updates(plan.updates, plan.max_updates, plan.trainer)
+    checks.check_batches(
         batch_size=plan.batch_size,
         micro_batch_size=plan.micro_batch_size,
         save_steps=plan.save_steps,
@@ -251,10 +254,11 @@ def _check(plan: Plan, recipe: recipes.Recipe | None) -> None:
         texts=plan.texts,
         sweep_batch_size=plan.sweep_batch_size,
     )
-    check_texts(plan.texts, sampled=plan.decoding.do_sample)
-    check_rewards(plan.rewards, plan.objectives, recipe)
-    check_prompts(plan.prompts, plan.data, recipe)
-    check_baselines(plan.baselines)
+    checks.check_seeds(plan.seeds, trains=plan.trains, places=plan.auto is not None)
+    checks.check_texts(plan.texts, sampled=plan.decoding.do_sample)
+    checks.check_rewards(plan.rewards, plan.objectives, recipe)
+    checks.check_prompts(plan.prompts, plan.data, recipe)
+    checks.check_baselines(plan.baselines)
 
 
 def _written(source: Any) -> str:

@@ -41,6 +41,38 @@ def check_updates(updates: int | str, max_updates: int | None, trainer: str) -> 
         )  # fmt: skip
 
 
+def check_seeds(seeds: Sequence[int], *, trains: bool, places: bool) -> None:
+    """Of training: each once, where routers train at places that are given.
+
+    Args:
+        seeds: empty where the experiment trains once.
+        trains: whether routers train at places that are given.
+        places: whether places are found by measurement.
+
+    Raises:
+        HoEError: names them, and what to leave out.
+    """
+    if not seeds:
+        return
+    if any(seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise HoEError(
+            f"seeds are {list(seeds)}; give each once, numbers of at least 0 (--seeds 0,1,2)",
+            argument="seeds", value=list(seeds), allowed="each once, at least 0",
+        )  # fmt: skip
+    if places:
+        raise HoEError(
+            f"seeds are {list(seeds)}, but experts and routers are placed by measurement (--auto), which finds other "
+            "places with each; run one experiment for each seed (--seed), in a folder of its own",
+            argument="seeds", value=list(seeds), allowed="none with auto",
+        )  # fmt: skip
+    if not trains:
+        raise HoEError(
+            f"seeds are {list(seeds)}, but no router is trained, so that all would be the same; leave seeds out, or train "
+            "(--router, --updates)",
+            argument="seeds", value=list(seeds), allowed="none where nothing trains",
+        )  # fmt: skip
+
+
 def check_texts(texts: int, *, sampled: bool) -> None:
     """Several texts for a prompt are sampled.
 

@@ -17,6 +17,7 @@ _FORMAT = "peft-hoe reproduce"
 _WRITTEN = (
     "adapter",
     "trained",
+    "trained-seed*",
     "placed",
     "baselines",
     "sweeps",
@@ -52,7 +53,7 @@ class Progress:
         if restart or state is None:
             return
         there = state["settings"]
-        names = [name for name in {**there, **self._settings} if there.get(name) != self._settings.get(name)]
+        names = [name for name in {**there, **self._settings} if not _agree(name, there, self._settings)]
         if names:
             changes = "; ".join(f"{name} was {there.get(name)!r}, is {self._settings.get(name)!r}" for name in names)
             raise HoEError(
@@ -109,10 +110,17 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
+def _agree(name: str, there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether a setting is as it was; after the first seed of training, whose sweep has the scale, there may be others."""
+    if name == "seeds":
+        return list(there.get(name) or [])[:1] == list(here.get(name) or [])[:1]
+    return bool(there.get(name) == here.get(name))
+
+
 def _clear(folder: Path) -> None:
     for name in _WRITTEN:  # this file last, so that an interruption leaves an experiment
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        for path in list(folder.glob(name)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

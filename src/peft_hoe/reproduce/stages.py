@@ -8,6 +8,9 @@
 | sweep hoe, sweep hoe_dropped | `sweeps/hoe`, `sweeps/hoe_dropped`: trained routers kept, and dropped |
 | sweep <baseline> | `sweeps/<baseline>` |
 | report | `report.html`, `front.png`, `metrics.json`, `summary.txt` |
+
+With several seeds of training, what is trained has stages of its own for each (`train-seed0`, `sweep hoe-seed0`), and one that
+stacks the sweeps (`stack hoe`), see `seeds`.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from .baselines import make_baseline
 from .inputs import Prompts, load_prompts, load_rewards
 from .placing import FOLDER, STORY, placed, placed_adapter
 from .plan import Plan
+from .seeds import SWEEPS, is_trained, of_seed, runs, stack
 from .training import check_trainer, train
 
 HOE, DROPPED = "hoe", "hoe_dropped"
@@ -50,7 +54,7 @@ class Stage:
         output: what it writes, in the experiment's folder.
         run: does it.
         note: what `reproduce.json` keeps of it; a finished stage whose note has changed is done again.
-        remakes: whether all stages after it build on what it writes.
+        remakes: the stages after it that build on what it writes; None for all of them.
     """
 
     name: str
@@ -58,7 +62,7 @@ class Stage:
     output: str
     run: Callable[[Experiment], None]
     note: Any = None
-    remakes: bool = False
+    remakes: tuple[str, ...] | None = ()
 
     def is_finished(self, folder: Path, finished: dict[str, Any]) -> bool:
         """Whether it is among the finished ones with this note, and its output is there."""
@@ -100,41 +104,59 @@ class Experiment:
         """The recipe's and the user's, on the device."""
         return load_rewards(self.plan, self.device)
 
-    @property
-    def adapter(self) -> Path:
-        """The folder of the adapter that is swept: as it was built, trained or placed, whatever came last."""
-        return self.before_placing if self.plan.auto is None else placed_adapter(self.plan.folder)
+    def adapter(self, seed: int | None) -> Path:
+        """The folder of the adapter that is swept: as it was built, trained (with a seed) or placed, whatever came last."""
+        return self.before_placing(seed) if self.plan.auto is None else placed_adapter(self.plan.folder)
 
-    @property
-    def before_placing(self) -> Path:
+    def before_placing(self, seed: int | None = None) -> Path:
         """With trained routers where routers train, else as it was built."""
-        return self.plan.folder / ("trained" if self.plan.trains else "adapter")
+        return self.plan.folder / (of_seed("trained", seed) if self.plan.trains else "adapter")
 
     def sweep(self, where: str, model: Any = None, tokenizer: Any = None, **options: Any) -> None:
         """A sweep of the test prompts into a folder of its own; an interrupted one goes on."""
         sweep(
             model, tokenizer, self.prompts.test, self.rewards, self.plan.preferences,
-            texts=self.plan.texts, batch_size=self.plan.sweep_batch_size, output_dir=self.plan.folder / "sweeps" / where,
+            texts=self.plan.texts, batch_size=self.plan.sweep_batch_size, output_dir=self.plan.folder / SWEEPS / where,
             progress=self.progress, **options,
         )  # fmt: skip
 
 
 def stages(plan: Plan) -> list[Stage]:
     """What the plan asks for, in the order in which it is done."""
-    each = f"at most {plan.most_updates}" if plan.updates == "auto" else plan.updates
-    routers = f"train {len(plan.routers)} routers with {plan.trainer}, {each} updates each"
-    found = [Stage("build", f"experts from {len(plan.policies)} policies", "adapter", _build, remakes=True)]
+    found = [Stage("build", f"experts from {len(plan.policies)} policies", "adapter", _build, remakes=None)]
     if plan.trains:
-        found.append(Stage("train", routers, "trained", _train, remakes=True))
+        found += [_training(plan, seed) for seed in runs(plan)]
     if plan.auto is not None:
         where = "experts and routers where the front of the validation prompts is weak"
-        found.append(Stage("place", where, "placed", _place, remakes=True))
+        found.append(Stage("place", where, "placed", _place, remakes=None))
     names = sweeps(plan)
     for name in names:
-        what = {HOE: "HoE", DROPPED: "HoE, its trained routers dropped"}.get(name) or BASELINES[name].summary
-        run = _sweep_baseline(name) if name in BASELINES else _sweep_hoe(name)
-        found.append(Stage(f"sweep {name}", what, f"sweeps/{name}/sweep.json", run))
-    return [*found, Stage("report", f"{len(names)} methods compared", "report.html", _report, note=names)]
+        found += _sweeping(plan, name)
+    note = {"methods": names, "seeds": list(plan.seeds)} if plan.seeds else names
+    return [*found, Stage("report", f"{len(names)} methods compared", "report.html", _report, note=note)]
+
+
+def _training(plan: Plan, seed: int | None) -> Stage:
+    """All routers, with one of several seeds, or once."""
+    each = f"at most {plan.most_updates}" if plan.updates == "auto" else plan.updates
+    what = f"train {len(plan.routers)} routers with {plan.trainer}, {each} updates each"
+    after = None if seed is None else (of_seed(f"sweep {HOE}", seed), f"stack {HOE}", "report")
+    return Stage(of_seed("train", seed), what, of_seed("trained", seed), _train(seed), remakes=after)
+
+
+def _sweeping(plan: Plan, name: str) -> list[Stage]:
+    """A method's sweep; of one that is trained, a sweep for each seed, and all of them as one."""
+    what = {HOE: "HoE", DROPPED: "HoE, its trained routers dropped"}.get(name) or BASELINES[name].summary
+    seeds = plan.seeds if name == HOE or (name in BASELINES and is_trained(name)) else ()
+    sweep_of = _sweep_baseline if name in BASELINES else _sweep_hoe
+    found = [
+        Stage(of_seed(f"sweep {name}", seed), what, f"{SWEEPS}/{of_seed(name, seed)}/sweep.json", sweep_of(name, seed))
+        for seed in (seeds or (None,))
+    ]
+    if seeds:
+        together = f"the sweeps of {len(seeds)} seeds as one"
+        found.append(Stage(f"stack {name}", together, f"{SWEEPS}/{name}/sweep.json", _stack(name), note=list(seeds)))
+    return found
 
 
 def sweeps(plan: Plan) -> list[str]:
@@ -151,49 +173,62 @@ def _build(experiment: Experiment) -> None:
     )  # fmt: skip
 
 
-def _train(experiment: Experiment) -> None:
-    model, tokenizer = load_adapter(str(experiment.plan.folder / "adapter"), experiment.plan.base)
-    train(experiment.plan, model, tokenizer, experiment.prompts, experiment.rewards, progress=experiment.progress)
+def _train(seed: int | None) -> Callable[[Experiment], None]:
+    def run(experiment: Experiment) -> None:
+        model, tokenizer = load_adapter(str(experiment.plan.folder / "adapter"), experiment.plan.base)
+        train(
+            experiment.plan, seed, model, tokenizer, experiment.prompts, experiment.rewards, progress=experiment.progress
+        )  # fmt: skip
+
+    return run
 
 
 def _place(experiment: Experiment) -> None:
     placed(
-        experiment.plan, experiment.before_placing, experiment.prompts, experiment.rewards, experiment.device,
+        experiment.plan, experiment.before_placing(), experiment.prompts, experiment.rewards, experiment.device,
         progress=experiment.progress,
     )  # fmt: skip
 
 
-def _sweep_hoe(name: str) -> Callable[[Experiment], None]:
-    """HoE itself measures the payoff table; without routers it is measured on the same scale."""
+def _sweep_hoe(name: str, seed: int | None) -> Callable[[Experiment], None]:
+    """HoE itself measures the payoff table, of several seeds the first; without routers it is measured on the same scale."""
 
     def run(experiment: Experiment) -> None:
-        model, tokenizer = load_adapter(str(experiment.adapter), experiment.plan.base)
-        options: dict[str, Any] = {"decoding": experiment.plan.decoding}
+        plan = experiment.plan
+        first = runs(plan)[0]
+        model, tokenizer = load_adapter(str(experiment.adapter(first if seed is None else seed)), plan.base)
+        options: dict[str, Any] = {"decoding": plan.decoding}
         if name == DROPPED:
-            options |= {"routers": "drop", "name": "HoE, routers dropped", "payoff": _scale(experiment.plan)}
+            options |= {"routers": "drop", "name": "HoE, routers dropped", "payoff": _scale(plan, HOE)}
+        elif seed != first:
+            options["payoff"] = _scale(plan, of_seed(HOE, first))
         elif experiment.prompts.validation:
             options["payoff"] = experiment.prompts.validation
-        experiment.sweep(name, model.eval().to(experiment.device), tokenizer, **options)
+        experiment.sweep(of_seed(name, seed), model.eval().to(experiment.device), tokenizer, **options)
 
     return run
 
 
-def _sweep_baseline(name: str) -> Callable[[Experiment], None]:
+def _sweep_baseline(name: str, seed: int | None) -> Callable[[Experiment], None]:
     def run(experiment: Experiment) -> None:
         plan, given = experiment.plan, (experiment.prompts, experiment.rewards, experiment.device)
-        method = make_baseline(name, plan, *given, progress=experiment.progress)
-        experiment.sweep(name, generate=method, payoff=_scale(plan))
+        method = make_baseline(name, plan, *given, progress=experiment.progress, seed=seed)
+        experiment.sweep(of_seed(name, seed), generate=method, payoff=_scale(plan, HOE))
 
     return run
 
 
-def _scale(plan: Plan) -> Any:
-    return Sweep.load(plan.folder / "sweeps" / HOE).normalizer
+def _stack(name: str) -> Callable[[Experiment], None]:
+    return lambda experiment: stack(experiment.plan.folder, name, experiment.plan.seeds)
+
+
+def _scale(plan: Plan, where: str) -> Any:
+    return Sweep.load(plan.folder / SWEEPS / where).normalizer
 
 
 def _report(experiment: Experiment) -> None:
     folder, settings = experiment.plan.folder, experiment.plan.settings()
-    first, *others = (Sweep.load(folder / "sweeps" / name) for name in sweeps(experiment.plan))
+    first, *others = (Sweep.load(folder / SWEEPS / name) for name in sweeps(experiment.plan))
     measured = first.metrics() if first.has_scale else None
     compared = [first.compare(other) for other in others] if first.has_scale else []
     numbers = as_json(measured, compared) | {"settings": settings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..training.trl_versions import missing
 from ..tuner.functional import adapter_of
 from .inputs import Prompts
 from .plan import Plan
+from .seeds import of_seed
 
 
 def check_trainer(plan: Plan) -> None:
@@ -37,13 +39,24 @@ def check_trainer(plan: Plan) -> None:
         )  # fmt: skip
 
 
-def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any, *, progress: bool) -> None:
+def train(
+    plan: Plan, seed: int | None, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any, *, progress: bool
+) -> None:
     """Train all routers and save the adapter in `trained`; goes on where an earlier call ended.
+
+    Args:
+        plan: the settings.
+        seed: of training, one of several; None for the plan's own.
+        model: with the adapter as it was built.
+        tokenizer: the policies'.
+        prompts: of the experiment.
+        rewards: likewise.
+        progress: whether bars and metrics are shown.
 
     Raises:
         KeyboardInterrupt: SIGINT stopped it, after a checkpoint.
     """
-    output = plan.folder / "trained"
+    output = plan.folder / of_seed("trained", seed)
     settings: dict[str, Any] = {"eval_dataset": prompts.validation or None}
     if plan.trainer == "ppo":
         settings["reward_model"] = rewards
@@ -53,7 +66,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         settings = {}
     train_routers(
         model,
-        arguments(plan, progress, output),
+        arguments(plan, progress, output, seed=seed),
         trainer=plan.trainer,
         train_dataset=prompts.train,
         processing_class=tokenizer,
@@ -67,7 +80,7 @@ def train(plan: Plan, model: Any, tokenizer: Any, prompts: Prompts, rewards: Any
         raise KeyboardInterrupt(f"the training of the routers {left} was interrupted")
 
 
-def arguments(plan: Plan, progress: bool, output: Path, *, resumes: bool = True) -> Any:
+def arguments(plan: Plan, progress: bool, output: Path, *, resumes: bool = True, seed: int | None = None) -> Any:
     """The trainer's configuration.
 
     Args:
@@ -75,9 +88,14 @@ def arguments(plan: Plan, progress: bool, output: Path, *, resumes: bool = True)
         progress: whether bars and metrics are shown.
         output: where it writes.
         resumes: whether checkpoints are written.
+        seed: of training, one of several; None for the plan's own.
     """
+    if seed is not None:
+        plan = replace(plan, seed=seed)
     saving = _saving(plan) if resumes else {"save_strategy": "no"}
     own: dict[str, Any] = {"output_dir": str(output), "learning_rate": plan.learning_rate, **saving}
+    if seed is not None:
+        own["run_name"] = f"seed{seed}"  # what reports call it, before the router's name
     if plan.trainer == "ppo":
         from ..training.ppo.config import HoERouterConfig
 
