@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,14 +29,16 @@ from peft_hoe.training.run.steered_policy import steered
 from peft_hoe.training.run.training_state import RouterTrainingState
 
 
-def make_ppo(toys: ModuleType, settings: PPOSettings, *, referred: bool = False, **changes: Any) -> RouterPPO:
+def make_ppo(
+    toys: ModuleType, settings: PPOSettings, *, referred: bool = False, value_model: Any = None, **changes: Any
+) -> RouterPPO:
     """On the toy, in float64, with plain AdamW; the base is the reference if `referred`."""
     state = RouterTrainingState(toys.make_policy().double(), "r0")
     state.weights = ObjectiveWeights(state.router.preference, objectives=state.objectives)
     state.normalizer = RewardNormalizer([[0.65, 0.45], [0.45, 0.65]], state.objectives)
     for name, value in changes.items():
         setattr(state, name, value)
-    actor_critic = ActorCritic(state.policy, state.router, make_critic(state.policy, None, 2))
+    actor_critic = ActorCritic(state.policy, state.router, make_critic(state.policy, value_model, 2))
     optimizer = torch.optim.AdamW(
         [{"params": state.router.parameters()}, {"params": actor_critic.critic.parameters(), "lr": 1e-3}],
         lr=0.05, weight_decay=0.0,
@@ -150,32 +153,41 @@ def test_the_reference_is_only_computed_where_there_is_one(toys: ModuleType) -> 
     assert metrics[1]["objective/kl"] > 0
 
 
-def test_the_first_step_goes_on_from_the_rollouts_forward(toys: ModuleType) -> None:
-    """It has the gradient that a second forward would give, and that forward is not made."""
+@pytest.mark.parametrize("own_critic", [False, True])
+def test_the_first_step_goes_on_from_the_rollouts_forward(toys: ModuleType, own_critic: bool) -> None:
+    """It has the gradient that a second forward would give, and that forward is not made; nor is the critic's.
+
+    Attention that drops out by a function, in training mode only, drops nothing out.
+    """
     settings = PPOSettings(Decoding(6, do_sample=True), num_ppo_epochs=2)
-    kept, again = make_ppo(toys, settings), make_ppo(toys, settings)
-    again._starts_with_the_rollout = lambda rows: False  # type: ignore[method-assign]
-    rows = PromptCollator(kept.tokenizer)(toys.PROMPTS[:8])
-    batch = as_prompt_batch(rows, kept.tokenizer, torch.device("cpu"))
-    forwards: dict[str, int] = {}
-    for name, ppo in (("kept", kept), ("again", again)):
-        ppo.model.register_forward_hook(
-            lambda *_, name=name: forwards.__setitem__(name, forwards.get(name, 0) + 1)  # type: ignore[misc]
+    config = toys.make_base().config
+    config.attention_dropout = 0.5
+    made, forwards = [], []
+    for keeps in (True, False):
+        torch.manual_seed(1)
+        ppo = make_ppo(
+            toys, settings, value_model=LlamaForSequenceClassification(config).double() if own_critic else None
         )
+        if not keeps:
+            ppo._starts_with_the_rollout = lambda rows: False  # type: ignore[method-assign]
+        counted: list[Any] = []
+        for module in (ppo.model, ppo.critic):
+            module.register_forward_hook(lambda module, *_, counted=counted: counted.append(type(module).__name__))
+        rows = PromptCollator(ppo.tokenizer)(toys.PROMPTS[:8])
         torch.manual_seed(0)
         with steered(ppo.policy, ppo.router):
-            ppo.step(batch)
-    for x, y in zip(kept.model.parameters(), again.model.parameters(), strict=True):
+            ppo.step(as_prompt_batch(rows, ppo.tokenizer, torch.device("cpu")))
+        made.append(list(ppo.model.parameters()))
+        forwards.append(Counter(counted))
+    for x, y in zip(*made, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-7)  # advantages are float32, in another order
-    assert forwards == {"kept": 2, "again": 3}
+    critic = "ValueModel" if own_critic else "ValueHeads"
+    assert forwards == [{"ActorCritic": 2, critic: 2}, {"ActorCritic": 3, critic: 3}]
 
 
 def test_no_graph_is_kept_where_a_second_forward_would_differ(toys: ModuleType) -> None:
     ppo = make_ppo(toys, PPOSettings(Decoding(6, do_sample=True)))
     assert ppo._starts_with_the_rollout(8)
     assert not ppo._starts_with_the_rollout(9)  # two steps
-    ppo.critic.add_module("dropout", torch.nn.Dropout(0.1))
-    assert not ppo._starts_with_the_rollout(8)
-    ppo.critic.dropout.p = 0.0
     ppo.policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     assert not ppo._starts_with_the_rollout(8)

@@ -25,7 +25,7 @@ from ...preference import FloatArray
 from ...rewards.sources import Rewards
 from ..run.logged import weighing_metrics
 from ..run.processes import mean_rewards, on_first_process, over_processes
-from ..run.steered_policy import has_dropout, without_dropout
+from ..run.steered_policy import without_dropout
 from ..run.training_state import RouterTrainingState
 from .actor_critic import ActorCritic
 from .advantages import estimate_advantages, leave_one_out, mix_advantages, place_rewards
@@ -115,8 +115,8 @@ class RouterPPO:
     def _starts_with_the_rollout(self, rows: int) -> bool:
         """Whether the first forward of an update is the one that evaluates the rollout, so that it need not be made twice.
 
-        It is where one step has all rows, on one process, and nothing that training mode does would change it: no dropout in
-        the critic (the policy's is off), and no checkpointing, which saves the memory that a kept graph takes.
+        It is where one step has all rows, on one process, and there is no checkpointing, which saves the memory that a kept
+        graph takes. Training mode changes nothing: dropout is off in the policy and in the critic.
         """
         settings = self.settings
         return (
@@ -124,7 +124,6 @@ class RouterPPO:
             and self.model is self.actor_critic
             and not self.actor_critic.sharded
             and not any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-            and not has_dropout(self.critic)
         )
 
     def score(self, rollout: Rollout) -> FloatArray:
@@ -181,7 +180,8 @@ class RouterPPO:
         """PPO epochs over the rollout."""
         settings = self.settings
         self.model.train()
-        without_dropout(self.policy)
+        for module in (self.policy, self.critic):
+            without_dropout(module)
         return update(
             self.model,
             self.accelerator,

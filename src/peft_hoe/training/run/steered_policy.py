@@ -134,26 +134,15 @@ def stop_dropout(model: nn.Module | None) -> None:
             module.p = 0.0
 
 
-def without_dropout(policy: Any) -> None:
-    """Put a policy into evaluation mode, but for the modules that checkpoint: two forwards must give the same.
+def without_dropout(model: Any) -> None:
+    """Put a policy or a critic into evaluation mode, but for the modules that checkpoint: two forwards must give the same.
 
     `stop_dropout` is not enough: some models drop out by a function that goes by the mode.
     """
-    policy.eval()
-    for module in policy.modules():
+    model.eval()
+    for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Whether training mode may drop something out: a module with a probability, or a configuration that names one."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            return True
-        fields = getattr(getattr(module, "config", None), "__dict__", {})
-        if any("drop" in name and isinstance(value, float) and value > 0 for name, value in fields.items()):
-            return True
-    return False
 
 
 @contextlib.contextmanager
