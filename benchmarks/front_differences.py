@@ -14,14 +14,15 @@ from peft_hoe.evaluation.sweeps.replicates import scaled_replicates
 from peft_hoe.metrics import REFERENCE_POINT, hypervolume
 
 
-def front_table(sweeps: Mapping[str, Sweep], against: Sequence[str]) -> str:
+def front_table(sweeps: Mapping[str, Sweep], against: Sequence[str], preferences: Any = None) -> str:
     """One line a method, and below it the difference that the design can see.
 
     Args:
         sweeps: of the methods, `hoe` and `rs_dense` among them.
         against: methods that each is compared with, where they were swept.
+        preferences: `(K, N)` of each sweep, which alone count; None for all.
     """
-    estimates, volumes = drawn_volumes(sweeps)
+    estimates, volumes = drawn_volumes(sweeps, preferences)
     header = " | ".join(["method", "runs", "hypervolume", *(f"− {other}" for other in against)])
     lines = [f"| {header} |", "|" + "---|" * (3 + len(against))]
     for name, sweep in sweeps.items():
@@ -38,17 +39,29 @@ def front_table(sweeps: Mapping[str, Sweep], against: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def drawn_volumes(sweeps: Mapping[str, Sweep]) -> tuple[dict[str, float], dict[str, Any]]:
-    """The hypervolume of each method, and `(R,)` of its replicates; prompts, also the table's, are drawn once for all."""
+def drawn_volumes(sweeps: Mapping[str, Sweep], preferences: Any = None) -> tuple[dict[str, float], dict[str, Any]]:
+    """The hypervolume of each method, and `(R,)` of its replicates; prompts, also the table's, are drawn once for all.
+
+    Args:
+        sweeps: of the methods, `hoe` among them.
+        preferences: `(K, N)` of each sweep, which alone count; None for all.
+    """
     first = sweeps["hoe"]
-    drawn = scaled_replicates(
-        {name: sweep.values for name, sweep in sweeps.items()}, first.normalizer, own_corners=False,
-        replicates=1000, seed=0,
-    )  # fmt: skip
+    values = {name: sweep.values[:, _rows(sweep, preferences)] for name, sweep in sweeps.items()}
+    drawn = scaled_replicates(values, first.normalizer, own_corners=False, replicates=1000, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HoEWarning)  # replicates that lie below the reference point enclose nothing: 0
         replicates = {name: np.asarray([volume(front) for front in points]) for name, points in drawn.points.items()}
         return {name: volume(front) for name, front in drawn.estimates.items()}, replicates
+
+
+def _rows(sweep: Sweep, preferences: Any) -> list[int]:
+    if preferences is None:
+        return list(range(len(sweep.preferences)))
+    away = np.abs(sweep.preferences[:, None] - np.asarray(preferences)).max(-1)  # (K', K)
+    if away.min(0).max() > 1e-6:
+        raise ValueError(f"the sweep has {sweep.preferences.tolist()}, not all of {np.asarray(preferences).tolist()}")
+    return [int(row) for row in away.argmin(0)]
 
 
 def volume(front: Any) -> float:

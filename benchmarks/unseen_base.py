@@ -8,6 +8,10 @@ The base is a TinyStories Llama of 656,000 parameters (`DIR/models/tinystories-6
 its defaults: the build's, and `router_recipe.py`'s for routers of both kinds, which are left untrained where the verdict on
 the validation prompts says so.
 
+For each pair three more policies are trained for mixtures of both rewards, on the scale of the payoff table. MORLHF answers
+with the policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy
+trained for [.5, .5], in place of a merged one. All are also compared at MORLHF's preferences alone.
+
 Fronts are measured on the 120 test openings and 840 further ones, which nothing has read before: the same sentences with
 other names, animals and things. Greedy, and sampled at temperature 1; 48 new tokens. Every hypervolume is in
 rewards normalised by the payoff table of the one-hot experts on the 120 validation prompts and 840 further openings,
@@ -33,7 +37,10 @@ import numpy as np
 import peft_hoe
 from figures_setting import Setting, parser
 from front_differences import front_table
+from peft_hoe import ExpertSpec
 from peft_hoe.evaluation import HoEMethod, Sweep
+from peft_hoe.evaluation.baselines import BASELINES
+from peft_hoe.objectives import RewardNormalizer
 from peft_hoe.policies import policy_gradient_config, train_policy
 from peft_hoe.router_recipe import default_experts, default_routers
 from router_training import NEW_TOKENS
@@ -48,8 +55,10 @@ SETS = {
     "all": OBJECTIVES,
 }  # fmt: skip
 UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties")
+MIXED = ("hoe_mixture", "morlhf")  # for pairs
+MIXTURES = (0.3, 0.5, 0.7)  # weights of the first of two objectives, for which policies are trained
 TRAINED = {"hoe_token": "token", "hoe_module": "module"}
-AGAINST = ("hoe", "rs", "rs_dense", "ties")
+AGAINST = ("hoe", "rs", "rs_dense", "ties", "morlhf")
 POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rewards": "batch", "learning_rate": 2e-4}
 FURTHER = 840  # openings besides the 120 of a split
 # Minutes of one quiet core, guesses for --plan.
@@ -113,8 +122,30 @@ class Problem(Setting):
         untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)
         return trained_routers(self, untrained, name, seed, judged=True)
 
+    def mixtures(self) -> dict[tuple[float, ...], Path]:
+        """`{λ: folder}` of the policies for mixtures of two objectives, whether trained or not."""
+        folder = self.folder.parent / "policies"
+        return {(weight, 1 - weight): folder / f"{BASE}-{self.key}-{weight}" for weight in MIXTURES}
+
+    def morlhf(self) -> dict[tuple[float, ...], str]:
+        """`{λ: folder}` of these and of the policies of single objectives."""
+        one, other = self.policies.values()
+        return {(1.0, 0.0): one, (0.0, 1.0): other} | {point: str(path) for point, path in self.mixtures().items()}
+
     def method(self, name: str, seed: int, sampled: bool) -> Any:
         """What answers prompts at a preference."""
+        if name == "hoe_mixture":
+            middle = ExpertSpec([0.5, 0.5], policy=str(self.mixtures()[0.5, 0.5]))
+            path = self.adapter(name, experts=[middle])
+            return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding(sampled))
+        if name == "morlhf":
+            return BASELINES[name].make(
+                self.base,
+                self.morlhf(),
+                objectives=self.objectives,
+                tokenizer=self.tokenizer,
+                decoding=self.decoding(sampled),
+            )
         if name == "hoe" or name in TRAINED:
             path = self.adapter("hoe") if name == "hoe" else self.trained(name, seed)
             return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding(sampled))
@@ -132,7 +163,12 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
         for name, seed in itertools.product(TRAINED, range(arguments.seeds)):
             minutes = MINUTES["router"] * len(SETS[key])
             yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
-        for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *TRAINED)):
+        pair = len(SETS[key]) == 2
+        for weight in MIXTURES if pair else ():
+            yield Stage(
+                f"{key}-policy-{weight}", MINUTES["policy"], lambda k=key, w=weight: train_mixture(arguments, k, w)
+            )
+        for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *MIXED * pair, *TRAINED)):
             for seed in range(arguments.seeds if name in TRAINED else 1):
                 yield Stage(
                     f"{key}-{name}-{seed}-{decoding}", MINUTES[decoding],
@@ -141,13 +177,26 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
 
 
 def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
-    """Train a policy, unless its folder is there."""
-    folder = arguments.output / "policies" / f"{BASE}-{objective}"
+    """Train the policy of an objective, unless its folder is there."""
+    return train_for(arguments, arguments.output / "policies" / f"{BASE}-{objective}", {objective: 1})
+
+
+def train_mixture(arguments: argparse.Namespace, key: str, weight: float) -> dict[str, Any]:
+    """Train a policy for a mixture of two objectives, unless its folder is there."""
+    problem = Problem(arguments, key)
+    preference = dict(zip(problem.objectives, (weight, 1 - weight), strict=True))
+    return train_for(arguments, problem.mixtures()[weight, 1 - weight], preference, problem.scale(sampled=True))
+
+
+def train_for(
+    arguments: argparse.Namespace, folder: Path, preference: dict[str, float], scale: RewardNormalizer | None = None
+) -> dict[str, Any]:
+    """Train a policy with these settings, unless its folder is there."""
     if (folder / "config.json").exists():
         return {"kept": True}
 
-    def reward(prompts: Any, completions: Any) -> list[float]:
-        return REWARDS[objective](prompts, [text.split(END)[0] for text in completions])
+    def reward(objective: str) -> Any:
+        return lambda prompts, completions: REWARDS[objective](prompts, [text.split(END)[0] for text in completions])
 
     base = arguments.shared / "models" / BASE
     prompts = json.loads((arguments.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))["train"]
@@ -156,8 +205,8 @@ def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
         use_cpu=True, disable_tqdm=True, logging_steps=12,
     )  # fmt: skip
     log = train_policy(
-        base, args, rewards={objective: reward}, preference={objective: 1},
-        train_dataset=[{"prompt": prompt + ENDING} for prompt in prompts], say=lambda line: None,
+        base, args, rewards={objective: reward(objective) for objective in preference}, preference=preference,
+        train_dataset=[{"prompt": prompt + ENDING} for prompt in prompts], normalizer=scale, say=lambda line: None,
     )  # fmt: skip
     return {"reward": [entry["reward"] for entry in log if "reward" in entry]}
 
@@ -175,6 +224,7 @@ def swept(arguments: argparse.Namespace, key: str, name: str, seed: int, decodin
         prompts=problem.openings, rewards=problem.rewards, generate=problem.method(name, seed, sampled), name=name,
         payoff=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=720,
         output_dir=problem.folder / "sweeps" / f"{name}-{seed}-{decoding}", progress=False,
+        preferences=sorted(problem.morlhf()) if name == "morlhf" else None,
     )  # fmt: skip
     return {"preferences": found.preferences.tolist(), "rewards": np.round(found.points, 5).tolist()}
 
@@ -186,14 +236,18 @@ def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
     """Hypervolumes, and differences with intervals; empty without `hoe` and `rs_dense`."""
     folder = arguments.output / "-".join(SETS[key]) / "sweeps"
     sweeps: dict[str, Sweep] = {}
-    for name in (*UNTRAINED, *TRAINED):
+    for name in (*UNTRAINED, *MIXED, *TRAINED):
         runs = [folder / f"{name}-{seed}-{decoding}" for seed in range(arguments.seeds)]
         found = [Sweep.load(run) for run in runs if (run / "sweep.json").exists()]
         if found:
             sweeps[name] = Sweep.stack(found)
     if not {"hoe", "rs_dense"} <= sweeps.keys():
         return ""
-    return "\n".join([f"### {key}, {decoding}", "", front_table(sweeps, AGAINST)])
+    whole = {name: sweep for name, sweep in sweeps.items() if name != "morlhf"}  # it has fewer points
+    parts = [f"### {key}, {decoding}", front_table(whole, AGAINST)]
+    if "morlhf" in sweeps:
+        parts += ["At MORLHF's preferences alone:", front_table(sweeps, AGAINST, sweeps["morlhf"].preferences)]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
