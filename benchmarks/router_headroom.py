@@ -21,7 +21,9 @@ Printed, for each base, kind and place:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from unseen_base import BASE, END, ENDING, further_openings
 
 FloatArray = NDArray[np.float64]
 UPDATES, ANSWERS, GROUP, PARTS = 16, 512, 8, 8
+TEXTS = 2  # for each prompt, where they are sampled
 RATES = {"token": 3.2, "module": 0.4}  # by hidden size, for routers by token
 # Name: (preference, whether the centroid has a merged expert)
 PLACES = {"between centroid and corner": ((0.25, 0.75), True), "centroid, none merged": ((0.5, 0.5), False)}
@@ -63,7 +66,7 @@ def measured(problem: Setting, model: Any, preferences: Any, sampled: bool) -> F
     sweep = peft_hoe.sweep(
         prompts=problem.validation, rewards=problem.rewards, preferences=preferences, payoff=problem.scale(sampled),
         generate=HoEMethod(model, problem.tokenizer, decoding=problem.decoding(sampled)),
-        texts=2 if sampled else 1, batch_size=720, progress=False,
+        texts=TEXTS if sampled else 1, batch_size=720, progress=False,
     )  # fmt: skip
     return np.asarray(problem.scale(sampled).normalize(sweep.values[0]))
 
@@ -121,7 +124,8 @@ class Headroom:
             return advantages(rollout, rewards, u)
 
         ppo.weigh, ppo.advantages = lambda rewards: weights, seen
-        self.trainer.train()
+        with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
+            self.trainer.train()
 
     def gradient(self, rollout: Any, rewards: FloatArray, rows: Any) -> FloatArray:
         """Of the mean of each reward with respect to the biases, from some answers: `(N, biases)`."""
