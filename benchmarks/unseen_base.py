@@ -224,7 +224,7 @@ def swept(arguments: argparse.Namespace, key: str, name: str, seed: int, decodin
         prompts=problem.openings, rewards=problem.rewards, generate=problem.method(name, seed, sampled), name=name,
         payoff=problem.scale(sampled), texts=arguments.texts if sampled else 1, batch_size=720,
         output_dir=problem.folder / "sweeps" / f"{name}-{seed}-{decoding}", progress=False,
-        preferences=sorted(problem.morlhf()) if name == "morlhf" else None,
+        preferences=sorted(problem.morlhf()) if name == "morlhf" else "grid",
     )  # fmt: skip
     return {"preferences": found.preferences.tolist(), "rewards": np.round(found.points, 5).tolist()}
 
