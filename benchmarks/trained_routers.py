@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def lora_moe_options(setting: Setting, seed: int = 0) -> dict[str, Any]:
 
 
 def trained_routers(
-    setting: Setting, untrained: Path, name: str, seed: int, updates: int = UPDATES, *, judged: bool = False
-) -> Path:
+    setting: Setting, untrained: Path, name: str, seed: int, updates: int = UPDATES, *, judged: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
     """An adapter with its routers trained on the training prompts, by the settings of `router_training.py`.
 
     Args:
@@ -44,6 +46,7 @@ def trained_routers(
         seed: of training.
         updates: for each router.
         judged: whether a router that does not help on the validation prompts is left untrained.
+        changes: other arguments of HoERouterConfig.
 
     Returns:
         the folder of the result, with its CPU time in `training.json`.
@@ -51,7 +54,7 @@ def trained_routers(
     output = setting.folder / "trained" / f"{name}-seed{seed}"
     if (output / "training.json").exists():
         return output
-    settings = ppo_settings(seed, updates) | {"stop_strings": list(setting.stop_strings) or None}
+    settings = ppo_settings(seed, updates) | {"stop_strings": list(setting.stop_strings) or None} | dict(changes or {})
     args = HoERouterConfig(output_dir=str(output), **settings)
     lines: list[str] = []
     started = time.process_time()

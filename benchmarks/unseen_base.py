@@ -6,7 +6,8 @@
 The base is a TinyStories Llama of 656,000 parameters (`DIR/models/tinystories-656k`). Its policies *positive*, *rich* and
 *dialog* are trained here, every weight, as `peft-hoe policy --full` trains them but for a rate of 2e-4. Everything else is at
 its defaults: the build's, and `router_recipe.py`'s for routers of both kinds, which are left untrained where the verdict on
-the validation prompts says so.
+the validation prompts says so. `hoe_group` has routers by token that compare 8 answers to a prompt in place of a critic; they
+are kept whatever a verdict would say.
 
 For each pair three more policies are trained for mixtures of both rewards, on the scale of the payoff table. MORLHF answers
 with the policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy
@@ -57,7 +58,12 @@ SETS = {
 UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties")
 MIXED = ("hoe_mixture", "morlhf")  # for pairs
 MIXTURES = (0.3, 0.5, 0.7)  # weights of the first of two objectives, for which policies are trained
-TRAINED = {"hoe_token": "token", "hoe_module": "module"}
+TRAINED = {"hoe_token": "token", "hoe_module": "module", "hoe_group": "token"}
+# Of `hoe_group`: 8 answers to a prompt in place of a critic, in 16 updates, which are as many answers as the recipe's.
+GROUPED: dict[str, Any] = {
+    "num_generations": 8, "baseline": "group", "per_device_train_batch_size": 512, "local_rollout_forward_batch_size": 512,
+}  # fmt: skip
+GROUPED_UPDATES = 16
 AGAINST = ("hoe", "rs", "rs_dense", "ties", "morlhf")
 POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rewards": "batch", "learning_rate": 2e-4}
 FURTHER = 840  # openings besides the 120 of a split
@@ -120,6 +126,8 @@ class Problem(Setting):
         n = len(self.objectives)
         routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(n)]
         untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)
+        if name == "hoe_group":
+            return trained_routers(self, untrained, name, seed, GROUPED_UPDATES, changes=GROUPED)
         return trained_routers(self, untrained, name, seed, judged=True)
 
     def mixtures(self) -> dict[tuple[float, ...], Path]:
