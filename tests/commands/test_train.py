@@ -63,6 +63,14 @@ def test_command_trains_all_routers(saved: Path, toys: ModuleType, trainer: str,
     assert all("hoe_router" in name for name in moved)
 
 
+@pytest.mark.parametrize(("given", "expected"), [((), (1, "critic")), (("--group-size", "4"), (4, "group"))])
+def test_a_group_takes_the_place_of_the_critic(given: tuple[str, ...], expected: tuple[int, str]) -> None:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    args = configuration(parser.parse_args(["adapter", "--output", "out", "--cpu", *given]))
+    assert (args.num_generations, args.baseline) == expected
+
+
 @pytest.mark.parametrize("trainer", ["ppo", "grpo", "distill"])
 def test_how_texts_are_written_reaches_every_trainer(trainer: str) -> None:
     """By the fields that its configuration has for it."""
@@ -132,6 +140,8 @@ def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> 
             ("--prompts", "prompts.json", *REWARDS, "--group-size", "3"),
             "--group-size is 3, but the 8 responses",
         ),
+        ("ppo", ("--prompts", "prompts.json", *REWARDS, "--group-size", "3"), "--group-size is 3, but the 8 responses"),
+        ("ppo", ("--prompts", "prompts.json", *REWARDS, "--group-size", "1"), "--group-size is 1, but the 8 responses"),
         ("dpo", (), "--trainer dpo needs --pairs"),
         ("dpo", ("--pairs", "low"), "--pairs is 'low'; write NAME=FILE"),
         ("dpo", ("--pairs", "low=prompts.json"), "must hold a list of pairs: objects with `chosen`"),

@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="responses or pairs in a forward; default the batch, and 64 in rollouts of ppo",
     )
-    add("--group-size", type=int, help=f"responses to a prompt, for grpo (default {SAMPLES})")
+    add(
+        "--group-size", type=int,
+        help=f"responses to a prompt that are compared with one another, for grpo (default {SAMPLES}) and, in place of its "
+        "critic, for ppo (default none)",
+    )  # fmt: skip
     add_sampling(parser)
     add("--learning-rate", type=float, help=f"of the router; default {RATES}")
     add(

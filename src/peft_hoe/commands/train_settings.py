@@ -16,7 +16,7 @@ _NEEDS = {"ppo": ("prompts", "reward"), "grpo": ("prompts", "reward"), "distill"
 _TEXTS = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "chat_template_kwargs")  # how they are written
 _REWARDS_ONLY = ("reward", "reward_timeout", "eval_prompts", "payoff_prompts", "mu", "beta")
 _UNUSED = {
-    "ppo": ("pairs", "group_size"),
+    "ppo": ("pairs",),
     "grpo": ("pairs",),
     "distill": ("pairs", "group_size", "kl_coef", *_REWARDS_ONLY),
     "dpo": ("prompts", "group_size", *_TEXTS, *_REWARDS_ONLY),
@@ -58,8 +58,8 @@ def check_options(arguments: argparse.Namespace) -> None:
             f"batch size {arguments.batch_size} is no multiple of the micro-batch size {micro}",
             argument="--micro-batch-size", value=micro, allowed=f"a divisor of {arguments.batch_size}",
         )  # fmt: skip
-    group = arguments.group_size or SAMPLES
-    if trainer == "grpo" and (group < 2 or arguments.batch_size % group):
+    group = SAMPLES if trainer == "grpo" and arguments.group_size is None else arguments.group_size
+    if group is not None and (group < 2 or arguments.batch_size % group):
         raise HoEError(
             f"--group-size is {group}, but the {arguments.batch_size} responses of an update (--batch-size) are divided into "
             "groups of as many, at least 2; choose a divisor",
@@ -136,6 +136,7 @@ def _ppo(arguments: argparse.Namespace) -> dict[str, Any]:
         "payoff_prompts": arguments.payoff_prompts,
         "reward_timeout": arguments.reward_timeout,
         "num_sample_generations": 0,
+        **({} if arguments.group_size is None else {"num_generations": arguments.group_size, "baseline": "group"}),
     }
 
 
