@@ -127,6 +127,7 @@ def test_imports_go_down():
     assert wrong == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

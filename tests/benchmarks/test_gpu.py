@@ -27,6 +27,7 @@ def run(gpu, monkeypatch, output, *options):
     return json.loads(output.read_text())["parts"]
 
 
+@pytest.mark.slow
 def test_each_variant_of_eager_mode_is_measured(gpu, monkeypatch, tmp_path):
     parts = run(gpu, monkeypatch, tmp_path / "parts.json", "--only", "eager")
     assert list(parts) == ["launches", "decode", "prefill", "prefill, batch"]
@@ -37,6 +38,7 @@ def test_each_variant_of_eager_mode_is_measured(gpu, monkeypatch, tmp_path):
     assert (launched["HoE, static"] - launched["base"]) / modules == 6  # two stretches of experts
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_stop_the_others(gpu, monkeypatch, tmp_path, capsys):
     def fails(*_):
         raise MemoryError

@@ -36,6 +36,7 @@ def test_it_writes_the_map_into_the_adapter(saved, capsys):
     model.set_preference([0.5, 0.5], calibrated=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_another_adapter_changes_nothing(saved, capsys):
     other = demo.load_demo_adapter(routers=[[0.75, 0.25]])
     other.save_pretrained(saved / "other")

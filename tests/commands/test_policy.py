@@ -30,6 +30,7 @@ def policy(prompts: str, output: Path, *arguments: str, rewards: list[str] = REW
     return main(["policy", demo.BASE, *rewards, "--prompts", prompts, "--output", str(output), *SMALL, *arguments])
 
 
+@pytest.mark.slow
 def test_the_printed_command_builds_from_the_policies(
     prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +79,7 @@ def test_every_weight_and_quietly(prompts: str, tmp_path: Path, capsys: pytest.C
     assert not any(torch.equal(before[name], after[name]) for name in before if "_proj" in name)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_policies_that_are_missing(
     prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_port_that_somebody_has_is_told_before_the_model_is_loaded(capsys):
     assert "give another --port (0 takes a free one)" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_free_port_is_taken_and_an_interrupt_ends_the_server_well(saved):
     command = [sys.executable, "-m", "peft_hoe.cli", "serve", str(saved / "hoe"), "--port", "0", "--cpu"]

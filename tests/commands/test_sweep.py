@@ -42,6 +42,7 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
     return ["sweep", str(folder / "adapter"), *files, "--cpu", "--max-new-tokens", "5", *more]
 
 
+@pytest.mark.slow
 def test_command_writes_what_the_function_finds(saved, toys, policy, tokenizer, tmp_path, capsys):
     assert cli.main([*command(saved, tmp_path, "--report", "--quiet"), *REWARDS]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -110,6 +111,7 @@ def test_options_baselines_and_going_on(saved, tmp_path, capsys):
     assert pair["values"]["hypervolume A - B"]["estimate"] == 0
 
 
+@pytest.mark.slow
 def test_judges_are_asked_about_baselines(saved, toys, policy, tokenizer, tmp_path, monkeypatch):
     from peft_hoe.evaluation import URLJudge
 
@@ -172,6 +174,7 @@ def test_a_missing_package_is_told_before_the_work(saved, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_names_of_objectives_may_hold_commas_and_blanks(saved, toys, tmp_path):
     """As whoever trained the adapter called them; in rewards, preferences, files and the page."""
     names = ["short, sweet", "very long"]

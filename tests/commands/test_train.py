@@ -49,6 +49,7 @@ def options(folder: Path, trainer: str) -> list[str]:
     }[trainer]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["grpo", "distill", "dpo"])
 def test_command_trains_all_routers(saved: Path, toys: ModuleType, trainer: str, capsys: Any) -> None:
     if trainer != "distill":
@@ -122,6 +123,7 @@ def test_command_distils_on_texts(saved: Path, toys: ModuleType) -> None:
     assert [router.trained for router in model.peft_config["default"].routers] == [False, True]
 
 
+@pytest.mark.slow
 def test_command_reports_each_router(saved: Path, trackio: Any, capsys: Any) -> None:
     """Quietly too: what is reported is not what is printed."""
     assert cli.main(command(saved, "distill", *options(saved, "distill"), "--report-to", "trackio")) == 0

@@ -28,6 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_five_texts_and_the_extra_one(demo: Path) -> None:
     texts = json.loads((demo / "front.json").read_text())["texts"]
     assert [entry["preference"] for entry in texts[:5]] == [[1, 0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0, 1]]
@@ -76,6 +77,7 @@ def test_prints_where_things_are_and_how_to_load(tmp_path: Path, capsys: pytest.
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_own_models_without_rewards_show_texts_only(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("One day, Mia the fox went to the forest.\n")

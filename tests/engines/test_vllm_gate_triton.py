@@ -32,6 +32,7 @@ def test_in_the_interpreter():
     assert "8 passed" in ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="neither a GPU nor the interpreter")
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,6 +17,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     runpy.run_path(str(EXAMPLES / arguments[0]), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, tmp_path, "steer.py", "--prompts", "6")
     printed = capsys.readouterr().out
@@ -32,6 +33,7 @@ def test_training_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert (tmp_path / "mixture" / "adapter_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_training_routers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, tmp_path, "train_router.py", "--updates", "1", "--batch-size", "8")
     printed = capsys.readouterr().out

@@ -237,6 +237,7 @@ def test_two_processes_of_one_evaluation(printed):
     assert (dominance["points_predictions"], dominance["points_references"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_two_evaluations_at_the_same_time(printed):
     (first, *_), (second, *_) = printed
     assert first["hypervolume"] == pytest.approx(0.2 * 0.9)

@@ -41,6 +41,7 @@ def test_an_unknown_sharpness_is_averaged_out():
     np.testing.assert_allclose(unknown._share(), density / density.sum(), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "choices"), [(2, 20), (3, 40)])
 def test_simulated_people_are_found(n, choices):
     # benchmarks/person_choices.py has 200 of them.

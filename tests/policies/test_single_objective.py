@@ -108,6 +108,7 @@ def same_weights(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:policy .* is farther from the base than:peft_hoe.errors.HoEWarning"
 )  # random weights
@@ -143,6 +144,7 @@ def test_a_one_hot_preference_trains_as_the_reward_alone_does(base, tmp_path):
     assert not same_weights(tmp_path / "both", base)
 
 
+@pytest.mark.slow
 def test_the_seed_decides(base, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(base, tmp_path / name, [0.5, 0.5], changes={"seed": seed})
@@ -267,6 +269,7 @@ def test_a_completion_without_a_reward_that_counts_is_left_out():
     assert echo.functions()[0](prompts=texts, completions=chat) == [97.0, 98.0, 99.0]
 
 
+@pytest.mark.slow
 def test_two_tasks_in_one_dataset_train(base, tmp_path):
     """Each reward scores the prompts of its own task, and updates of one prompt have no number for the other objective."""
 

@@ -24,6 +24,7 @@ def run() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_right_or_refused_by_name(run: ModuleType, name: str):
     architecture = run.ARCHITECTURES[name]

@@ -107,6 +107,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", FIELDS)
 def test_what_is_not_refused_is_read(
     maker: str, request: pytest.FixtureRequest, toys: ModuleType, monkeypatch: pytest.MonkeyPatch

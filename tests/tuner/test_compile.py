@@ -36,6 +36,7 @@ def hoe_llama(hoe_llama):
     return lambda **settings: hoe_llama(**settings).double()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_graph")
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("interpolation", ["linear", "norm"])

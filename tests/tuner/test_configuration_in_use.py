@@ -83,6 +83,7 @@ def test_what_the_adapter_was_made_with_is_fixed(hoe_llama, name, value):
     assert getattr(config, name) == before
 
 
+@pytest.mark.slow
 def test_experts_and_routers_are_fixed_too(hoe_llama):
     model = hoe_llama(rank_pattern={"q_proj": 2})
     config = model.peft_config["default"]
@@ -233,6 +234,7 @@ def test_models_without_a_tuner_object(llama, config):
     assert peft_hoe.get_preference(model) == {"a": 1, "b": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_graph")
 def test_compiled_models_hear_of_it(hoe_llama, tokens):
     model = hoe_llama().double()

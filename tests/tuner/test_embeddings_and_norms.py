@@ -334,6 +334,7 @@ def test_experts_that_train_train_there_too(adapted, tokens):
         assert bool(parameter.grad.any())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_graph")
 def test_compiled_it_is_one_graph(adapted, tokens):
     model = adapted(tie=True, interpolation="norm")

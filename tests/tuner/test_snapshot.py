@@ -27,6 +27,7 @@ def factors(model, size=0.2):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture", [(), ("embeddings", "norms")])
 @pytest.mark.parametrize("routers", [[], [[0.75, 0.25]]])
 def test_what_was_added_is_gone(capture, routers):

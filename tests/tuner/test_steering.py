@@ -87,6 +87,7 @@ def test_a_bad_block_fails_at_its_entry(hoe_llama):
         pytest.fail("the block was entered")
 
 
+@pytest.mark.slow
 def test_eight_threads_with_eight_preferences(hoe_llama, tokens):
     model = hoe_llama(trained=True)
     wanted = [[i / 7, 1 - i / 7] for i in range(8)]

@@ -177,6 +177,7 @@ def test_a_failing_model_is_a_server_error_that_tells_nothing_of_the_inside(serv
     assert client.completions.create(model="mine", prompt="w1", max_tokens=2).choices
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_get_what_they_would_get_alone(server):
     """Valid and invalid requests, some cut off, at random preferences: every answer is the one computed alone."""
     running, client = server

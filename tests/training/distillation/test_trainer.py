@@ -36,6 +36,7 @@ def test_the_loss_is_the_mean_divergence_per_token(make: Make, toys: ModuleType)
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_the_divergence_falls(make: Make, toys: ModuleType, beta: float) -> None:
     """Measured by evaluate, before and after, on text that is not sampled."""
@@ -49,6 +50,7 @@ def test_the_divergence_falls(make: Make, toys: ModuleType, beta: float) -> None
     assert 0 < logged["router/entropy"] < 0.6932
 
 
+@pytest.mark.slow
 def test_the_students_own_completions(make: Make, toys: ModuleType) -> None:
     trainer = make(constructor={"train_dataset": toys.PROMPTS}, max_steps=30)
     assert trainer.lmbda == 1
@@ -84,6 +86,7 @@ def test_only_the_router_moves(make: Make, toys: ModuleType) -> None:
     assert not model.peft_config["default"].routers[1].trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [False, True])
 def test_resumed_run_equals_uninterrupted(make: Make, toys: ModuleType, tmp_path: Path, average: bool) -> None:
     """On-policy completions included."""
@@ -116,6 +119,7 @@ def test_interrupted_and_run_twice(make: Make, toys: ModuleType, tmp_path: Path)
         trainer.train()
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_parameters(make: Make, toys: ModuleType) -> None:
     plain, saving = (
         make(model=toys.make_policy().double()),
@@ -153,6 +157,7 @@ def test_accumulated_gradients_are_the_large_batch_s(toys: ModuleType, tmp_path:
     torch.testing.assert_close(large["losses"], small["losses"], rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [False, True])
 def test_nothing_drops_out(make: Make, toys: ModuleType, saving: bool) -> None:
     """Llama's attention drops out by the mode: neither the teacher's nor the student's does."""

@@ -123,6 +123,7 @@ ELEMENTWISE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ld_alpha", [None, 0.5])
 def test_other_losses_take_each_pair_s_beta_and_margin(
     make_dpo_trainer: Make, policy: Any, ld_alpha: float | None

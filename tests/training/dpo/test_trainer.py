@@ -136,6 +136,7 @@ def test_another_adapter_name(make_dpo_trainer: Make, toys: ModuleType) -> None:
 # -- learning and logs ---
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_pairs_say(make_dpo_trainer: Make) -> None:
     trainer = make_dpo_trainer(max_steps=30, per_device_train_batch_size=16, margin="none")
     trainer.train()
@@ -214,6 +215,7 @@ def test_long_prompts_do_not_change_the_shares(make_dpo_trainer: Make, toys: Mod
 # -- saving and resuming ---
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_parameters(make_dpo_trainer: Make, toys: ModuleType, tmp_path: Any) -> None:
     settings: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "average_routers": True}
     whole = make_dpo_trainer(**settings, output_dir=tmp_path / "whole")
@@ -266,6 +268,7 @@ def test_save_on_interrupt(make_dpo_trainer: Make, tmp_path: Any) -> None:
 # -- precision and memory ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_parameters(
     make_dpo_trainer: Make, toys: ModuleType, reentrant: bool
@@ -280,6 +283,7 @@ def test_gradient_checkpointing_gives_the_same_parameters(
         torch.testing.assert_close(x, y, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_bf16_autocast_trains(make_dpo_trainer: Make, toys: ModuleType) -> None:
     exact = make_dpo_trainer(max_steps=1)
     exact.train()

@@ -187,6 +187,7 @@ def test_an_objective_that_is_missing_everywhere_stops_the_payoff_table(make_grp
         make_grpo(constructor={"normalizer": None, "reward_funcs": rewards}).train()
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_is_left_behind(make_grpo: Callable[..., Any], toys: ModuleType) -> None:
     """A function, and a coroutine in TRL's event loop."""
     pytest.importorskip("trl")

@@ -88,6 +88,7 @@ def test_only_the_router_moves(make_grpo: Make, toys: ModuleType) -> None:
     assert not any(torch.equal(x, y) for x, y in zip(own, toys.rows_of(model, "r0"), strict=True))
 
 
+@pytest.mark.slow
 def test_reward_improves(make_grpo: Make, toys: ModuleType) -> None:
     def w20(prompts: Any, completions: Any) -> list[float]:
         return [sum(word in ("w20", "w21", "w22", "w23") for word in text.split()) / 10 for text in completions]
@@ -295,6 +296,7 @@ def test_constant_objective_raises_before_the_first_step(make_grpo: Make, toys: 
 # -- generation ---
 
 
+@pytest.mark.slow
 def test_continuous_batching_follows_the_router(make_grpo: Make, toys: ModuleType) -> None:
     """It runs in a thread of its own, where no block of a preference is seen: still the rollouts are the router's."""
     pytest.importorskip("transformers", minversion="5.8.0")
@@ -491,6 +493,7 @@ def test_bf16_autocast_trains(make_grpo: Make, toys: ModuleType) -> None:
     assert user_state(model) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_parameters(make_grpo: Make, toys: ModuleType, reentrant: bool) -> None:
     plain, saving = (
@@ -504,6 +507,7 @@ def test_gradient_checkpointing_gives_the_same_parameters(make_grpo: Make, toys:
         torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_save_on_interrupt(make_grpo: Make, toys: ModuleType, tmp_path: Any) -> None:
     model = toys.make_policy()
     trainer = make_grpo(model=model, max_steps=6, constructor={"callbacks": [toys.Press()]})

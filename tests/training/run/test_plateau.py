@@ -100,6 +100,7 @@ def parameters(trainer):
     return [parameter.detach().clone() for parameter in trainer.router.parameters()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["make_trainer", "make_grpo_trainer"])
 def test_a_run_ends_and_resumes(kind, toys, tmp_path, early):
     if kind == "make_grpo_trainer":

@@ -48,6 +48,7 @@ def test_a_run_that_failed_after_a_step_is_over(make: Make, toys: ModuleType) ->
         trainer.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["make_trainer", "make_grpo"])
 def test_a_run_that_failed_in_its_first_step_begins_anew(
     kind: str, request: pytest.FixtureRequest, toys: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +144,7 @@ def test_evaluation_sets_by_name(kind: str, request: pytest.FixtureRequest, toys
         assert any(key.startswith(f"eval_{name}_") for key in found)
 
 
+@pytest.mark.slow
 def test_a_longer_schedule_goes_on_at_its_own_rate(make: Make, tmp_path: Path) -> None:
     """After a schedule that has come down to 0, the first update of the longer one moves the router."""
     settings = {"save_strategy": "steps", "save_steps": 2, "output_dir": tmp_path / "run", "average_routers": False}
@@ -165,6 +167,7 @@ def padded(toys: ModuleType) -> Any:
     return toys.make_padded_tokenizer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["make_trainer", "make_distillation"])
 def test_padding_that_the_model_does_not_know(
     kind: str, request: pytest.FixtureRequest, toys: ModuleType, padded: Any
@@ -273,6 +276,7 @@ def test_an_adapter_that_is_not_active_is_refused(make: Make, toys: ModuleType) 
         make(model=model, model_adapter_name="second")
 
 
+@pytest.mark.slow
 def test_a_finished_router_belongs_to_its_weights(toys: ModuleType, tmp_path: Path) -> None:
     """How fast the weights forget has another name in GRPO's configuration; a resumed run compares it nevertheless."""
     pytest.importorskip("trl")

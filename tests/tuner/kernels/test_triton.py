@@ -211,6 +211,7 @@ def test_a_16_bit_model(hoe_llama, tokens):
     assert distance(found["triton"], found["plain"].double()) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_graph")
 def test_a_compiled_model_has_one_graph_with_the_operator_in_it(hoe_llama, tokens):
     torch.compiler.reset()
