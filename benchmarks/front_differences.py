@@ -47,7 +47,7 @@ def drawn_volumes(sweeps: Mapping[str, Sweep], preferences: Any = None) -> tuple
         preferences: `(K, N)` of each sweep, which alone count; None for all.
     """
     first = sweeps["hoe"]
-    values = {name: sweep.values[:, _rows(sweep, preferences)] for name, sweep in sweeps.items()}
+    values = {name: sweep.values[:, rows_at(sweep, preferences)] for name, sweep in sweeps.items()}
     drawn = scaled_replicates(values, first.normalizer, own_corners=False, replicates=1000, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HoEWarning)  # replicates that lie below the reference point enclose nothing: 0
@@ -55,7 +55,12 @@ def drawn_volumes(sweeps: Mapping[str, Sweep], preferences: Any = None) -> tuple
         return {name: volume(front) for name, front in drawn.estimates.items()}, replicates
 
 
-def _rows(sweep: Sweep, preferences: Any) -> list[int]:
+def rows_at(sweep: Sweep, preferences: Any) -> list[int]:
+    """Which of a sweep's preferences are these `(K, N)`; None for all.
+
+    Raises:
+        ValueError: it has not all of them.
+    """
     if preferences is None:
         return list(range(len(sweep.preferences)))
     away = np.abs(sweep.preferences[:, None] - np.asarray(preferences)).max(-1)  # (K', K)

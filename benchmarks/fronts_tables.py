@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from front_differences import rows_at
 from peft_hoe import HoEWarning, metrics
 from peft_hoe.evaluation import REFERENCE_POINT, Sweep
 from peft_hoe.evaluation.sweeps.replicates import scaled_replicates
@@ -55,8 +56,7 @@ class Front:
             own = sweeps["morlhf"].preferences
             for name in sweeps:
                 if name.startswith("hoe"):
-                    at = [int(np.abs(sweeps[name].preferences - point).sum(axis=1).argmin()) for point in own]
-                    values[f"{name}, own"] = values[name][:, at]
+                    values[f"{name}, own"] = values[name][:, rows_at(sweeps[name], own)]
         self.drawn = scaled_replicates(values, self.table, own_corners=own_prompts, replicates=REPLICATES, seed=0)
         self.points = {name: self._with_estimate(name) for name in values}
         self.volumes = {

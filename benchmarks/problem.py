@@ -95,10 +95,12 @@ class Problem:
         table = RewardNormalizer.from_state_dict(json.loads(path.read_text(encoding="utf-8")))
         return by_prompt(table, len(self.validation))
 
-    def baseline(self, name: str, *, sampled: bool = False, **options: Any) -> Any:
-        """One of `BASELINES` on these policies."""
+    def baseline(
+        self, name: str, policies: Mapping[Any, str] | None = None, *, sampled: bool = False, **options: Any
+    ) -> Any:
+        """One of `BASELINES` on these policies, or others, where given."""
         return BASELINES[name].make(
-            self.base, self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
+            self.base, policies or self.policies, tokenizer=self.tokenizer, folder=self.folder / "baselines" / name,
             decoding=self.decoding(sampled), **options,
         )  # fmt: skip
 

@@ -36,6 +36,7 @@ from figures_setting import Setting, parser
 from peft_hoe.evaluation import HoEMethod
 from peft_hoe.router_recipe import default_experts
 from peft_hoe.training import HoERouterConfig, HoERouterTrainer
+from peft_hoe.training.ppo.advantages import leave_one_out
 from peft_hoe.training.ppo.likelihoods import token_logprobs
 from router_training import NEW_TOKENS
 from unseen_base import BASE, END, ENDING, further_openings
@@ -135,10 +136,8 @@ class Headroom:
         scores = (token_logprobs(logits, ids, 1.0) * rollout.responses.mask[rows]).sum(1)
         biases = [parameter for name, parameter in ppo.router.named_parameters() if name.endswith("bias")]
         found = []
-        for column in rewards[rows].T:
-            grouped = torch.as_tensor(column, dtype=scores.dtype).view(-1, GROUP)
-            better = (grouped - grouped.mean(1, keepdim=True)) * GROUP / (GROUP - 1)  # than the mean of the others
-            parts = torch.autograd.grad((better.flatten() * scores).mean(), biases, retain_graph=True)
+        for column in leave_one_out(torch.as_tensor(rewards[rows], dtype=scores.dtype), GROUP).unbind(1):
+            parts = torch.autograd.grad((column * scores).mean(), biases, retain_graph=True)
             found.append(torch.cat([part.flatten() for part in parts]).double().numpy())
         return np.stack(found)
 

@@ -50,4 +50,5 @@ def go_on(stages: Iterable[Stage], arguments: argparse.Namespace) -> bool:
 def _timed(stage: Stage) -> dict[str, Any]:
     started = time.process_time()
     found = stage.run()
-    return found | {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__}
+    # What knows its own time, since it goes on where an earlier run ended, has said it.
+    return {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__} | found

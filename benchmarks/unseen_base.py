@@ -40,7 +40,6 @@ from figures_setting import Setting, parser
 from front_differences import front_table
 from peft_hoe import ExpertSpec
 from peft_hoe.evaluation import HoEMethod, Sweep
-from peft_hoe.evaluation.baselines import BASELINES
 from peft_hoe.objectives import RewardNormalizer
 from peft_hoe.policies import policy_gradient_config, train_policy
 from peft_hoe.router_recipe import default_experts, default_routers
@@ -140,23 +139,20 @@ class Problem(Setting):
         one, other = self.policies.values()
         return {(1.0, 0.0): one, (0.0, 1.0): other} | {point: str(path) for point, path in self.mixtures().items()}
 
+    def hoe(self, name: str, seed: int) -> Path:
+        """The folder of one of the variants of HoE."""
+        if name in TRAINED:
+            return self.trained(name, seed)
+        if name == "hoe_mixture":
+            return self.adapter(name, experts=[ExpertSpec([0.5, 0.5], policy=str(self.mixtures()[0.5, 0.5]))])
+        return self.adapter(name)
+
     def method(self, name: str, seed: int, sampled: bool) -> Any:
         """What answers prompts at a preference."""
-        if name == "hoe_mixture":
-            middle = ExpertSpec([0.5, 0.5], policy=str(self.mixtures()[0.5, 0.5]))
-            path = self.adapter(name, experts=[middle])
-            return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding(sampled))
         if name == "morlhf":
-            return BASELINES[name].make(
-                self.base,
-                self.morlhf(),
-                objectives=self.objectives,
-                tokenizer=self.tokenizer,
-                decoding=self.decoding(sampled),
-            )
-        if name == "hoe" or name in TRAINED:
-            path = self.adapter("hoe") if name == "hoe" else self.trained(name, seed)
-            return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding(sampled))
+            return self.baseline(name, self.morlhf(), sampled=sampled, objectives=self.objectives)
+        if name.startswith("hoe"):
+            return HoEMethod(self.steered(self.hoe(name, seed)), self.tokenizer, decoding=self.decoding(sampled))
         return self.baseline(name, sampled=sampled)
 
 

@@ -40,6 +40,13 @@ def command(folder: Path, trainer: str, *more: str) -> list[str]:
     return [*head, *tail, *more]
 
 
+def configured(trainer: str, *given: str) -> Any:
+    """The configuration that a command line leads to."""
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return configuration(parser.parse_args(["adapter", "--output", "out", "--trainer", trainer, "--cpu", *given]))
+
+
 def options(folder: Path, trainer: str) -> list[str]:
     prompts = ["--prompts", str(folder / "prompts.json")]
     return {
@@ -66,9 +73,7 @@ def test_command_trains_all_routers(saved: Path, toys: ModuleType, trainer: str,
 
 @pytest.mark.parametrize(("given", "expected"), [((), (1, "critic")), (("--group-size", "4"), (4, "group"))])
 def test_a_group_takes_the_place_of_the_critic(given: tuple[str, ...], expected: tuple[int, str]) -> None:
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    args = configuration(parser.parse_args(["adapter", "--output", "out", "--cpu", *given]))
+    args = configured("ppo", *given)
     assert (args.num_generations, args.baseline) == expected
 
 
@@ -77,11 +82,8 @@ def test_how_texts_are_written_reaches_every_trainer(trainer: str) -> None:
     """By the fields that its configuration has for it."""
     if trainer == "grpo":
         pytest.importorskip("trl")
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
     given = ("--stop", r"w1\n", "--top-k", "5", "--top-p", "0.9", "--chat-template-kwargs", '{"brief": true}')
-    arguments = parser.parse_args(["adapter", "--output", "out", "--trainer", trainer, "--cpu", *given])
-    args = configuration(arguments)
+    args = configured(trainer, *given)
     assert (args.stop_strings, args.top_k, args.top_p, args.temperature) == (["w1\n"], 5, 0.9, 1.0)
     assert args.chat_template_kwargs == {"brief": True}
     length = {"ppo": "response_length", "grpo": "max_completion_length", "distill": "max_new_tokens"}[trainer]
@@ -95,10 +97,7 @@ def test_more_prompts_may_scale_the_rewards(trainer: str) -> None:
     """The remedy of a spread that may be chance."""
     if trainer == "grpo":
         pytest.importorskip("trl")
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    given = ["adapter", "--output", "out", "--trainer", trainer, "--cpu"]
-    found = [configuration(parser.parse_args([*given, *more])) for more in ([], ["--payoff-prompts", "500"])]
+    found = [configured(trainer, *more) for more in ([], ["--payoff-prompts", "500"])]
     assert [args.payoff_prompts for args in found] == [128, 500]
 
 
@@ -106,13 +105,10 @@ def test_more_prompts_may_scale_the_rewards(trainer: str) -> None:
 def test_training_may_find_its_own_end(trainer: str) -> None:
     if trainer == "grpo":
         pytest.importorskip("trl")
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    given = ["adapter", "--output", "out", "--trainer", trainer, "--cpu"]
     found = [
         (args.auto_stop, args.max_steps)
         for more in ([], ["--updates", "7"], ["--updates", "auto"], ["--updates", "auto", "--max-updates", "9"])
-        for args in [configuration(parser.parse_args([*given, *more]))]
+        for args in [configured(trainer, *more)]
     ]
     assert found == [(False, 60), (False, 7), (True, 240), (True, 9)]
 
