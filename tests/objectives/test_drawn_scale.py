@@ -15,6 +15,7 @@ DRAWS = np.asarray([[0, 0], [1, 1], [0, 1]])
 def test_nadir_and_ideal_of_drawn_prompts_by_hand():
     """In b the better expert is the other one on each prompt: the ideal is the maximum of the drawn means."""
     scale = DrawnScale.of(TABLE, DRAWS, own_prompts=True, seed=0)
+    np.testing.assert_allclose(scale.payoffs[2], [[2, 3], [0, 1]])  # experts by objectives
     np.testing.assert_allclose(scale.ideal, [[1, 2], [3, 6], [2, 3]])
     np.testing.assert_allclose(scale.nadir, [[0, 0], [0, 0], [0, 1]])
     points = np.asarray([[[1.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]]])  # (R, K, N)

@@ -19,15 +19,23 @@ from .normalizer import RewardNormalizer
 
 @dataclass(frozen=True)
 class DrawnScale:
-    """Nadir and ideal in each replicate.
+    """The payoff table in each replicate.
 
     Attributes:
-        nadir: `(R, N)`.
-        ideal: `(R, N)`.
+        payoffs: `(R, N, N)`, experts by objectives.
     """
 
-    nadir: FloatArray
-    ideal: FloatArray
+    payoffs: FloatArray
+
+    @property
+    def nadir(self) -> FloatArray:
+        """`(R, N)`."""
+        return np.asarray(self.payoffs.min(axis=1))
+
+    @property
+    def ideal(self) -> FloatArray:
+        """`(R, N)`."""
+        return np.asarray(self.payoffs.max(axis=1))
 
     @classmethod
     def of(cls, normalizer: RewardNormalizer, prompts: Any, *, own_prompts: bool, seed: int) -> DrawnScale:
@@ -42,13 +50,12 @@ class DrawnScale:
         """
         count = len(prompts)
         if normalizer.samples is None:
-            return cls(np.tile(normalizer.nadir, (count, 1)), np.tile(normalizer.ideal, (count, 1)))
+            return cls(np.tile(normalizer.payoff, (count, 1, 1)))
         size = normalizer.samples.shape[1]
         if not own_prompts or prompts.shape[1] != size:
             # A stream of its own: the draws of what is measured stay as they are without a table.
             prompts = np.random.default_rng([seed, 1]).integers(size, size=(count, size))
-        tables = normalizer.drawn(prompts)
-        return cls(np.asarray(tables.min(axis=1)), np.asarray(tables.max(axis=1)))
+        return cls(normalizer.drawn(prompts))
 
     def normalize(self, points: FloatArray) -> FloatArray:
         """`(R, K, N)` on the scale of each replicate; NaN in an objective whose experts do not differ there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -11,19 +12,17 @@ from transformers import TrainerCallback
 from peft_hoe import HoEWarning, RewardNormalizer
 from peft_hoe.training.run import verdict as verdicts
 
-AT = np.asarray([0.25, 0.75])
-
 
 def rewards(first, second, prompts=50):
     """Normalised rewards `(P, 2)`, the same for all prompts."""
     return np.tile([first, second], (prompts, 1)).astype(float)
 
 
-def judge(*compared, texts=1, normalizer=None, own_prompts=False):
+def judge(*compared, merged=(), texts=1, normalizer=None, own_prompts=False):
     """On a table of given numbers that leaves rewards as they are, where no other is said."""
     n = compared[0].shape[1]
     scale = RewardNormalizer(np.eye(n), list("abcdefghijkl")[:n]) if normalizer is None else normalizer
-    return verdicts.judge("r0", *compared, texts=texts, normalizer=scale, own_prompts=own_prompts)
+    return verdicts.judge("r0", *compared, merged, texts=texts, normalizer=scale, own_prompts=own_prompts)
 
 
 def table(best, worst):
@@ -34,51 +33,56 @@ def table(best, worst):
     )
 
 
-def test_it_compares_worst_gaps():
-    """0.75 (1.05 - 0.65) = 0.3 is the worst before, 0.25 (1.05 - 0.25) = 0.2 after; 0.75 (1.05 - 0.85) = 0.15 is not."""
-    verdict = judge(rewards(0.45, 0.65), rewards(0.25, 0.85), AT, 1.05, texts=4)
-    assert (verdict.untrained, verdict.trained) == pytest.approx((0.3, 0.2))
-    assert (verdict.low, verdict.high, verdict.share) == pytest.approx((0.1, 0.1, 1.0))
+# Above -0.1 the points (1, 0) and (0, 1) enclose 0.1 * 1.1 + 0.1 * 1 = 0.21, and a point (a, b) between them a * b more.
+
+
+def test_it_compares_hypervolumes_with_the_objectives_own_experts():
+    verdict = judge(rewards(0.4, 0.6), rewards(0.5, 0.7), texts=4)
+    assert (verdict.untrained, verdict.trained) == pytest.approx((0.21 + 0.24, 0.21 + 0.35))
+    assert (verdict.low, verdict.high, verdict.share) == pytest.approx((0.11, 0.11, 1.0))
     assert verdict.helps
-    assert "4 texts each; smaller by 0.100 [0.100, 0.100]" in str(verdict)
+    assert "0.560 trained, 0.450 untrained" in str(verdict)
+    assert "4 texts each; larger by 0.110 [0.110, 0.110]" in str(verdict)
 
 
-def test_an_objective_without_weight_has_no_gap():
-    assert judge(rewards(-9, 0.5), rewards(-99, 0.6), np.asarray([0.0, 1.0]), 1.05).helps
+def test_merged_experts_are_part_of_the_front():
+    """Beside (0.8, 0.8) the points (0.9, 0.5) and (0.85, 0.75) add 0.1 * 0.5 and 0.05 * 0.75."""
+    slid = judge(rewards(0.9, 0.5), rewards(0.85, 0.75), merged=[rewards(0.8, 0.8)])
+    assert (slid.untrained, slid.trained) == pytest.approx((0.21 + 0.64 + 0.05, 0.21 + 0.64 + 0.0375))
+    assert not slid.helps
+    assert judge(rewards(0.9, 0.5), rewards(0.85, 0.75)).helps  # without it there would be something to gain
 
 
 def test_chance_is_no_help():
     generator = np.random.default_rng(0)
     before, after = generator.normal(0.5, 0.3, (2, 50, 2))
-    verdict = judge(before, after, AT, 1.05)
+    verdict = judge(before, after)
     assert verdict.low < 0 < verdict.high
     assert verdict.helps == (verdict.share >= 0.9)
 
 
 def test_missing_rewards_are_left_out():
-    known = rewards(0.45, 0.65)
+    known = rewards(0.4, 0.6)
     lacking = known.copy()
     lacking[::2, 0] = np.nan
-    assert judge(lacking, known, AT, 1.05).untrained == pytest.approx(0.3)
+    assert judge(lacking, known).untrained == pytest.approx(0.45)
 
 
 def test_replicates_without_a_reward_are_told_and_are_no_help():
     """One prompt in two has a reward: a quarter of the draws of two have none, and the others the same gain."""
-    before, after = rewards(0.45, 0.65, 2), rewards(0.25, 0.85, 2)
+    before, after = rewards(0.4, 0.6, 2), rewards(0.5, 0.7, 2)
     before[0, 1] = after[0, 1] = np.nan
-    verdict = judge(before, after, AT, 1.05)
-    assert (verdict.low, verdict.high) == pytest.approx((0.1, 0.1))
+    verdict = judge(before, after)
+    assert (verdict.low, verdict.high) == pytest.approx((0.11, 0.11))
     assert verdict.undefined / 1000 == pytest.approx(0.25, abs=0.04)
     assert verdict.share == pytest.approx(1 - verdict.undefined / 1000)
     assert f"undefined in {verdict.undefined} of 1000 replicates" in str(verdict)
 
 
-def test_the_interval_holds_the_gain():
-    """Twelve objectives of equal mean: the worst gap of every draw is larger than that of the data."""
-    noise = np.random.default_rng(0).normal(0, 1, (20, 12))
-    before, after = noise - noise.mean(0), np.zeros((20, 12))
-    verdict = judge(before, after, np.full(12, 1 / 12), 1.05)
-    assert verdict.low <= verdict.untrained - verdict.trained == pytest.approx(0, abs=1e-12)
+def test_a_front_below_the_reference_point_has_no_volume_and_warns_of_nothing():
+    lowest = RewardNormalizer([[1.0, -1.0], [-1.0, 1.0]], ["a", "b"])
+    found = judge(rewards(-9, -9), rewards(-8, -8), normalizer=lowest)
+    assert (found.untrained, found.trained, found.helps) == (pytest.approx(0.21), pytest.approx(0.21), False)
 
 
 # In the next four, two prompts are drawn twice: one of them alone in a quarter of the replicates each, both in half of them.
@@ -86,37 +90,33 @@ def test_the_interval_holds_the_gain():
 
 @pytest.mark.parametrize("own_prompts", [True, False])
 def test_the_prompts_of_the_payoff_table_are_drawn_too(own_prompts):
-    """The router earns 1 more everywhere; spreads of 2 and 4 make that 1/2, 1/4, and 1/3 where both are drawn."""
-    before, after = rewards(0, 0, 2), rewards(1, 1, 2)
-    found = judge(
-        before, after, np.asarray([1.0, 0.0]), 1.05, normalizer=table([2, 4], [0, 0]), own_prompts=own_prompts
-    )
-    assert found.untrained - found.trained == pytest.approx(1 / 3)
-    assert (found.low, found.high, found.payoff_prompts) == pytest.approx((1 / 4, 1 / 2, 2))
+    """The router earns 1 more of both; spreads of 2 and 4 make that 1/2, 1/4, and 1/3 where both are drawn."""
+    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), normalizer=table([2, 4], [0, 0]), own_prompts=own_prompts)
+    assert found.trained - found.untrained == pytest.approx(1 / 9)
+    assert (found.low, found.high, found.payoff_prompts) == pytest.approx((1 / 16, 1 / 4, 2))
     assert "given numbers" not in str(found)
 
 
 def test_one_draw_serves_the_table_and_the_verdict_where_their_prompts_are_the_same():
-    """2 more on a spread of 2 and 4 more on one of 4 is 1 in every draw; drawn apart, from 2/4 to 4/2."""
-    before, after = rewards(0, 0, 2), np.asarray([[2.0, 2.0], [4.0, 4.0]])
+    """1 more on a spread of 2 and 2 more on one of 4 is 1/2 in every draw; drawn apart, from 1/4 to 2/2."""
+    before, after = rewards(0, 0, 2), np.asarray([[1.0, 1.0], [2.0, 2.0]])
     one, two = (
-        judge(before, after, np.asarray([1.0, 0.0]), 1.05, normalizer=table([2, 4], [0, 0]), own_prompts=own_prompts)
-        for own_prompts in (True, False)
+        judge(before, after, normalizer=table([2, 4], [0, 0]), own_prompts=own_prompts) for own_prompts in (True, False)
     )
-    assert (one.low, one.high) == pytest.approx((1, 1))
-    assert (two.low, two.high) == pytest.approx((1 / 2, 2))
+    assert (one.low, one.high) == pytest.approx((1 / 4, 1 / 4))
+    assert (two.low, two.high) == pytest.approx((1 / 16, 1))
 
 
 def test_given_numbers_are_taken_as_exact_and_that_is_said():
     exact = RewardNormalizer([[3.0, 0.0], [0.0, 3.0]], ["a", "b"])
-    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), np.asarray([1.0, 0.0]), 1.05, normalizer=exact, own_prompts=True)
-    assert (found.low, found.high, found.payoff_prompts) == pytest.approx((1 / 3, 1 / 3, 0))
-    assert "smaller by 0.333 [0.333, 0.333], the payoff table of given numbers taken as exact" in str(found)
+    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), normalizer=exact, own_prompts=True)
+    assert (found.low, found.high, found.payoff_prompts) == pytest.approx((1 / 9, 1 / 9, 0))
+    assert "larger by 0.111 [0.111, 0.111], the payoff table of given numbers taken as exact" in str(found)
 
 
 def test_a_table_without_a_spread_in_a_replicate_is_told_and_is_no_help():
     """All experts earn the same of the second prompt; drawn twice, it is no scale."""
-    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), AT, 1.05, normalizer=table([2, 1], [0, 1]), own_prompts=True)
+    found = judge(rewards(0, 0, 2), rewards(1, 1, 2), normalizer=table([2, 1], [0, 1]), own_prompts=True)
     assert found.undefined / 1000 == pytest.approx(0.25, abs=0.04)
     assert found.share == pytest.approx(1 - found.undefined / 1000)
     assert not found.helps
@@ -169,6 +169,16 @@ def test_a_router_that_did_not_help_is_left_untrained(kind, share, toys, tmp_pat
     assert ("left untrained" in caplog.text) != helps
     trainer.save_model(str(tmp_path / "adapter"))
     assert toys.is_trained(model) == helps
+
+
+def test_that_moocore_is_missing_is_told_before_the_first_update(toys, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("peft_hoe.metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "moocore", None)
+    trainer = toys.make_trainer(None, tmp_path, {"eval_dataset": [{"prompt": toys.WORDS[4]}]}, verdict_texts=1)
+    with pytest.raises(ImportError, match=r"peft-hoe\[eval\]"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_there_is_none_without_held_out_prompts(toys, tmp_path):

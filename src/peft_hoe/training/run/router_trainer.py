@@ -16,6 +16,7 @@ from transformers import Trainer
 from ...errors import CheckpointError, HoEError
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
+from ...preference import FloatArray
 from ...router_recipe import learning_rate
 from .checkpoints import resume_folder
 from .interrupt import Interrupt
@@ -137,13 +138,17 @@ class RouterTrainer(Trainer):
             others: what the trainer below takes.
 
         Raises:
-            HoEError: a reward fails, the checkpoint does not fit, or this trainer has run before. The model keeps what was
+                HoEError: a reward fails, the checkpoint does not fit, or this trainer has run before. The model keeps what was
                 trained so far.
+            ImportError: there will be a verdict, and moocore is missing.
         """
         if self._has_run:
             raise HoEError(
                 "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
             )
+        judged = self.weights is not None and self.eval_dataset is not None  # type: ignore[has-type]
+        if judged and getattr(self.args, "verdict_texts", 0) > 0:
+            from ...metrics import hypervolume  # noqa: F401  # the verdict needs moocore: not told after hours
         folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
         weights = None if self.weights is None else self.weights.state_dict()
         try:
@@ -181,20 +186,19 @@ class RouterTrainer(Trainer):
         texts = getattr(self.args, "verdict_texts", 0)
         if not texts or self.interrupted or self.state.global_step == 0:
             return
-        held, normalizer, weights = self._held_out(), self.normalizer, self.weights
-        if held is None or normalizer is None or weights is None:
+        held, normalizer = self._held_out(), self.normalizer
+        if held is None or normalizer is None:
             return
         router = self.router
 
         def compare() -> Verdict:
-            untrained, trained = (
-                held.measure(self.policy, router.adapter, router.preference, texts, routers)
-                for routers in ("static", "keep")
-            )
-            return judge(
-                router.router, untrained, trained, router.preference, weights.reference_point, texts, normalizer,
-                own_prompts=held.scales(normalizer),
-            )  # fmt: skip
+            def rewards(preference: FloatArray, routers: str = "static") -> FloatArray:
+                return held.measure(self.policy, router.adapter, preference, texts, routers)
+
+            merged = [rewards(preference) for preference in router.merged_preferences]
+            untrained, trained = rewards(router.preference), rewards(router.preference, "keep")
+            own_prompts = held.scales(normalizer)
+            return judge(router.router, untrained, trained, merged, texts, normalizer, own_prompts=own_prompts)
 
         with self.model_settings.applied():
             self.verdict = self._computed(compare)

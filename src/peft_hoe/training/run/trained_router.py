@@ -68,6 +68,14 @@ class TrainedRouter(nn.Module):
         row: FloatArray = adapted.router_preferences[self.index]
         return row
 
+    @property
+    def merged_preferences(self) -> FloatArray:
+        """Those of the M voting experts that are no objective's own, `(M, N)`."""
+        config = adapter_of(self.layers[0], self.adapter).config  # type: ignore[arg-type]
+        points = config.expert_preferences[config.votes()[self.index]]
+        merged: FloatArray = points[points.max(axis=1) < 1]
+        return merged
+
     def _own(self, layer: HoELayer) -> nn.Module:
         source: Any = layer.hoe_router[self.adapter]
         weight = source.weight

@@ -1,13 +1,19 @@
-"""Did a router help? What its preference earns with it and without it, on prompts that it did not train on.
+"""Did a router help? Whether the front is wider with it than without it, on prompts that it did not train on.
+
+The front is that of the experts around the router: each objective's own, as the payoff table has measured it, the merged ones
+that the router votes for, and the router's point. What widens it is worth training. A router that only slides along the
+front, towards an expert, gives what a dial gives for nothing, and wins no volume.
 
 A router that did not help is left untrained: it then votes as geometry says, costs nothing and merges. How sure that is, a
 bootstrap says that draws the prompts, and those of the payoff table that the rewards are scaled by.
 
-Shapes: P prompts, T texts for each, N objectives.
+Shapes: P prompts, T texts for each, N objectives; M merged experts, R replicates.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...errors import HoEWarning
 from ...generation.completer import steered_responses
 from ...generation.decoding import Decoding
 from ...generation.prompts import PromptBatch
@@ -34,11 +41,12 @@ class Verdict:
 
     Attributes:
         router: its name.
-        untrained: the worst gap max_i λ_i (z* − R̂_i) without training; lower is better.
+        untrained: hypervolume of the experts' points and the router's without training, in normalised rewards above
+            `REFERENCE_POINT`; higher is better.
         trained: the same with it.
-        low: of the 95 % interval of `untrained - trained`, over prompts and those of the payoff table.
+        low: of the 95 % interval of `trained - untrained`, over prompts and those of the payoff table.
         high: likewise.
-        share: of the replicates in which `untrained - trained` is above 0.
+        share: of the replicates in which `trained - untrained` is above 0.
         prompts: P.
         texts: T.
         payoff_prompts: of the payoff table, drawn as well; 0 for a table that was given as numbers, which is taken as exact.
@@ -63,10 +71,11 @@ class Verdict:
         return self.share >= SURE
 
     def __str__(self) -> str:
-        gain = self.untrained - self.trained
+        gain = self.trained - self.untrained
         measured = (
-            f"router {self.router!r}: worst gap {self.trained:.3f} trained, {self.untrained:.3f} untrained, on {self.prompts} "
-            f"held-out prompts with {self.texts} texts each; smaller by {gain:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            f"router {self.router!r}: hypervolume with its experts {self.trained:.3f} trained, {self.untrained:.3f} untrained, "
+            f"on {self.prompts} held-out prompts with {self.texts} texts each; larger by {gain:.3f} [{self.low:.3f}, "
+            f"{self.high:.3f}]"
         )
         if not self.payoff_prompts:
             measured += ", the payoff table of given numbers taken as exact"
@@ -139,8 +148,7 @@ def judge(
     router: str,
     untrained: FloatArray,
     trained: FloatArray,
-    preference: FloatArray,
-    reference_point: float | FloatArray,
+    merged: Sequence[FloatArray],
     texts: int,
     normalizer: RewardNormalizer,
     *,
@@ -152,28 +160,39 @@ def judge(
         router: its name.
         untrained: without training.
         trained: with it.
-        preference: λ `(N,)`.
-        reference_point: z* of normalised rewards, one number or `(N,)`.
+        merged: of the M merged experts that the router votes for.
         texts: T, of which each row is the mean.
-        normalizer: the scale.
+        normalizer: the scale, and what the objectives' own experts earn.
         own_prompts: whether its table is of the same prompts; it is then drawn with them, else on its own.
     """
-    both = np.stack([untrained, trained])
+    rewards = np.stack([*merged, untrained, trained])
     draws = np.random.default_rng(0).integers(0, len(trained), (_REPLICATES, len(trained)))
     scale = DrawnScale.of(normalizer, draws, own_prompts=own_prompts, seed=0)
-
-    def gap(points: FloatArray) -> FloatArray:
-        weighed = preference * (reference_point - points)
-        return np.asarray(weighed[..., preference > 0].max(-1))
-
-    gaps = gap(normalizer.normalize(mean_over(both, (1,))))
-    replicates = gap(scale.normalize(np.stack([mean_over(both[:, draw], (1,)) for draw in draws])))
-    gains = replicates[:, 0] - replicates[:, 1]
+    replicates = scale.normalize(
+        np.concatenate([scale.payoffs, np.stack([mean_over(rewards[:, draw], (1,)) for draw in draws])], axis=1)
+    )
+    found = _volumes(normalizer.normalize(np.concatenate([normalizer.payoff, mean_over(rewards, (1,))])))
+    gains = np.asarray([np.subtract(*_volumes(points)) for points in replicates])
     known = gains[~np.isnan(gains)]
-    gain = gaps[0] - gaps[1]
+    gain = found[0] - found[1]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     drawn = 0 if normalizer.samples is None else normalizer.samples.shape[1]
     return Verdict(
-        router, float(gaps[0]), float(gaps[1]), float(np.fmin(low, gain)), float(np.fmax(high, gain)),
+        router, found[1], found[0], float(np.fmin(low, gain)), float(np.fmax(high, gain)),
         float((gains > 0).mean()), len(trained), texts, drawn, len(gains) - len(known),
     )  # fmt: skip
+
+
+def _volumes(points: FloatArray) -> tuple[float, float]:
+    """Hypervolume with and without training, of normalised points: experts, then the router untrained and trained."""
+    from ...metrics import REFERENCE_POINT, hypervolume
+
+    if np.isnan(points).any():
+        return np.nan, np.nan
+    experts = points[:-2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HoEWarning)  # a draw whose points all lie below the reference point
+        with_it, without = (
+            hypervolume(np.vstack([experts, row]), reference_point=REFERENCE_POINT) for row in (points[-1], points[-2])
+        )
+    return with_it, without
