@@ -7,7 +7,7 @@ Adapters of the policies and the midpoint of each pair, built with the defaults 
 hypervolume of each pair's front at 11 preferences, in rewards normalised to the pair's two policies (the better is 1, the worse
 0), reference point -0.1, averaged over pairs; greedy, 48 new tokens. The difference to the row without capture at the same
 rank has the standard error of a bootstrap over prompts that both share. Corners are the gains of the single experts over the
-base, 1 being the policy's own. POLICIES is the folder `policies` of what `unseen_base.py` writes. About 2 minutes a rank on
+base, 1 being the policy's own. POLICIES is the folder `policies` of what `default_fronts.py` writes. About 2 minutes a rank on
 one core.
 """
 

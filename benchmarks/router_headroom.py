@@ -15,7 +15,7 @@ Printed, for each base, kind and place:
   and 840 further openings, with its standard error over prompts. The normal there is that of the untrained front between the
   two preferences a tenth away. The same random numbers are drawn for both.
 
-`DIR` and `POLICIES` as in `unseen_base.py`: policies of tinystories-656k are in `<its output>/policies`.
+`DIR` and `POLICIES` as in `default_fronts.py`: policies of tinystories-656k are in `<its output>/policies`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 from peft_hoe.training.ppo.advantages import leave_one_out
 from peft_hoe.training.ppo.likelihoods import token_logprobs
 from router_training import NEW_TOKENS
-from unseen_base import BASE, END, ENDING, further_openings
+from stories_bases import BASES
 
 FloatArray = NDArray[np.float64]
 UPDATES, ANSWERS, GROUP, PARTS = 16, 512, 8, 8
@@ -47,18 +47,16 @@ TEXTS = 2  # for each prompt, where they are sampled
 RATES = {"token": 3.2, "module": 0.4}  # by hidden size, for routers by token
 # Name: (preference, whether the centroid has a merged expert)
 PLACES = {"between centroid and corner": ((0.25, 0.75), True), "centroid, none merged": ((0.5, 0.5), False)}
-BASES = ("stories260k", BASE)
 
 
 def setting(arguments: argparse.Namespace, base: str) -> Setting:
     """The objectives *positive* and *rich* on a base; validation prompts are joined by further openings."""
-    ours = base == BASE
+    stories = BASES[base]
     found = Setting(
         arguments.shared, arguments.output / base, ("positive", "rich"), arguments.policies,
-        base=base, ending=ENDING if ours else "", stop_strings=(END,) if ours else (),
+        base=base, ending=stories.ending, stop_strings=stories.stop_strings,
     )  # fmt: skip
-    further = [text if ours else text.rstrip() for text in further_openings()[0]]
-    found.validation = [*found.validation, *further]
+    found.validation = [*found.validation, *stories.openings()[0]]
     return found
 
 

@@ -113,7 +113,7 @@ def test_experiments_and_benchmarks_place_alike(monkeypatch: pytest.MonkeyPatch)
     plan = plan_of("ppo")
     assert [list(row) for row in plan.experts] == default_experts(2)
     assert [list(row) for row in plan.routers] == default_routers(2)
-    for name in ("fronts_adapters", "unseen_base"):
+    for name in ("fronts_adapters", "default_fronts"):
         module = benchmark(name, monkeypatch)
         assert (module.default_experts, module.default_routers) == (default_experts, default_routers)
 

@@ -1,17 +1,19 @@
-"""The recipe on a base, policies and openings that no choice has seen: HoE untrained and trained against soups and TIES.
+"""HoE at its defaults, untrained and trained, against soups, merges and policies that were trained for mixtures.
 
-    python benchmarks/unseen_base.py --shared DIR --output unseen --plan
-    python benchmarks/unseen_base.py --shared DIR --output unseen
+    python benchmarks/default_fronts.py --base stories260k --shared DIR --output stories --plan
+    python benchmarks/default_fronts.py --base stories260k --shared DIR --output stories
+    python benchmarks/default_fronts.py --base tinystories-656k --shared DIR --output unseen
 
-The base is a TinyStories Llama of 656,000 parameters (`DIR/models/tinystories-656k`). Its policies *positive*, *rich* and
-*dialog* are trained here, every weight, as `peft-hoe policy --full` trains them but for a rate of 2e-4. Everything else is at
-its defaults: the build's, and `router_recipe.py`'s for routers of both kinds, which are left untrained where the verdict on
-the validation prompts says so. `hoe_group` has routers by token that compare 8 answers to a prompt in place of a critic; they
-are kept whatever a verdict would say.
+The first base, a TinyStories Llama of 260,000 parameters, is the one that defaults were chosen on, with the policies of
+`DIR/models/policies`. The second one, of 656,000 parameters, is one that they were not chosen on. Its policies *positive*,
+*rich* and *dialog* are trained here, every weight, as `peft-hoe policy --full` trains them but for a rate of 2e-4. Everything
+else is at its defaults: the build's, and `router_recipe.py`'s for routers of both kinds. Routers are kept whatever the
+verdict on the validation prompts says; what it said is in their records. `hoe_group` has routers by token that compare 8
+answers to a prompt in place of a critic.
 
-For each pair three more policies are trained for mixtures of both rewards, on the scale of the payoff table. MORLHF answers
-with the policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy
-trained for [.5, .5], in place of a merged one. All are also compared at MORLHF's preferences alone.
+For each set more policies are trained for mixtures of its rewards, on the scale of the payoff table. MORLHF answers with the
+policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy trained for even
+weights, in place of a merged one. All are also compared at MORLHF's preferences alone.
 
 Fronts are measured on the 120 test openings and 840 further ones, which nothing has read before: the same sentences with
 other names, animals and things. Greedy, and sampled at temperature 1; 48 new tokens. Every hypervolume is in
@@ -42,21 +44,21 @@ from peft_hoe import ExpertSpec
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.objectives import RewardNormalizer
 from peft_hoe.policies import policy_gradient_config, train_policy
-from peft_hoe.router_recipe import default_experts, default_routers
+from peft_hoe.preference import uniform
+from peft_hoe.router_recipe import UPDATES, default_experts, default_routers
 from router_training import NEW_TOKENS
 from stages import Stage, add_arguments, go_on
+from stories_bases import BASES, OWN_POLICIES
 from stories_rewards import REWARDS
 from trained_routers import trained_routers
 
-BASE, ENDING, END = "tinystories-656k", " ", "<|end_story|>"
 OBJECTIVES = ("positive", "rich", "dialog")
 SETS = {
     "positive,rich": OBJECTIVES[:2], "positive,dialog": ("positive", "dialog"), "rich,dialog": OBJECTIVES[1:],
     "all": OBJECTIVES,
 }  # fmt: skip
-UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties")
-MIXED = ("hoe_mixture", "morlhf")  # for pairs
-MIXTURES = (0.3, 0.5, 0.7)  # weights of the first of two objectives, for which policies are trained
+UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties", "pcb", "mod")
+MIXED = ("hoe_mixture", "morlhf")
 TRAINED = {"hoe_token": "token", "hoe_module": "module", "hoe_group": "token"}
 # Of `hoe_group`: 8 answers to a prompt in place of a critic, in 16 updates, which are as many answers as the recipe's.
 GROUPED: dict[str, Any] = {
@@ -65,58 +67,21 @@ GROUPED: dict[str, Any] = {
 GROUPED_UPDATES = 16
 AGAINST = ("hoe", "rs", "rs_dense", "ties", "morlhf")
 POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rewards": "batch", "learning_rate": 2e-4}
-FURTHER = 840  # openings besides the 120 of a split
 # Minutes of one quiet core, guesses for --plan.
-MINUTES = {"policy": 3.0, "router": 2.0, "greedy": 1.0, "sampled": 1.5}
-
-
-def further_openings() -> tuple[list[str], list[str]]:
-    """Openings that nothing has read before, for the payoff table and for the fronts; none is in both.
-
-    They are the prompts' own sentences with other names, animals, places and things.
-    """
-    names = "Ruby Oscar Ivy Hugo Nora Felix Clara Emil Rosa Arlo Daisy Otto Greta Paul Lena Theo Alma Carl Edith Noah".split()
-    animals = "fox goat owl pony mouse bear hen wolf turtle squirrel lamb crow".split()
-    places = "hill garden lake barn street castle river shop field pond tower library".split()
-    things = "lamp drum shell ladder basket spoon bell rope crown blanket candle bucket".split()
-    moods = "quiet proud hungry gentle curious tired lonely clever calm nervous merry lazy".split()
-    sentences = (
-        "Once upon a time, there was a {mood} {animal} named {name}. {name} went to the {place}",
-        "There was a {mood} {animal} who lived near the {place}.",
-        "One day, {name} found a {mood} {thing} in the {place}.",
-        "{name} wanted a new {thing}, but",
-        "{name} and {other} were playing in the {place}.",
-        "It was a {mood} day at the {place}. {name}",
-        "{name} lost the {thing} at the {place} and",
-        'In the {place}, a {mood} {animal} saw a {thing}. "Look at that {thing}!" said {name}.',
-    )
-    generator = np.random.default_rng(656)
-
-    def one(sentence: str) -> str:
-        name, other = generator.choice(names, 2, replace=False)
-        drawn = {key: generator.choice(of) for key, of in
-                 (("animal", animals), ("place", places), ("thing", things), ("mood", moods))}  # fmt: skip
-        return sentence.format(name=name, other=other, **drawn)
-
-    found: dict[str, None] = {}
-    for sentence in itertools.cycle(sentences):
-        found.setdefault(one(sentence) + ENDING)
-        if len(found) == 2 * FURTHER:
-            break
-    texts = list(found)
-    return texts[:FURTHER], texts[FURTHER:]
+MINUTES = {"policy": 3.0, "router": 2.0, "greedy": 1.0, "sampled": 1.0}
 
 
 class Problem(Setting):
-    """One set of objectives on this base."""
+    """One set of objectives on a base."""
 
     def __init__(self, arguments: argparse.Namespace, key: str) -> None:
+        self.stories = BASES[arguments.base]
         super().__init__(
             arguments.shared, arguments.output, SETS[key], arguments.output / "policies", arguments.limit,
-            base=BASE, ending=ENDING, stop_strings=(END,),
+            base=self.stories.name, ending=self.stories.ending, stop_strings=self.stories.stop_strings,
         )  # fmt: skip
         self.key = key
-        scale, fronts = further_openings()
+        scale, fronts = self.stories.openings()
         self.validation = [*self.validation, *scale[: arguments.limit]]
         self.openings = [*self.test, *fronts[: arguments.limit]]
 
@@ -125,35 +90,50 @@ class Problem(Setting):
         n = len(self.objectives)
         routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(n)]
         untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)
-        if name == "hoe_group":
-            return trained_routers(self, untrained, name, seed, GROUPED_UPDATES, changes=GROUPED)
-        return trained_routers(self, untrained, name, seed, judged=True)
+        changed = (GROUPED_UPDATES, GROUPED) if name == "hoe_group" else (UPDATES, {})
+        return trained_routers(self, untrained, name, seed, changed[0], judged=True, changes=changed[1])
 
     def mixtures(self) -> dict[tuple[float, ...], Path]:
-        """`{λ: folder}` of the policies for mixtures of two objectives, whether trained or not."""
+        """`{λ: folder}` of the policies for mixtures, whether trained or not."""
         folder = self.folder.parent / "policies"
-        return {(weight, 1 - weight): folder / f"{BASE}-{self.key}-{weight}" for weight in MIXTURES}
+        return {
+            point: folder / f"{self.stories.name}-{self.key}-{weights}" for weights, point in mixtures(self.key).items()
+        }
 
     def morlhf(self) -> dict[tuple[float, ...], str]:
         """`{λ: folder}` of these and of the policies of single objectives."""
-        one, other = self.policies.values()
-        return {(1.0, 0.0): one, (0.0, 1.0): other} | {point: str(path) for point, path in self.mixtures().items()}
+        n = len(self.objectives)
+        single = {tuple(np.eye(n)[i].tolist()): path for i, path in enumerate(self.policies.values())}
+        return single | {point: str(path) for point, path in self.mixtures().items()}
 
     def hoe(self, name: str, seed: int) -> Path:
         """The folder of one of the variants of HoE."""
         if name in TRAINED:
             return self.trained(name, seed)
         if name == "hoe_mixture":
-            return self.adapter(name, experts=[ExpertSpec([0.5, 0.5], policy=str(self.mixtures()[0.5, 0.5]))])
+            (centre,) = default_experts(len(self.objectives))
+            policy = self.mixtures()[tuple(centre)]
+            return self.adapter(name, experts=[ExpertSpec(centre, policy=str(policy))])
         return self.adapter(name)
 
     def method(self, name: str, seed: int, sampled: bool) -> Any:
         """What answers prompts at a preference."""
         if name == "morlhf":
             return self.baseline(name, self.morlhf(), sampled=sampled, objectives=self.objectives)
-        if name.startswith("hoe"):
-            return HoEMethod(self.steered(self.hoe(name, seed)), self.tokenizer, decoding=self.decoding(sampled))
-        return self.baseline(name, sampled=sampled)
+        if not name.startswith("hoe"):
+            return self.baseline(name, sampled=sampled)
+        model = self.steered(self.hoe(name, seed))
+        for router in model.peft_config["default"].routers or [] if name in TRAINED else []:
+            model.mark_trained(router.name)  # whatever the verdict was
+        return HoEMethod(model, self.tokenizer, decoding=self.decoding(sampled))
+
+
+def mixtures(key: str) -> dict[str, tuple[float, ...]]:
+    """The preferences that policies are trained for, by their names: the middle, and points around it."""
+    if len(SETS[key]) == 2:
+        return {f"{weight}": (weight, 1 - weight) for weight in (0.3, 0.5, 0.7)}
+    around = [[0.2 if i == k else 0.4 for i in range(3)] for k in range(3)]
+    return {"even": tuple(uniform(3).tolist())} | {"-".join(map(str, point)): tuple(point) for point in around}
 
 
 # -- stages ---
@@ -161,18 +141,17 @@ class Problem(Setting):
 
 def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
     """All of them, in order."""
-    for objective in OBJECTIVES:
+    for objective in () if arguments.base in OWN_POLICIES else OBJECTIVES:
         yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
     for key in arguments.sets:
         for name, seed in itertools.product(TRAINED, range(arguments.seeds)):
             minutes = MINUTES["router"] * len(SETS[key])
             yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
-        pair = len(SETS[key]) == 2
-        for weight in MIXTURES if pair else ():
+        for weights in mixtures(key):
             yield Stage(
-                f"{key}-policy-{weight}", MINUTES["policy"], lambda k=key, w=weight: train_mixture(arguments, k, w)
+                f"{key}-policy-{weights}", MINUTES["policy"], lambda k=key, w=weights: train_mixture(arguments, k, w)
             )
-        for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *MIXED * pair, *TRAINED)):
+        for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *MIXED, *TRAINED)):
             for seed in range(arguments.seeds if name in TRAINED else 1):
                 yield Stage(
                     f"{key}-{name}-{seed}-{decoding}", MINUTES[decoding],
@@ -182,14 +161,14 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
 
 def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
     """Train the policy of an objective, unless its folder is there."""
-    return train_for(arguments, arguments.output / "policies" / f"{BASE}-{objective}", {objective: 1})
+    return train_for(arguments, arguments.output / "policies" / f"{arguments.base}-{objective}", {objective: 1})
 
 
-def train_mixture(arguments: argparse.Namespace, key: str, weight: float) -> dict[str, Any]:
-    """Train a policy for a mixture of two objectives, unless its folder is there."""
-    problem = Problem(arguments, key)
-    preference = dict(zip(problem.objectives, (weight, 1 - weight), strict=True))
-    return train_for(arguments, problem.mixtures()[weight, 1 - weight], preference, problem.scale(sampled=True))
+def train_mixture(arguments: argparse.Namespace, key: str, weights: str) -> dict[str, Any]:
+    """Train a policy for a mixture of objectives, unless its folder is there."""
+    problem, point = Problem(arguments, key), mixtures(key)[weights]
+    preference = dict(zip(problem.objectives, point, strict=True))
+    return train_for(arguments, problem.mixtures()[point], preference, problem.scale(sampled=True))
 
 
 def train_for(
@@ -199,10 +178,14 @@ def train_for(
     if (folder / "config.json").exists():
         return {"kept": True}
 
-    def reward(objective: str) -> Any:
-        return lambda prompts, completions: REWARDS[objective](prompts, [text.split(END)[0] for text in completions])
+    stories = BASES[arguments.base]
 
-    base = arguments.shared / "models" / BASE
+    def reward(objective: str) -> Any:
+        return lambda prompts, completions: REWARDS[objective](
+            prompts, [stories.until_its_end(text) for text in completions]
+        )
+
+    base = arguments.shared / "models" / stories.name
     prompts = json.loads((arguments.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))["train"]
     args = policy_gradient_config(
         folder, **POLICY, temperature=1.0, max_completion_length=NEW_TOKENS, seed=0,
@@ -210,7 +193,7 @@ def train_for(
     )  # fmt: skip
     log = train_policy(
         base, args, rewards={objective: reward(objective) for objective in preference}, preference=preference,
-        train_dataset=[{"prompt": prompt + ENDING} for prompt in prompts], normalizer=scale, say=lambda line: None,
+        train_dataset=[{"prompt": prompt + stories.ending} for prompt in prompts], normalizer=scale, say=lambda line: None,
     )  # fmt: skip
     return {"reward": [entry["reward"] for entry in log if "reward" in entry]}
 
@@ -257,6 +240,7 @@ def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
 def main() -> None:
     """Do the stages that are left; print the tables."""
     command = parser(__doc__)
+    command.add_argument("--base", choices=BASES, required=True)
     command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="sets of objectives (default all)")
     command.add_argument("--decodings", nargs="+", choices=["greedy", "sampled"], default=["greedy", "sampled"])
     command.add_argument("--seeds", type=int, default=2, help="of training (default 2)")
@@ -268,7 +252,7 @@ def main() -> None:
         return
     parts = [table(arguments, key, decoding) for key, decoding in itertools.product(SETS, ("greedy", "sampled"))]
     text = "\n\n".join(part for part in parts if part)
-    Path(arguments.output / "unseen_base.md").write_text(text + "\n", encoding="utf-8")
+    (arguments.output / "default_fronts.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
