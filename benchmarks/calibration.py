@@ -1,34 +1,28 @@
 """What calibrating the dial does, on prompts that the calibration has not seen.
 
-    OMP_NUM_THREADS=1 python benchmarks/calibration.py --shared DIR --objectives positive rich
+    OMP_NUM_THREADS=1 python benchmarks/calibration.py --shared DIR --output calibration --objectives positive rich
 
-An adapter with build defaults is swept on validation prompts, finely, and calibrated. Then test prompts are completed at
-equal steps of the raw dial and of the calibrated one. Printed for both, in normalised rewards: the CV of the gaps between
-neighbouring positions, the CV that equal gaps would have by the noise of these prompts, and the gap ratio; for two objectives
-where 0.5 lies along the arc, as a share of its length; Spearman of each objective's weight and reward, and its ceiling: what
-that noise leaves of a perfect order.
+An adapter with build defaults is swept finely on the 120 validation prompts and 840 further openings, and calibrated. Then the
+120 test prompts and 840 openings that nothing has read are completed at equal steps of the raw dial and of the calibrated one.
+Printed for both, in normalised rewards: the CV of the gaps between neighbouring positions, the CV that equal gaps would have by
+the noise of these prompts, and the gap ratio; for two objectives where 0.5 lies along the arc, as a share of its length;
+Spearman of each objective's weight and reward, and its ceiling: what that noise leaves of a perfect order.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 import peft_hoe
-from peft_hoe import Decoding, das_dennis, metrics
+from figures_setting import Setting, parser
+from peft_hoe import das_dennis, metrics
 from peft_hoe.evaluation import Sweep, calibrate
+from stories_bases import BASES
 from stories_rewards import REWARDS
-from stories_sweep import load
-
-TOKENS = 48
 
 
 def middle(sweep: Sweep) -> float:
@@ -70,39 +64,41 @@ def row(name: str, sweep: Sweep, dial: NDArray[np.float64]) -> str:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--objectives", nargs="+", choices=REWARDS, default=["positive", "rich"])
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("--base", choices=BASES, default="stories260k", help="default stories260k")
+    command.add_argument("--policies", type=Path, help="folder with further policies BASE-OBJECTIVE")
+    command.add_argument("--objectives", nargs="+", choices=REWARDS, default=["positive", "rich"])
+    command.add_argument("--limit", type=int, help="use the first prompts only")
+    command.add_argument(
         "--sampled", action="store_true", help="sample at temperature 1 instead of the most likely tokens"
     )
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    disable_progress_bar()
-    base = args.shared / "models/stories260k"
-    policies = {name: str(args.shared / f"models/policies/stories260k-{name}") for name in args.objectives}
-    texts = json.loads((args.shared / "data/stories/prompts.json").read_text(encoding="utf-8"))
-    tokenizer, model = AutoTokenizer.from_pretrained(base, padding_side="left"), load(base, policies)
-    rewards = {name: REWARDS[name] for name in args.objectives}
+    args = command.parse_args()
+    stories = BASES[args.base]
+    setting = Setting(
+        args.shared, args.output, args.objectives, args.policies, args.limit, base=args.base, ending=stories.ending,
+        stop_strings=stories.stop_strings,
+    )  # fmt: skip
+    further = [texts[: args.limit] for texts in stories.openings()]
+    validation, test = [*setting.validation, *further[0]], [*setting.test, *further[1]]
+    model = setting.steered(setting.adapter("hoe"))
     n = len(args.objectives)
 
     def swept(prompts: list[str], preferences: Any, payoff: Any = None) -> Sweep:
         return peft_hoe.sweep(
-            model, tokenizer, prompts, rewards, preferences, decoding=Decoding(TOKENS, do_sample=args.sampled),
-            payoff=payoff, texts=4 if args.sampled else 1, batch_size=256, progress=False,
+            model, setting.tokenizer, prompts, setting.rewards, preferences, decoding=setting.decoding(args.sampled),
+            payoff=payoff, texts=4 if args.sampled else 1, batch_size=720, progress=False,
         )  # fmt: skip
 
     fine, steps = das_dennis(n, 20 if n == 2 else 6), das_dennis(n, 10 if n == 2 else 4)
-    chosen = swept(texts["validation"], fine)
+    chosen = swept(validation, fine)
     report = calibrate(model, chosen)
     print(report.table())
     moved = np.stack([report.calibration.preference(step) for step in steps])
-    tests = len(texts["test"])
     columns = ["CV of gaps", "by noise alone", "gap ratio", "0.5 along the arc", "Spearman of its ceiling"]
-    print(f"\n| dial, {tests} test prompts | {' | '.join(columns)} |")
+    print(f"\n| dial, {len(test)} test prompts | {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|")
-    print(row("raw", swept(texts["test"], steps, chosen.normalizer), steps))
-    print(row("calibrated", swept(texts["test"], moved, chosen.normalizer), steps))
+    print(row("raw", swept(test, steps, chosen.normalizer), steps))
+    print(row("calibrated", swept(test, moved, chosen.normalizer), steps))
 
 
 if __name__ == "__main__":
