@@ -9,7 +9,8 @@ The first base, a TinyStories Llama of 260,000 parameters, is the one that defau
 *rich* and *dialog* are trained here, every weight, as `peft-hoe policy --full` trains them but for a rate of 2e-4. Everything
 else is at its defaults: the build's, and `router_recipe.py`'s for routers of both kinds. Routers are kept whatever the
 verdict on the validation prompts says; what it said is in their records. `hoe_group` has routers by token that compare 8
-answers to a prompt in place of a critic.
+answers to a prompt in place of a critic. `hoe_placed` begins with one-hot experts, and `place` adds experts and routers where
+the validation prompts' greedy front is weak, for ten minutes.
 
 For each set more policies are trained for mixtures of its rewards, on the scale of the payoff table. MORLHF answers with the
 policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy trained for even
@@ -50,7 +51,7 @@ from router_training import NEW_TOKENS
 from stages import Stage, add_arguments, go_on
 from stories_bases import BASES, OWN_POLICIES
 from stories_rewards import REWARDS
-from trained_routers import trained_routers
+from trained_routers import placed_adapter, trained_routers
 
 OBJECTIVES = ("positive", "rich", "dialog")
 SETS = {
@@ -59,7 +60,8 @@ SETS = {
 }  # fmt: skip
 UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties", "pcb", "mod")
 MIXED = ("hoe_mixture", "morlhf")
-TRAINED = {"hoe_token": "token", "hoe_module": "module", "hoe_group": "token"}
+TRAINED = {"hoe_token": "token", "hoe_module": "module", "hoe_group": "token", "hoe_placed": "token"}
+PLACED_SECONDS = 600
 # Of `hoe_group`: 8 answers to a prompt in place of a critic, in 16 updates, which are as many answers as the recipe's.
 GROUPED: dict[str, Any] = {
     "num_generations": 8, "baseline": "group", "per_device_train_batch_size": 512, "local_rollout_forward_batch_size": 512,
@@ -87,6 +89,8 @@ class Problem(Setting):
 
     def trained(self, name: str, seed: int) -> Path:
         """HoE with the recipe's experts and routers of one kind."""
+        if name == "hoe_placed":
+            return placed_adapter(self, name, seed, PLACED_SECONDS)
         n = len(self.objectives)
         routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(n)]
         untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)

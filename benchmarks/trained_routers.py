@@ -1,4 +1,4 @@
-"""What benchmarks of fronts and figures train: HoE's routers, once for all, and the LoRAMoE-like mixture."""
+"""What benchmarks of fronts and figures train: HoE's routers, once for all or placed, and the LoRAMoE-like mixture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from figures_setting import Setting
+import peft_hoe
+from figures_setting import BATCH, Setting
+from peft_hoe.placing import Budget, place
 from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.every_router import train_routers
 from router_training import NEW_TOKENS, SETTINGS, UPDATES
@@ -28,7 +30,7 @@ def ppo_settings(seed: int, updates: int) -> dict[str, Any]:
 def lora_moe_options(setting: Setting, seed: int = 0) -> dict[str, Any]:
     """What `BASELINES["lora_moe"]` needs besides policies."""
     return {
-        "rewards": setting.rewards, "train_dataset": [{"prompt": prompt} for prompt in setting.prompts["train"]],
+        "rewards": setting.rewards, "train_dataset": _training_prompts(setting),
         "normalizer": setting.scale(sampled=True), "training": ppo_settings(seed, UPDATES),
     }  # fmt: skip
 
@@ -54,14 +56,13 @@ def trained_routers(
     output = setting.folder / "trained" / f"{name}-seed{seed}"
     if (output / "training.json").exists():
         return output
-    settings = ppo_settings(seed, updates) | {"stop_strings": list(setting.stop_strings) or None} | dict(changes or {})
-    args = HoERouterConfig(output_dir=str(output), **settings)
+    args = _arguments(setting, output, seed, updates, changes or {})
     lines: list[str] = []
     started = time.process_time()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its log
         train_routers(
             setting.steered(untrained), args, processing_class=setting.tokenizer, reward_model=setting.rewards,
-            train_dataset=[{"prompt": prompt} for prompt in setting.prompts["train"]], normalizer=setting.scale(sampled=True),
+            train_dataset=_training_prompts(setting), normalizer=setting.scale(sampled=True),
             resume_from_checkpoint=(output / "routers_run.json").exists(),
             eval_dataset=[{"prompt": prompt} for prompt in setting.validation] if judged else None,
             say=lambda line: lines.append(line),
@@ -71,3 +72,47 @@ def trained_routers(
     }  # fmt: skip
     (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
     return output
+
+
+def placed_adapter(setting: Setting, name: str, seed: int, seconds: float) -> Path:
+    """An adapter of one-hot experts to which `place` adds what a greedy sweep of the validation prompts is better with.
+
+    Args:
+        setting: what it is trained with, and where it is kept.
+        name: of the result.
+        seed: of training.
+        seconds: after which nothing more is begun.
+
+    Returns:
+        the folder of the result, with its CPU time and the story in `training.json`.
+    """
+    output = setting.folder / "trained" / f"{name}-seed{seed}"
+    if (output / "training.json").exists():
+        return output
+    lines: list[str] = []
+    started = time.process_time()
+    corners = setting.adapter("hoe-corners", experts=[])
+    model = setting.steered(corners)
+    with contextlib.redirect_stdout(sys.stderr):
+        front = peft_hoe.sweep(
+            model, setting.tokenizer, setting.validation, setting.rewards, payoff=setting.scale(),
+            decoding=setting.decoding(), batch_size=BATCH, progress=False,
+        )  # fmt: skip
+        place(
+            model, front, budget=Budget(seconds=seconds), tokenizer=setting.tokenizer, rewards=setting.rewards,
+            source=str(corners), base=setting.base, args=_arguments(setting, output, seed, UPDATES, {}),
+            train_dataset=_training_prompts(setting), batch_size=BATCH, say=lines.append,
+        )  # fmt: skip
+    model.save_pretrained(output)
+    record = {"cpu_seconds": round(time.process_time() - started), "updates": UPDATES, "seed": seed, "story": lines}
+    (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    return output
+
+
+def _arguments(setting: Setting, output: Path, seed: int, updates: int, changes: Mapping[str, Any]) -> HoERouterConfig:
+    settings = ppo_settings(seed, updates) | {"stop_strings": list(setting.stop_strings) or None} | dict(changes)
+    return HoERouterConfig(output_dir=str(output), **settings)
+
+
+def _training_prompts(setting: Setting) -> list[dict[str, Any]]:
+    return [{"prompt": prompt} for prompt in setting.prompts["train"]]
