@@ -40,7 +40,7 @@ import numpy as np
 
 import peft_hoe
 from figures_setting import Setting, parser
-from front_differences import front_table
+from front_differences import cell, drawn_volumes, front_table
 from peft_hoe import ExpertSpec
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.objectives import RewardNormalizer
@@ -68,6 +68,10 @@ GROUPED: dict[str, Any] = {
 }  # fmt: skip
 GROUPED_UPDATES = 16
 AGAINST = ("hoe", "rs", "rs_dense", "ties", "morlhf")
+RELATIVE = ("hoe", "hoe_token", "hoe_mixture")
+DIFFERENCES = (
+    ("hoe", "rs_dense"), ("hoe", "ties"), ("hoe_token", "hoe"), ("hoe_module", "hoe"), ("hoe_token", "ties"),
+)  # fmt: skip
 POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rewards": "batch", "learning_rate": 2e-4}
 # Minutes of one quiet core, guesses for --plan.
 MINUTES = {"policy": 3.0, "router": 2.0, "greedy": 1.0, "sampled": 1.0}
@@ -223,8 +227,8 @@ def swept(arguments: argparse.Namespace, key: str, name: str, seed: int, decodin
 # -- tables ---
 
 
-def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
-    """Hypervolumes, and differences with intervals; empty without `hoe` and `rs_dense`."""
+def sweeps_of(arguments: argparse.Namespace, key: str, decoding: str) -> dict[str, Sweep]:
+    """Those that are there, by method; empty without `hoe` and `rs_dense`."""
     folder = arguments.output / "-".join(SETS[key]) / "sweeps"
     sweeps: dict[str, Sweep] = {}
     for name in (*UNTRAINED, *MIXED, *TRAINED):
@@ -232,13 +236,34 @@ def table(arguments: argparse.Namespace, key: str, decoding: str) -> str:
         found = [Sweep.load(run) for run in runs if (run / "sweep.json").exists()]
         if found:
             sweeps[name] = Sweep.stack(found)
-    if not {"hoe", "rs_dense"} <= sweeps.keys():
-        return ""
-    whole = {name: sweep for name, sweep in sweeps.items() if name != "morlhf"}  # it has fewer points
-    parts = [f"### {key}, {decoding}", front_table(whole, AGAINST)]
+    return sweeps if {"hoe", "rs_dense"} <= sweeps.keys() else {}
+
+
+def without_morlhf(sweeps: dict[str, Sweep]) -> dict[str, Sweep]:
+    """Those that have all preferences."""
+    return {name: sweep for name, sweep in sweeps.items() if name != "morlhf"}
+
+
+def table(sweeps: dict[str, Sweep], title: str) -> str:
+    """Hypervolumes, and differences with intervals."""
+    parts = [f"### {title}", front_table(without_morlhf(sweeps), AGAINST)]
     if "morlhf" in sweeps:
         parts += ["At MORLHF's preferences alone:", front_table(sweeps, AGAINST, sweeps["morlhf"].preferences)]
     return "\n\n".join(parts)
+
+
+def summary(fronts: dict[str, dict[str, Sweep]]) -> str:
+    """One line for each set and decoding: hypervolumes relative to `rs_dense`, and the differences that matter most."""
+    header = ["", *(f"{name} / rs_dense" for name in RELATIVE), *(f"{one} − {other}" for one, other in DIFFERENCES)]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for title, sweeps in fronts.items():
+        estimates, volumes = drawn_volumes(without_morlhf(sweeps))
+        cells = [f"{estimates[name] / estimates['rs_dense']:.2f}" if name in estimates else "" for name in RELATIVE]
+        for one, other in DIFFERENCES:
+            known = one in estimates and other in estimates
+            cells.append(cell(estimates[one] - estimates[other], volumes[one] - volumes[other], "+") if known else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -254,8 +279,12 @@ def main() -> None:
     arguments = command.parse_args()
     if not go_on(stages(arguments), arguments):
         return
-    parts = [table(arguments, key, decoding) for key, decoding in itertools.product(SETS, ("greedy", "sampled"))]
-    text = "\n\n".join(part for part in parts if part)
+    fronts = {
+        f"{key}, {decoding}": sweeps_of(arguments, key, decoding)
+        for key, decoding in itertools.product(SETS, ("greedy", "sampled"))
+    }
+    known = {title: sweeps for title, sweeps in fronts.items() if sweeps}
+    text = "\n\n".join([summary(known), *(table(sweeps, title) for title, sweeps in known.items())])
     (arguments.output / "default_fronts.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
