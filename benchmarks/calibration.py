@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/calibration.py --shared DIR --output calibration --objectives positive rich
 
 An adapter with build defaults is swept finely on the 120 validation prompts and 840 further openings, and calibrated. Then the
-120 test prompts and 840 openings that nothing has read are completed at equal steps of the raw dial and of the calibrated one.
+120 test prompts and 840 openings that no choice has read are completed at equal steps of the raw dial and the calibrated one.
 Printed for both, in normalised rewards: the CV of the gaps between neighbouring positions, the CV that equal gaps would have by
 the noise of these prompts, and the gap ratio; for two objectives where 0.5 lies along the arc, as a share of its length;
 Spearman of each objective's weight and reward, and its ceiling: what that noise leaves of a perfect order.
@@ -75,7 +75,7 @@ def main() -> None:
     args = command.parse_args()
     stories = BASES[args.base]
     setting = Setting(
-        args.shared, args.output, args.objectives, args.policies, args.limit, base=args.base, ending=stories.ending,
+        args.shared, args.output / args.base, args.objectives, args.policies, args.limit, base=args.base, ending=stories.ending,
         stop_strings=stories.stop_strings,
     )  # fmt: skip
     further = [texts[: args.limit] for texts in stories.openings()]

@@ -1,8 +1,8 @@
 """HoE at its defaults, untrained and trained, against soups, merges and policies that were trained for mixtures.
 
-    python benchmarks/default_fronts.py --base stories260k --shared DIR --output stories --plan
-    python benchmarks/default_fronts.py --base stories260k --shared DIR --output stories
-    python benchmarks/default_fronts.py --base tinystories-656k --shared DIR --output unseen
+    python benchmarks/default_fronts.py --base stories260k --shared DIR --output fronts --plan
+    python benchmarks/default_fronts.py --base stories260k --shared DIR --output fronts
+    python benchmarks/default_fronts.py --base tinystories-656k --shared DIR --output fronts
 
 The first base, a TinyStories Llama of 260,000 parameters, is the one that defaults were chosen on, with the policies of
 `DIR/models/policies`. The second one, of 656,000 parameters, is one that they were not chosen on. Its policies *positive*,
@@ -16,15 +16,15 @@ For each set more policies are trained for mixtures of its rewards, on the scale
 policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy trained for even
 weights, in place of a merged one. All are also compared at MORLHF's preferences alone.
 
-Fronts are measured on the 120 test openings and 840 further ones, which nothing has read before: the same sentences with
+Fronts are measured on the 120 test openings and 840 further ones, which no choice has read: the same sentences with
 other names, animals and things. Greedy, and sampled at temperature 1; 48 new tokens. Every hypervolume is in
 rewards normalised by the payoff table of the one-hot experts on the 120 validation prompts and 840 further openings,
 reference point −0.1; the table's prompts are drawn in every interval. The verdicts see the same prompts as the table. The
 difference that the design can see is the half width of the interval between two untrained methods, printed below each
 table.
 
-Every finished stage is a small file in `<output>/records`: rewards, versions, and what a router was judged. A stage that has
-its record is not repeated. `--plan` prints the stages that are left, with minutes of one core.
+Every finished stage is a small file in `<output>/<base>/records`: rewards, versions, and what a router was
+judged. A stage that has its record is not repeated. `--plan` prints the stages that are left, with minutes of one core.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
         yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
     for key in arguments.sets:
         for name, seed in itertools.product(TRAINED, range(arguments.seeds)):
-            minutes = MINUTES["router"] * len(SETS[key])
+            placed = name == "hoe_placed"
+            minutes = PLACED_SECONDS / 60 + 4 if placed else MINUTES["router"] * len(SETS[key])
             yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
         for weights in mixtures(key):
             yield Stage(
@@ -277,6 +278,7 @@ def main() -> None:
     command.add_argument("--limit", type=int, help="use the first prompts only")
     add_arguments(command)
     arguments = command.parse_args()
+    arguments.output /= arguments.base
     if not go_on(stages(arguments), arguments):
         return
     fronts = {

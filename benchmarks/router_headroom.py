@@ -15,7 +15,7 @@ Printed, for each base, kind and place:
   and 840 further openings, with its standard error over prompts. The normal there is that of the untrained front between the
   two preferences a tenth away. The same random numbers are drawn for both.
 
-`DIR` and `POLICIES` as in `default_fronts.py`: policies of tinystories-656k are in `<its output>/policies`.
+`DIR` and `POLICIES` as in `default_fronts.py`: policies of tinystories-656k are in `<its output>/tinystories-656k/policies`.
 """
 
 from __future__ import annotations

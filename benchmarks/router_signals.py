@@ -11,11 +11,11 @@ here as `gradient`. Every signal that needs answers has as many, 8192.
 - `morlhf`: the log-likelihood of answers of the policy that was trained for [.3, .7] of both rewards.
 - `arrow`: no training. The weights of an expert's vote are the first right singular vector of its change B A, as in Arrow
   (arXiv 2405.11157). Arrow takes the absolute value of the projection, which a linear router cannot; so each vector points
-  where it is positive on the average token, and the projections are standardised on the training prompts' own answers.
+  where it is positive on the average token, and the projections are standardised on the answers to the training prompts.
 - `search`: no gradients. CMA-ES over one shift of the votes for each kind of module (q_proj, ...), 64 settings of 128
-  answers with the same random numbers, worth w · R. The router's weights stay 0.
+  answers with the same random numbers, worth w · R. The router's weights stay 0. Needs `pip install "peft-hoe[search]"`.
 
-`POLICIES` holds the single-objective policies and `BASE-positive,rich-0.3`, as `default_fronts.py` trains them.
+`POLICIES` as in `router_headroom.py`; `BASE-positive,rich-0.3` is among them.
 """
 
 from __future__ import annotations
@@ -91,10 +91,15 @@ class Signals(Headroom):
         voting = [self.trainer.training_state.experts.index(name) for name in router.voting_experts]
         directions = [_first_directions(layer, router.adapter, voting) for layer in router.layers]
         seen: list[list[torch.Tensor]] = [[] for _ in directions]
+
+        def look(at: int, hidden: torch.Tensor) -> None:
+            if hidden.shape[-2] == 1:  # a token of an answer; prompts come at once, padding among them
+                seen[at].append(hidden.flatten(0, -2) @ directions[at].T)
+
         hooks = [
-            layer.register_forward_pre_hook(lambda _, args, at=at: seen[at].append(args[0].flatten(0, -2) @ directions[at].T))
+            layer.register_forward_pre_hook(lambda _, args, at=at: look(at, args[0]))
             for at, layer in enumerate(router.layers)
-        ]  # fmt: skip
+        ]
         texts = self.problem.prompts["train"]
         generate = HoEMethod(self.model, self.problem.tokenizer, decoding=self.problem.decoding(True))
         generate(texts, np.tile(self.preference, (len(texts), 1)))

@@ -43,7 +43,7 @@ OWN_POLICIES = ("stories260k",)  # bases whose policies lie in `DIR/models/polic
 
 
 def further_openings() -> tuple[list[str], list[str]]:
-    """Openings that nothing has read before, for the payoff table and for the fronts; none is in both.
+    """Openings that no choice has read, for the payoff table and for the fronts; none is in both.
 
     They are the prompts' own sentences with other names, animals, places and things.
     """

@@ -77,6 +77,8 @@ def trained_routers(
 def placed_adapter(setting: Setting, name: str, seed: int, seconds: float) -> Path:
     """An adapter of one-hot experts to which `place` adds what a greedy sweep of the validation prompts is better with.
 
+    Its routers train on a scale that is measured on training prompts, as `place` does where nothing is said.
+
     Args:
         setting: what it is trained with, and where it is kept.
         name: of the result.

@@ -37,7 +37,7 @@ def test_training_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_training_routers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run(monkeypatch, tmp_path, "train_router.py", "--updates", "1", "--batch-size", "8")
     printed = capsys.readouterr().out
-    assert all(f"router {name!r}: hypervolume" in printed for name in ("r0", "r1"))
+    assert all(f"router {name!r}: hypervolume around it" in printed for name in ("r0", "r1"))
     config = json.loads((tmp_path / "trained" / "adapter_config.json").read_text())
     helped = [router["name"] for router in config["routers"] if router["trained"]]  # perhaps none after one update
     assert f"trained {helped}, the others did not help; saved in trained" in printed

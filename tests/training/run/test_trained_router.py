@@ -55,11 +55,12 @@ def test_a_router_by_module_is_its_biases_alone(toys: ModuleType, agree: Callabl
     assert not any(layer.hoe_router["default"].weight[:2].any() for layer in router.layers)
 
 
-def test_merged_experts_among_those_that_it_votes_for(toys: ModuleType) -> None:
-    """The toys' third expert is at the centroid."""
+def test_the_dial_around_a_router(toys: ModuleType) -> None:
+    """The toys' third expert is at the centroid; a router at [.75, .25] votes for it and for the corner."""
     model = toys.make_policy(routers=[[0.75, 0.25], RouterSpec([0.25, 0.75], votes_for=["low", "high"])])
-    assert TrainedRouter(model, "r0").merged_preferences.tolist() == [[0.5, 0.5]]
-    assert TrainedRouter(model, "r1").merged_preferences.shape == (0, 2)
+    assert TrainedRouter(model, "r0").voted.tolist() == [[1, 0], [0.5, 0.5]]
+    assert TrainedRouter(model, "r0").dial.tolist() == [[0.75, 0.25], [0.875, 0.125], [0.625, 0.375]]
+    assert TrainedRouter(model, "r1").dial.tolist() == [[0.25, 0.75], [0.625, 0.375], [0.125, 0.875]]
 
 
 def test_write_changes_only_its_rows_and_read_takes_them_back(toys: ModuleType) -> None:

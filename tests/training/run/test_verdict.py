@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import TrainerCallback
 
-from peft_hoe import HoEWarning, RewardNormalizer
+from peft_hoe import HoEError, HoEWarning, RewardNormalizer
 from peft_hoe.training.run import verdict as verdicts
 
 
@@ -18,11 +18,13 @@ def rewards(first, second, prompts=50):
     return np.tile([first, second], (prompts, 1)).astype(float)
 
 
-def judge(*compared, merged=(), texts=1, normalizer=None, own_prompts=False):
-    """On a table of given numbers that leaves rewards as they are, where no other is said."""
-    n = compared[0].shape[1]
-    scale = RewardNormalizer(np.eye(n), list("abcdefghijkl")[:n]) if normalizer is None else normalizer
-    return verdicts.judge("r0", *compared, merged, texts=texts, normalizer=scale, own_prompts=own_prompts)
+def judge(untrained, trained, merged=(), texts=1, normalizer=None, own_prompts=False):
+    """Of one preference, or several; on a table of given numbers that leaves rewards as they are, where no other is said."""
+    dials = [np.reshape(one, (-1, *np.shape(one)[-2:])) for one in (untrained, trained)]
+    n = dials[0].shape[2]
+    experts = np.reshape(merged, (len(merged), *dials[0].shape[1:]))
+    scale = RewardNormalizer(np.eye(n), list("abcdefgh")[:n]) if normalizer is None else normalizer
+    return verdicts.judge("r0", *dials, experts, texts=texts, normalizer=scale, own_prompts=own_prompts)
 
 
 def table(best, worst):
@@ -53,6 +55,26 @@ def test_merged_experts_are_part_of_the_front():
     assert judge(rewards(0.9, 0.5), rewards(0.85, 0.75)).helps  # without it there would be something to gain
 
 
+def test_sliding_along_a_front_wins_next_to_nothing():
+    """On a straight front even steps enclose most, so that a dial that slides towards an end loses a little."""
+    even, slid, outward = ([rewards(a, level - a) for a in at] for at, level in (
+        ((0.625, 0.75, 0.875), 1), ((0.6, 0.7, 0.8), 1), ((0.625, 0.75, 0.875), 1.1)))  # fmt: skip
+    middle = [rewards(0.5, 0.5)]
+    by_hand = 0.21 + 0.5 * 0.5 + 0.125 * (0.375 + 0.25 + 0.125)
+    assert judge(even, slid, middle).untrained == pytest.approx(by_hand)
+    assert judge(even, slid, middle).trained == pytest.approx(0.21 + 0.5 * 0.5 + 0.1 * (0.4 + 0.3 + 0.2))
+    assert not judge(even, slid, middle).helps
+    assert judge(even, outward, middle).helps
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_what_an_expert_dominates_is_no_gain(n):
+    """Not by rounding either."""
+    inside = [np.full((4, n), 1 / 7), np.full((4, n), 1 / 7)]
+    found = judge(inside[0], inside[1] + 1e-3, merged=[np.full((4, n), 0.31)])
+    assert (found.trained, found.share) == (pytest.approx(found.untrained), 0)
+
+
 def test_chance_is_no_help():
     generator = np.random.default_rng(0)
     before, after = generator.normal(0.5, 0.3, (2, 50, 2))
@@ -66,6 +88,13 @@ def test_missing_rewards_are_left_out():
     lacking = known.copy()
     lacking[::2, 0] = np.nan
     assert judge(lacking, known).untrained == pytest.approx(0.45)
+
+
+def test_the_interval_holds_the_gain():
+    """Also of three objectives and few prompts, whose replicates are biased."""
+    before, after = np.random.default_rng(0).normal(0.5, 1, (2, 20, 3))
+    verdict = judge(before, after)
+    assert verdict.low <= verdict.trained - verdict.untrained <= verdict.high
 
 
 def test_replicates_without_a_reward_are_told_and_are_no_help():
@@ -128,17 +157,23 @@ def test_a_trainer_knows_whether_its_table_is_of_the_prompts_of_the_verdict(kind
     """Its own is; one of other prompts, as many, is not."""
     if kind == "make_grpo_trainer":
         pytest.importorskip("trl")
-    asked = []
-    monkeypatch.setattr(
-        "peft_hoe.training.run.router_trainer.judge",
-        lambda *others, own_prompts: asked.append(own_prompts) or verdicts.judge(*others, own_prompts=own_prompts),
-    )
+    asked, shapes = [], []
+
+    def judge(name, untrained, trained, merged, *others, own_prompts):
+        asked.append(own_prompts)
+        shapes.append([untrained.shape, trained.shape, merged.shape])
+        return verdicts.judge(name, untrained, trained, merged, *others, own_prompts=own_prompts)
+
+    monkeypatch.setattr("peft_hoe.training.run.router_trainer.judge", judge)
     make = getattr(toys, kind)
     held_out, others = ({"eval_dataset": [{"prompt": text} for text in toys.WORDS[at : at + 8]]} for at in (4, 12))
     scale = make(toys.make_policy(), tmp_path / "other", others).measure_payoff() if given else None
     trainer = make(toys.make_policy(), tmp_path / "run", held_out | {"normalizer": scale}, verdict_texts=1)
     trainer.train()
     assert asked == [not given]
+    assert shapes == [
+        [(3, 8, 2), (3, 8, 2), (1, 8, 2)]
+    ]  # the router and halfway to a corner and the centroid; the latter
     assert trainer.verdict.payoff_prompts == 8
 
 
@@ -176,7 +211,7 @@ def test_that_moocore_is_missing_is_told_before_the_first_update(toys, tmp_path,
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "moocore", None)
     trainer = toys.make_trainer(None, tmp_path, {"eval_dataset": [{"prompt": toys.WORDS[4]}]}, verdict_texts=1)
-    with pytest.raises(ImportError, match=r"peft-hoe\[eval\]"):
+    with pytest.raises(HoEError, match=r"peft-hoe\[eval\].* verdict_texts=0"):
         trainer.train()
     assert trainer.state.global_step == 0
 

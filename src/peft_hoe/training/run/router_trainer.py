@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -138,17 +139,14 @@ class RouterTrainer(Trainer):
             others: what the trainer below takes.
 
         Raises:
-                HoEError: a reward fails, the checkpoint does not fit, or this trainer has run before. The model keeps what was
-                trained so far.
-            ImportError: there will be a verdict, and moocore is missing.
+            HoEError: a reward fails, the checkpoint does not fit, this trainer has run before, or there is to be a verdict and
+                moocore is missing. The model keeps what was trained so far.
         """
         if self._has_run:
             raise HoEError(
                 "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
             )
-        judged = self.weights is not None and self.eval_dataset is not None  # type: ignore[has-type]
-        if judged and getattr(self.args, "verdict_texts", 0) > 0:
-            from ...metrics import hypervolume  # noqa: F401  # the verdict needs moocore: not told after hours
+        self._check_verdict()
         folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
         weights = None if self.weights is None else self.weights.state_dict()
         try:
@@ -177,6 +175,24 @@ class RouterTrainer(Trainer):
         """What the verdict is measured with; None where the trainer has no rewards, or no evaluation prompts."""
         return None
 
+    def _check_verdict(self) -> None:
+        """See before training that there can be a verdict after it.
+
+        Raises:
+            HoEError: moocore is missing.
+        """
+        prompts = self.eval_dataset  # type: ignore[has-type]
+        if self.weights is None or prompts is None or not getattr(self.args, "verdict_texts", 0):
+            return
+        try:
+            from ...metrics import hypervolume  # noqa: F401
+        except ImportError as error:
+            raise HoEError(
+                f"eval_dataset is given, and the verdict on it measures hypervolumes: {error}. Install it, or set "
+                "verdict_texts=0 for no verdict",
+                argument="verdict_texts", value=self.args.verdict_texts, allowed=0,
+            ) from None  # fmt: skip
+
     def _computed(self, compute: Callable[[], Verdict]) -> Verdict:
         """What `compute` returns, the same on all processes."""
         return compute()
@@ -191,14 +207,16 @@ class RouterTrainer(Trainer):
             return
         router = self.router
 
-        def compare() -> Verdict:
-            def rewards(preference: FloatArray, routers: str = "static") -> FloatArray:
-                return held.measure(self.policy, router.adapter, preference, texts, routers)
+        def rewards(preferences: FloatArray, routers: str) -> FloatArray:
+            each = [held.measure(self.policy, router.adapter, row, texts, routers) for row in preferences]
+            return np.stack(each) if each else np.empty((0, len(held.prompts.ids), len(self.objectives)))
 
-            merged = [rewards(preference) for preference in router.merged_preferences]
-            untrained, trained = rewards(router.preference), rewards(router.preference, "keep")
-            own_prompts = held.scales(normalizer)
-            return judge(router.router, untrained, trained, merged, texts, normalizer, own_prompts=own_prompts)
+        def compare() -> Verdict:
+            dial, merged = router.dial, router.voted[router.voted.max(axis=1) < 1]
+            return judge(
+                router.router, rewards(dial, "static"), rewards(dial, "keep"), rewards(merged, "static"), texts, normalizer,
+                own_prompts=held.scales(normalizer),
+            )  # fmt: skip
 
         with self.model_settings.applied():
             self.verdict = self._computed(compare)

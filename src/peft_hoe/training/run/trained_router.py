@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -69,12 +70,16 @@ class TrainedRouter(nn.Module):
         return row
 
     @property
-    def merged_preferences(self) -> FloatArray:
-        """Those of the M voting experts that are no objective's own, `(M, N)`."""
+    def voted(self) -> FloatArray:
+        """The preferences of the V experts that it votes for, `(V, N)`."""
         config = adapter_of(self.layers[0], self.adapter).config  # type: ignore[arg-type]
-        points = config.expert_preferences[config.votes()[self.index]]
-        merged: FloatArray = points[points.max(axis=1) < 1]
-        return merged
+        points: FloatArray = config.expert_preferences[config.votes()[self.index]]
+        return points
+
+    @property
+    def dial(self) -> FloatArray:
+        """Its own preference, and halfway from there to each expert that it votes for, `(1 + V, N)`."""
+        return np.concatenate([self.preference[None], (self.preference + self.voted) / 2])
 
     def _own(self, layer: HoELayer) -> nn.Module:
         source: Any = layer.hoe_router[self.adapter]

@@ -1,19 +1,18 @@
 """Did a router help? Whether the front is wider with it than without it, on prompts that it did not train on.
 
-The front is that of the experts around the router: each objective's own, as the payoff table has measured it, the merged ones
-that the router votes for, and the router's point. What widens it is worth training. A router that only slides along the
-front, towards an expert, gives what a dial gives for nothing, and wins no volume.
+The front is that of the dial around the router: its own preference and, from there, halfway to each expert that it votes for.
+The experts are part of it, each objective's own as the payoff table has measured it, and the merged ones. A router that only
+slides along the front moves all these points along it, which another preference does for nothing, and wins next to no volume.
 
 A router that did not help is left untrained: it then votes as geometry says, costs nothing and merges. How sure that is, a
 bootstrap says that draws the prompts, and those of the payoff table that the rewards are scaled by.
 
-Shapes: P prompts, T texts for each, N objectives; M merged experts, R replicates.
+Shapes: P prompts, T texts for each, N objectives; K preferences of the dial, M merged experts, R replicates.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +32,7 @@ from ...rewards.sources import Rewards
 
 SURE = 0.9  # share of the replicates in which a router must help to be kept
 _REPLICATES = 1000
+_ROUNDING = 1e-9  # of two equal hypervolumes
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Verdict:
 
     Attributes:
         router: its name.
-        untrained: hypervolume of the experts' points and the router's without training, in normalised rewards above
+        untrained: hypervolume of the experts' points and the dial's without training, in normalised rewards above
             `REFERENCE_POINT`; higher is better.
         trained: the same with it.
         low: of the 95 % interval of `trained - untrained`, over prompts and those of the payoff table.
@@ -73,7 +73,7 @@ class Verdict:
     def __str__(self) -> str:
         gain = self.trained - self.untrained
         measured = (
-            f"router {self.router!r}: hypervolume with its experts {self.trained:.3f} trained, {self.untrained:.3f} untrained, "
+            f"router {self.router!r}: hypervolume around it {self.trained:.3f} trained, {self.untrained:.3f} untrained, "
             f"on {self.prompts} held-out prompts with {self.texts} texts each; larger by {gain:.3f} [{self.low:.3f}, "
             f"{self.high:.3f}]"
         )
@@ -148,51 +148,51 @@ def judge(
     router: str,
     untrained: FloatArray,
     trained: FloatArray,
-    merged: Sequence[FloatArray],
+    merged: FloatArray,
     texts: int,
     normalizer: RewardNormalizer,
     *,
     own_prompts: bool,
 ) -> Verdict:
-    """Compare raw rewards `(P, N)`, NaN where there is none, of the same prompts.
+    """Compare raw rewards, NaN where there is none, of the same prompts.
 
     Args:
         router: its name.
-        untrained: without training.
-        trained: with it.
-        merged: of the M merged experts that the router votes for.
+        untrained: of the dial without training, `(K, P, N)`.
+        trained: with it, `(K, P, N)`.
+        merged: of the merged experts that the router votes for, `(M, P, N)`.
         texts: T, of which each row is the mean.
         normalizer: the scale, and what the objectives' own experts earn.
         own_prompts: whether its table is of the same prompts; it is then drawn with them, else on its own.
     """
-    rewards = np.stack([*merged, untrained, trained])
-    draws = np.random.default_rng(0).integers(0, len(trained), (_REPLICATES, len(trained)))
+    rewards = np.concatenate([merged, untrained, trained])
+    k, prompts = untrained.shape[:2]
+    draws = np.random.default_rng(0).integers(0, prompts, (_REPLICATES, prompts))
     scale = DrawnScale.of(normalizer, draws, own_prompts=own_prompts, seed=0)
-    replicates = scale.normalize(
-        np.concatenate([scale.payoffs, np.stack([mean_over(rewards[:, draw], (1,)) for draw in draws])], axis=1)
-    )
-    found = _volumes(normalizer.normalize(np.concatenate([normalizer.payoff, mean_over(rewards, (1,))])))
-    gains = np.asarray([np.subtract(*_volumes(points)) for points in replicates])
+    means = np.stack([mean_over(rewards[:, draw], (1,)) for draw in draws])
+    replicates = scale.normalize(np.concatenate([scale.payoffs, means], axis=1))
+    with_it, without = _volumes(normalizer.normalize(np.concatenate([normalizer.payoff, mean_over(rewards, (1,))])), k)
+    gains = np.asarray([np.subtract(*_volumes(points, k)) for points in replicates])
     known = gains[~np.isnan(gains)]
-    gain = found[0] - found[1]
+    gain = with_it - without
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     drawn = 0 if normalizer.samples is None else normalizer.samples.shape[1]
     return Verdict(
-        router, found[1], found[0], float(np.fmin(low, gain)), float(np.fmax(high, gain)),
-        float((gains > 0).mean()), len(trained), texts, drawn, len(gains) - len(known),
+        router, without, with_it, float(np.fmin(low, gain)), float(np.fmax(high, gain)),
+        float((gains > _ROUNDING).mean()), prompts, texts, drawn, len(gains) - len(known),
     )  # fmt: skip
 
 
-def _volumes(points: FloatArray) -> tuple[float, float]:
-    """Hypervolume with and without training, of normalised points: experts, then the router untrained and trained."""
+def _volumes(points: FloatArray, k: int) -> tuple[float, float]:
+    """Hypervolume with and without training, of normalised points: experts, the K of the dial without, and the K with it."""
     from ...metrics import REFERENCE_POINT, hypervolume
 
     if np.isnan(points).any():
         return np.nan, np.nan
-    experts = points[:-2]
+    experts, without, with_it = np.split(points, [-2 * k, -k])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HoEWarning)  # a draw whose points all lie below the reference point
-        with_it, without = (
-            hypervolume(np.vstack([experts, row]), reference_point=REFERENCE_POINT) for row in (points[-1], points[-2])
+        first, second = (
+            hypervolume(np.concatenate([experts, dial]), reference_point=REFERENCE_POINT) for dial in (with_it, without)
         )
-    return with_it, without
+    return first, second
