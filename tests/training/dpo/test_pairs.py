@@ -10,7 +10,7 @@ pytest.importorskip("datasets")
 
 from datasets import Dataset, disable_progress_bars
 
-from peft_hoe import HoEError
+from peft_hoe import HoEError, HoEWarning
 from peft_hoe.training.dpo.pairs import PairCollator, mixed, read_pairs
 
 disable_progress_bars()
@@ -92,3 +92,13 @@ def test_a_collator_does_not_see_objectives() -> None:
 def test_bad_pairs(pairs: Any, margin: bool, said: str) -> None:
     with pytest.raises(HoEError, match=said):
         read_pairs(pairs, OBJECTIVES, np.array([0.5, 0.5, 0]), margin=margin)
+
+
+def test_pairs_of_the_same_answer_twice_are_told() -> None:
+    same = [row | {"rejected": row["chosen"]} for row in rows(3)]
+    with pytest.warns(
+        HoEWarning, match=r"2 of the 5 pairs of 'safe' have the same answer .*first row 3; .*Leave them out"
+    ):
+        read_pairs({"safe": rows(3) + same[:2]}, OBJECTIVES, np.array([1.0, 0, 0]))
+    with pytest.raises(HoEError, match=r"3 of the 3 pairs of 'safe'.*: nothing can be learnt"):
+        read_pairs({"safe": same}, OBJECTIVES, np.array([1.0, 0, 0]))

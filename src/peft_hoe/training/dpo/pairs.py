@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from ...errors import HoEError
+from ...errors import HoEError, HoEWarning
 from ...preference import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ def _checked(table: Dataset, name: str, margin: bool) -> Dataset:
             value=sorted(columns),
             allowed=sorted(needed),
         )
+    _check_difference(table, name)
     if margin:
         values = np.asarray(table[MARGIN][:], dtype=np.float64)
         if not np.isfinite(values).all():
@@ -116,6 +118,26 @@ def _checked(table: Dataset, name: str, margin: bool) -> Dataset:
                 value=values[~np.isfinite(values)].tolist(),
             )
     return table.select_columns([column for column in _KEPT if column in columns and (margin or column != MARGIN)])
+
+
+def _check_difference(table: Dataset, name: str) -> None:
+    """Pairs of the same answer twice teach nothing: all of them are an error, some are told.
+
+    Raises:
+        HoEError: no pair has two answers.
+    """
+    answers = zip(table["chosen"], table["rejected"], strict=True)
+    same = [row for row, (chosen, rejected) in enumerate(answers) if chosen == rejected]
+    if not same:
+        return
+    told = f"{len(same)} of the {len(table)} pairs of {name!r} have the same answer as chosen and rejected, first row {same[0]}"
+    if len(same) == len(table):
+        raise HoEError(
+            f"{told}: nothing can be learnt from them. Check how the pairs were made",
+            argument="train_dataset",
+            value=same[0],
+        )
+    warnings.warn(f"{told}; nothing is learnt from these. Leave them out", HoEWarning, stacklevel=2)
 
 
 def mixed(table: Dataset, preference: FloatArray, seed: int) -> Dataset:
