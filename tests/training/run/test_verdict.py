@@ -157,14 +157,14 @@ def test_a_trainer_knows_whether_its_table_is_of_the_prompts_of_the_verdict(kind
     """Its own is; one of other prompts, as many, is not."""
     if kind == "make_grpo_trainer":
         pytest.importorskip("trl")
-    asked, shapes = [], []
+    asked, shapes, real = [], [], verdicts.judge
 
     def judge(name, untrained, trained, merged, *others, own_prompts):
         asked.append(own_prompts)
         shapes.append([untrained.shape, trained.shape, merged.shape])
-        return verdicts.judge(name, untrained, trained, merged, *others, own_prompts=own_prompts)
+        return real(name, untrained, trained, merged, *others, own_prompts=own_prompts)
 
-    monkeypatch.setattr("peft_hoe.training.run.router_trainer.judge", judge)
+    monkeypatch.setattr("peft_hoe.training.run.verdict.judge", judge)
     make = getattr(toys, kind)
     held_out, others = ({"eval_dataset": [{"prompt": text} for text in toys.WORDS[at : at + 8]]} for at in (4, 12))
     scale = make(toys.make_policy(), tmp_path / "other", others).measure_payoff() if given else None

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,7 +16,6 @@ from transformers import Trainer
 from ...errors import CheckpointError, HoEError
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
-from ...preference import FloatArray
 from ...router_recipe import learning_rate
 from .checkpoints import resume_folder
 from .interrupt import Interrupt
@@ -28,7 +26,7 @@ from .processes import over_processes
 from .steered_policy import hidden_size, steerable
 from .trained_router import RunningMean, TrainedRouter
 from .training_state import RouterTrainingState
-from .verdict import HeldOut, Verdict, judge
+from .verdict import HeldOut, Verdict, check_volumes, compare
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +144,8 @@ class RouterTrainer(Trainer):
             raise HoEError(
                 "this trainer has run: its schedule is used up. Make a new one to train on, or resume from a checkpoint with it"
             )
-        self._check_verdict()
+        if self.weights is not None and self.eval_dataset is not None:  # type: ignore[has-type]
+            check_volumes(getattr(self.args, "verdict_texts", 0))
         folder = resume_folder(resume_from_checkpoint, self.args.output_dir) if resume_from_checkpoint else None
         weights = None if self.weights is None else self.weights.state_dict()
         try:
@@ -175,24 +174,6 @@ class RouterTrainer(Trainer):
         """What the verdict is measured with; None where the trainer has no rewards, or no evaluation prompts."""
         return None
 
-    def _check_verdict(self) -> None:
-        """See before training that there can be a verdict after it.
-
-        Raises:
-            HoEError: moocore is missing.
-        """
-        prompts = self.eval_dataset  # type: ignore[has-type]
-        if self.weights is None or prompts is None or not getattr(self.args, "verdict_texts", 0):
-            return
-        try:
-            from ...metrics import hypervolume  # noqa: F401
-        except ImportError as error:
-            raise HoEError(
-                f"eval_dataset is given, and the verdict on it measures hypervolumes: {error}. Install it, or set "
-                "verdict_texts=0 for no verdict",
-                argument="verdict_texts", value=self.args.verdict_texts, allowed=0,
-            ) from None  # fmt: skip
-
     def _computed(self, compute: Callable[[], Verdict]) -> Verdict:
         """What `compute` returns, the same on all processes."""
         return compute()
@@ -205,21 +186,8 @@ class RouterTrainer(Trainer):
         held, normalizer = self._held_out(), self.normalizer
         if held is None or normalizer is None:
             return
-        router = self.router
-
-        def rewards(preferences: FloatArray, routers: str) -> FloatArray:
-            each = [held.measure(self.policy, router.adapter, row, texts, routers) for row in preferences]
-            return np.stack(each) if each else np.empty((0, len(held.prompts.ids), len(self.objectives)))
-
-        def compare() -> Verdict:
-            dial, merged = router.dial, router.voted[router.voted.max(axis=1) < 1]
-            return judge(
-                router.router, rewards(dial, "static"), rewards(dial, "keep"), rewards(merged, "static"), texts, normalizer,
-                own_prompts=held.scales(normalizer),
-            )  # fmt: skip
-
         with self.model_settings.applied():
-            self.verdict = self._computed(compare)
+            self.verdict = self._computed(lambda: compare(held, self.policy, self.router, texts, normalizer))
         self.training_state.helps = self.verdict.helps
         self.training_state.put_router()
         logger.log(logging.INFO if self.verdict.helps else logging.WARNING, "%s", self.verdict)

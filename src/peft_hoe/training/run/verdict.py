@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...errors import HoEWarning
+from ...errors import HoEError, HoEWarning
 from ...generation.completer import steered_responses
 from ...generation.decoding import Decoding
 from ...generation.prompts import PromptBatch
@@ -29,6 +29,7 @@ from ...objectives.drawn_scale import DrawnScale
 from ...objectives.normalizer import RewardNormalizer, mean_over
 from ...preference import FloatArray
 from ...rewards.sources import Rewards
+from .trained_router import TrainedRouter
 
 SURE = 0.9  # share of the replicates in which a router must help to be kept
 _REPLICATES = 1000
@@ -142,6 +143,51 @@ class HeldOut:
     def scales(self, normalizer: RewardNormalizer) -> bool:
         """Whether a payoff table was measured on these prompts."""
         return normalizer.measurement.get("prompts_digest") == self.prompts.digest
+
+
+def check_volumes(texts: int) -> None:
+    """See before training that there can be a verdict after it.
+
+    Args:
+        texts: for each prompt of the verdict; 0 for none.
+
+    Raises:
+        HoEError: moocore is missing.
+    """
+    if not texts:
+        return
+    try:
+        from ...metrics import hypervolume  # noqa: F401
+    except ImportError as error:
+        raise HoEError(
+            f"eval_dataset is given, and the verdict on it measures hypervolumes: {error}. Install it, or set "
+            "verdict_texts=0 for no verdict",
+            argument="verdict_texts", value=texts, allowed=0,
+        ) from None  # fmt: skip
+
+
+def compare(
+    held: HeldOut, model: nn.Module, router: TrainedRouter, texts: int, normalizer: RewardNormalizer
+) -> Verdict:
+    """Measure the dial around a router with and without its training, and the merged experts that it votes for.
+
+    Args:
+        held: what is measured, and how.
+        model: carries the router, trained and marked so.
+        router: that one.
+        texts: T.
+        normalizer: the scale.
+    """
+
+    def rewards(preferences: FloatArray, routers: str) -> FloatArray:
+        each = [held.measure(model, router.adapter, row, texts, routers) for row in preferences]
+        return np.stack(each) if each else np.empty((0, len(held.prompts.ids), len(normalizer.objectives)))
+
+    dial, merged = router.dial, router.voted[router.voted.max(axis=1) < 1]
+    return judge(
+        router.router, rewards(dial, "static"), rewards(dial, "keep"), rewards(merged, "static"), texts, normalizer,
+        own_prompts=held.scales(normalizer),
+    )  # fmt: skip
 
 
 def judge(
