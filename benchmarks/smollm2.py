@@ -5,10 +5,14 @@
     python benchmarks/smollm2.py --shared DIR --model MODEL --output smollm2 --plan
     python benchmarks/smollm2.py --shared DIR --model MODEL --output smollm2
 
-Two LoRA policies are trained here by `train_policy`, the adapter is built at its defaults, routers are untrained. Prompts are
-first questions of hh-rlhf's helpful dialogues and self_instruct's tasks without input, of at most 100 characters, through the
-chat template: policies are trained on 512 of them, the payoff table is measured on 128 others, the fronts on 96 that nothing
-has read. Greedy, 40 new tokens, 11 preferences. Rewards are those of `chat_rewards.py`.
+Two LoRA policies are trained here by `train_policy`, and the adapter is built at its defaults: `hoe`, nothing trained.
+`hoe_token` and `hoe_module` have routers of both kinds where the recipe places them, trained with its settings but for 16
+updates in place of 60, which a CPU has no time for, and without a verdict. Their training leaves a checkpoint every other
+update and goes on from it.
+
+Prompts are first questions of hh-rlhf's helpful dialogues and self_instruct's tasks without input, of at most 100 characters,
+through the chat template: policies and routers are trained on 512 of them, the payoff table is measured on 128 others, the
+fronts on 96 that nothing has read. Greedy, 40 new tokens, 11 preferences. Rewards are those of `chat_rewards.py`.
 
 Every finished stage is a small file in `<output>/records`, and is not repeated. `answers.md` has the answers to a few test
 prompts at five preferences.
@@ -34,16 +38,27 @@ from figures_setting import parser
 from front_differences import front_table
 from peft_hoe.evaluation import HoEMethod, Sweep
 from peft_hoe.policies import policy_gradient_config, train_policy
+from peft_hoe.router_recipe import default_experts, default_routers
+from peft_hoe.training import HoERouterConfig
+from peft_hoe.training.every_router import RUN_FILE, train_routers
 from problem import Problem, quiet
 from stages import Stage, add_arguments, go_on
 
 OBJECTIVES = ("cheerful", "brief")
-METHODS = ("hoe", "rs_dense", "ties", "rs_norm")  # LoRA policies become experts exactly, so that `rs` is `rs_dense`
+KINDS = ("token", "module")  # of routers
+METHODS = (
+    "hoe",
+    "rs_dense",
+    "ties",
+    "rs_norm",
+    *(f"hoe_{kind}" for kind in KINDS),
+)  # LoRA policies become experts exactly, so that `rs` is `rs_dense`
 NEW_TOKENS, LONGEST_PROMPT = 40, 100
 POLICY = {"prompts": 4, "samples": 8, "max_steps": 20, "beta": 0.1, "scale_rewards": "batch", "learning_rate": 1e-3}
 RANK = 16
 # Minutes of one quiet core, guesses for --plan.
-MINUTES = {"policy": 12.0, "sweep": 8.0, "answers": 1.0}
+MINUTES = {"policy": 12.0, "routers": 80.0, "sweep": 8.0, "answers": 1.0}
+ROUTER_UPDATES = 16
 SHOWN = (0.0, 0.3, 0.5, 0.7, 1.0)  # shares of the second objective
 QUESTIONS = 3  # of each source, on the page
 
@@ -84,8 +99,9 @@ class Assistant(Problem):
 
     def method(self, name: str) -> Any:
         """What answers prompts at a preference."""
-        if name == "hoe":
-            return HoEMethod(self.steered(self.adapter("hoe")), self.tokenizer, decoding=self.decoding())
+        if name.startswith("hoe"):
+            path = self.adapter("hoe") if name == "hoe" else self.folder / "trained" / name.removeprefix("hoe_")
+            return HoEMethod(self.steered(path), self.tokenizer, decoding=self.decoding())
         return self.baseline(name, model_options={"dtype": torch.float32})
 
 
@@ -99,6 +115,8 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
     """All of them, in order."""
     for objective in OBJECTIVES:
         yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
+    for kind in KINDS:
+        yield Stage(f"routers-{kind}", MINUTES["routers"], lambda k=kind: routers(arguments, k))
     for name in METHODS:
         yield Stage(f"sweep-{name}", MINUTES["sweep"], lambda n=name: swept(arguments, n))
     yield Stage("answers", MINUTES["answers"], lambda: answers(arguments))
@@ -121,6 +139,24 @@ def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
     )  # fmt: skip
     logged = [entry for entry in log if "reward" in entry]
     return {key: [round(entry[key], 4) for entry in logged] for key in ("reward", "kl")}
+
+
+def routers(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """Train routers of a kind, or what is left of them."""
+    problem = Assistant(arguments)
+    places = [{"preference": point, "kind": kind} for point in default_routers(len(OBJECTIVES))]
+    untrained = problem.adapter(f"{kind}-untrained", experts=default_experts(len(OBJECTIVES)), routers=places)
+    output = arguments.output / "trained" / kind
+    args = HoERouterConfig(
+        output_dir=str(output), max_steps=ROUTER_UPDATES, response_length=NEW_TOKENS, stop_token="eos", seed=0, use_cpu=True,
+        save_steps=2, save_total_limit=1, num_sample_generations=0, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    train_routers(
+        problem.steered(untrained), args, processing_class=problem.tokenizer, reward_model=problem.rewards,
+        train_dataset=[{"prompt": chat} for chat in problem.prompts["train"]],
+        resume_from_checkpoint=(output / RUN_FILE).exists(),
+    )  # fmt: skip
+    return {"updates": ROUTER_UPDATES}
 
 
 def swept(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
