@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import peft_hoe
-from figures_setting import Setting, parser
+from figures_setting import parser
 from peft_hoe import das_dennis, metrics
 from peft_hoe.evaluation import Sweep, calibrate
-from stories_bases import BASES
+from stories_bases import BASES, StoriesSetting
 from stories_rewards import REWARDS
 
 
@@ -73,13 +73,9 @@ def main() -> None:
         "--sampled", action="store_true", help="sample at temperature 1 instead of the most likely tokens"
     )
     args = command.parse_args()
-    stories = BASES[args.base]
-    setting = Setting(
-        args.shared, args.output / args.base, args.objectives, args.policies, args.limit, base=args.base, ending=stories.ending,
-        stop_strings=stories.stop_strings,
-    )  # fmt: skip
-    further = [texts[: args.limit] for texts in stories.openings()]
-    validation, test = [*setting.validation, *further[0]], [*setting.test, *further[1]]
+    setting = StoriesSetting(
+        args.shared, args.output / args.base, args.objectives, args.policies, args.limit, args.base
+    )
     model = setting.steered(setting.adapter("hoe"))
     n = len(args.objectives)
 
@@ -90,15 +86,15 @@ def main() -> None:
         )  # fmt: skip
 
     fine, steps = das_dennis(n, 20 if n == 2 else 6), das_dennis(n, 10 if n == 2 else 4)
-    chosen = swept(validation, fine)
+    chosen = swept(setting.validation, fine)
     report = calibrate(model, chosen)
     print(report.table())
     moved = np.stack([report.calibration.preference(step) for step in steps])
     columns = ["CV of gaps", "by noise alone", "gap ratio", "0.5 along the arc", "Spearman of its ceiling"]
-    print(f"\n| dial, {len(test)} test prompts | {' | '.join(columns)} |")
+    print(f"\n| dial, {len(setting.openings)} test prompts | {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|")
-    print(row("raw", swept(test, steps, chosen.normalizer), steps))
-    print(row("calibrated", swept(test, moved, chosen.normalizer), steps))
+    print(row("raw", swept(setting.openings, steps, chosen.normalizer), steps))
+    print(row("calibrated", swept(setting.openings, moved, chosen.normalizer), steps))
 
 
 if __name__ == "__main__":

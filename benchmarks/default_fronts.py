@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 import peft_hoe
-from figures_setting import Setting, parser
+from figures_setting import parser
 from front_differences import cell, drawn_volumes, front_table
 from peft_hoe import ExpertSpec
 from peft_hoe.evaluation import HoEMethod, Sweep
@@ -49,7 +49,7 @@ from peft_hoe.preference import uniform
 from peft_hoe.router_recipe import UPDATES, default_experts, default_routers
 from router_training import NEW_TOKENS
 from stages import Stage, add_arguments, go_on
-from stories_bases import BASES, OWN_POLICIES
+from stories_bases import BASES, OWN_POLICIES, StoriesSetting
 from stories_rewards import REWARDS
 from trained_routers import placed_adapter, trained_routers
 
@@ -77,19 +77,13 @@ POLICY = {"prompts": 8, "samples": 16, "max_steps": 120, "beta": 0.2, "scale_rew
 MINUTES = {"policy": 3.0, "router": 2.0, "greedy": 1.0, "sampled": 1.0}
 
 
-class Problem(Setting):
+class Problem(StoriesSetting):
     """One set of objectives on a base."""
 
     def __init__(self, arguments: argparse.Namespace, key: str) -> None:
-        self.stories = BASES[arguments.base]
-        super().__init__(
-            arguments.shared, arguments.output, SETS[key], arguments.output / "policies", arguments.limit,
-            base=self.stories.name, ending=self.stories.ending, stop_strings=self.stories.stop_strings,
-        )  # fmt: skip
+        folder = arguments.output / "policies"
+        super().__init__(arguments.shared, arguments.output, SETS[key], folder, arguments.limit, arguments.base)
         self.key = key
-        scale, fronts = self.stories.openings()
-        self.validation = [*self.validation, *scale[: arguments.limit]]
-        self.openings = [*self.test, *fronts[: arguments.limit]]
 
     def trained(self, name: str, seed: int) -> Path:
         """HoE with the recipe's experts and routers of one kind."""
@@ -98,8 +92,8 @@ class Problem(Setting):
         n = len(self.objectives)
         routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(n)]
         untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)
-        changed = (GROUPED_UPDATES, GROUPED) if name == "hoe_group" else (UPDATES, {})
-        return trained_routers(self, untrained, name, seed, changed[0], judged=True, changes=changed[1])
+        updates, changes = (GROUPED_UPDATES, GROUPED) if name == "hoe_group" else (UPDATES, {})
+        return trained_routers(self, untrained, name, seed, updates, judged=True, changes=changes)
 
     def mixtures(self) -> dict[tuple[float, ...], Path]:
         """`{λ: folder}` of the policies for mixtures, whether trained or not."""

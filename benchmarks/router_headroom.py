@@ -39,7 +39,7 @@ from peft_hoe.training import HoERouterConfig, HoERouterTrainer
 from peft_hoe.training.ppo.advantages import leave_one_out
 from peft_hoe.training.ppo.likelihoods import token_logprobs
 from router_training import NEW_TOKENS
-from stories_bases import BASES
+from stories_bases import BASES, StoriesSetting
 
 FloatArray = NDArray[np.float64]
 UPDATES, ANSWERS, GROUP, PARTS = 16, 512, 8, 8
@@ -49,15 +49,10 @@ RATES = {"token": 3.2, "module": 0.4}  # by hidden size, for routers by token
 PLACES = {"between centroid and corner": ((0.25, 0.75), True), "centroid, none merged": ((0.5, 0.5), False)}
 
 
-def setting(arguments: argparse.Namespace, base: str) -> Setting:
-    """The objectives *positive* and *rich* on a base; validation prompts are joined by further openings."""
-    stories = BASES[base]
-    found = Setting(
-        arguments.shared, arguments.output / base, ("positive", "rich"), arguments.policies,
-        base=base, ending=stories.ending, stop_strings=stories.stop_strings,
-    )  # fmt: skip
-    found.validation = [*found.validation, *stories.openings()[0]]
-    return found
+def setting(arguments: argparse.Namespace, base: str) -> StoriesSetting:
+    """The objectives *positive* and *rich* on a base."""
+    objectives = ("positive", "rich")
+    return StoriesSetting(arguments.shared, arguments.output / base, objectives, arguments.policies, None, base)
 
 
 def measured(problem: Setting, model: Any, preferences: Any, sampled: bool) -> FloatArray:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from figures_setting import Setting
 
 FURTHER = 840  # openings besides the 120 of a split
 
@@ -30,16 +34,36 @@ class StoriesBase:
             text = text.split(stop)[0]
         return text
 
-    def openings(self) -> tuple[list[str], list[str]]:
-        """`further_openings` as this base takes them."""
-        scale, fronts = ([text + self.ending for text in texts] for texts in further_openings())
-        return scale, fronts
-
 
 BASES = {
     base.name: base for base in (StoriesBase("stories260k"), StoriesBase("tinystories-656k", " ", ("<|end_story|>",)))
 }  # fmt: skip
 OWN_POLICIES = ("stories260k",)  # bases whose policies lie in `DIR/models/policies`
+
+
+class StoriesSetting(Setting):
+    """One set of objectives on one of these bases; 840 openings join the validation prompts, and 840 others the test prompts.
+
+    Args:
+        shared: folder with models/ and data/.
+        output: directory for everything that is kept.
+        objectives: names of rewards; each needs a policy.
+        policies: folder with further policies.
+        limit: use the first prompts and the first openings only.
+        base: one of `BASES`.
+    """
+
+    def __init__(
+        self, shared: Path, output: Path, objectives: Sequence[str], policies: Path | None, limit: int | None, base: str
+    ) -> None:
+        self.stories = BASES[base]
+        super().__init__(
+            shared, output, objectives, policies, limit,
+            base=base, ending=self.stories.ending, stop_strings=self.stories.stop_strings,
+        )  # fmt: skip
+        scale, fronts = ([text + self.stories.ending for text in texts[:limit]] for texts in further_openings())
+        self.validation = [*self.validation, *scale]
+        self.openings = [*self.test, *fronts]
 
 
 def further_openings() -> tuple[list[str], list[str]]:

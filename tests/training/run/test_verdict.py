@@ -70,8 +70,8 @@ def test_sliding_along_a_front_wins_next_to_nothing():
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_what_an_expert_dominates_is_no_gain(n):
     """Not by rounding either."""
-    inside = [np.full((4, n), 1 / 7), np.full((4, n), 1 / 7)]
-    found = judge(inside[0], inside[1] + 1e-3, merged=[np.full((4, n), 0.31)])
+    inside = np.full((4, n), 1 / 7)
+    found = judge(inside, inside + 1e-3, merged=[np.full((4, n), 0.31)])
     assert (found.trained, found.share) == (pytest.approx(found.untrained), 0)
 
 
@@ -171,9 +171,8 @@ def test_a_trainer_knows_whether_its_table_is_of_the_prompts_of_the_verdict(kind
     trainer = make(toys.make_policy(), tmp_path / "run", held_out | {"normalizer": scale}, verdict_texts=1)
     trainer.train()
     assert asked == [not given]
-    assert shapes == [
-        [(3, 8, 2), (3, 8, 2), (1, 8, 2)]
-    ]  # the router and halfway to a corner and the centroid; the latter
+    # The router and halfway to a corner and to the centroid; the expert at the centroid.
+    assert shapes == [[(3, 8, 2), (3, 8, 2), (1, 8, 2)]]
     assert trainer.verdict.payoff_prompts == 8
 
 
