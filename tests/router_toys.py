@@ -88,11 +88,16 @@ def make_base(seed: int = 0, *, tied: bool = False) -> LlamaForCausalLM:
 
 
 def make_policy(
-    *, routers: Sequence[Any] = ([0.25, 0.75], [0.75, 0.25]), seed: int = 0, tied: bool = False, **changes: Any
+    *,
+    objectives: Sequence[str] = ("low", "high"),
+    routers: Sequence[Any] = ([0.25, 0.75], [0.75, 0.25]),
+    seed: int = 0,
+    tied: bool = False,
+    **changes: Any,
 ) -> PeftModel:
     """Experts with random weights, so that each has tastes of its own; routers as they start."""
     config = HoEConfig(
-        objectives=["low", "high"],
+        objectives=list(objectives),
         routers=list(routers),
         r=4,
         target_modules="all-linear",

@@ -89,7 +89,7 @@ def test_a_dragged_preference_changes_the_text(browser, page, tmp_path, width):
     # The chosen text is over when its tokens are coloured.
     until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 20")
     until(browser, f"({text('base')}).length > 60")
-    before = {name: browser.value(text(name)) for name in ("chosen", "cheerful", "vivid", "base")}
+    before = {name: browser.value(text(name)) for name in ("chosen", "of-cheerful", "of-vivid", "base")}
     assert before["chosen"].startswith("cheerful 50%, vivid 50%")
     assert len(set(before.values())) == 4
 
@@ -110,7 +110,7 @@ def test_a_dragged_preference_changes_the_text(browser, page, tmp_path, width):
     until(browser, "document.querySelectorAll('#text-chosen .trace span').length > 20")
     after = browser.value(text("chosen"))
     written = after.partition("\n")[2]
-    assert before["cheerful"].split("\n")[-1].strip() in written.replace(
+    assert before["of-cheerful"].split("\n")[-1].strip() in written.replace(
         "\n", " "
     )  # at a corner it is the corner's text
     assert written != before["chosen"].partition("\n")[2]

@@ -9,7 +9,7 @@ from peft_hoe import HoEError
 
 pytest.importorskip("gradio")
 from peft_hoe.serving.page.controls import WIDTH, Controls, draw_triangle, preference_at, told
-from peft_hoe.serving.page.writer import BASE, CHOSEN, PageWriter
+from peft_hoe.serving.page.writer import PageWriter, Voice
 from peft_hoe.serving.server.engine import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,19 +48,21 @@ def test_a_prompt_with_a_token_that_the_model_does_not_know_is_refused(toys):
         next(PageWriter(engine).write("w1 [PAD]", np.array([0.25, 0.75]), 6, 0.0))
 
 
-def test_all_texts_are_those_written_alone(toys):
-    model, tokenizer = toys.make_policy(), toys.make_tokenizer()
+@pytest.mark.parametrize("names", [("low", "high"), ("chosen", "base")])
+def test_all_texts_are_those_written_alone(toys, names):
+    """Also where objectives are called as the page calls its other two texts."""
+    model, tokenizer = toys.make_policy(objectives=names), toys.make_tokenizer()
     engine = Engine(model.eval(), tokenizer, max_length=40)
     engine.start()
     try:
         writer = PageWriter(engine)
         *_, last = writer.write("w1 w2 w3", np.array([0.25, 0.75]), 6, 0.0)
-        assert set(last.texts) == {CHOSEN, "low", "high", BASE}
+        assert set(last.texts) == {Voice.CHOSEN, *names, Voice.BASE}
         assert last.error == ""
         assert last.coloured.count("<span") >= 1
         ids = tokenizer("w1 w2 w3", return_tensors="pt")
         expected = {}
-        for name, point in {CHOSEN: [0.25, 0.75], "low": [1, 0], "high": [0, 1], BASE: None}.items():
+        for name, point in {Voice.CHOSEN: [0.25, 0.75], names[0]: [1, 0], names[1]: [0, 1], Voice.BASE: None}.items():
             options = {"max_new_tokens": 6, "do_sample": False}
             if point is None:
                 with model.disable_adapter():
@@ -70,7 +72,7 @@ def test_all_texts_are_those_written_alone(toys):
             expected[name] = tokenizer.decode(found[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert {name: text.strip() for name, text in last.texts.items()} == expected
         *_, again = writer.write("w1 w2 w3", np.array([0.5, 0.5]), 6, 0.0)
-        assert again.texts[BASE] == last.texts[BASE]  # kept
+        assert again.texts[Voice.BASE] == last.texts[Voice.BASE]  # kept
     finally:
         engine.stop(5)
 

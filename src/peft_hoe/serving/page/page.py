@@ -14,7 +14,7 @@ from ...errors import HoEError
 from ...tuner.functional import get_preference
 from ..server.engine import Engine
 from .controls import Controls, told
-from .writer import BASE, CHOSEN, PageTexts, PageWriter
+from .writer import PageTexts, PageWriter, Speaker, Voice
 
 PROMPT = "Once upon a time"
 CSS = (
@@ -45,7 +45,7 @@ def make_page(engine: Engine, title: str, *, sweep: Any = None, prompts: Sequenc
     """
     objectives, writer = engine.objectives, PageWriter(engine)
     default = np.array(list(get_preference(engine.model).values()))
-    names = [CHOSEN, *objectives, BASE]
+    names: list[Speaker] = [Voice.CHOSEN, *objectives, Voice.BASE]
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"## {title}")
         with gr.Row():
@@ -63,7 +63,7 @@ def make_page(engine: Engine, title: str, *, sweep: Any = None, prompts: Sequenc
         with gr.Row():
             for name in names:
                 with gr.Column(min_width=250):  # as many beside one another as the window has room for
-                    boxes.append(gr.HTML(_box(name, ""), elem_id=f"text-{name}"))
+                    boxes.append(gr.HTML(_box(_head(name), ""), elem_id=_element(name)))
 
         def write(text: str, tokens: float, heat: float, *values: Any) -> Iterator[list[str]]:
             preference = controls.read(*values)
@@ -103,9 +103,21 @@ def mount(app: Any, page: gr.Blocks, path: str) -> Any:
     return gr.mount_gradio_app(app, page, path=path, theme=theme(), css=CSS, footer_links=[], ssr_mode=False)
 
 
-def _boxes(texts: PageTexts, names: Sequence[str], preference: str) -> list[str]:
-    heads = {CHOSEN: preference}
-    return [_box(heads.get(name, name), texts.texts[name], texts.coloured if name == CHOSEN else "") for name in names]
+def _boxes(texts: PageTexts, names: Sequence[Speaker], preference: str) -> list[str]:
+    return [
+        _box(preference, texts.texts[name], texts.coloured)
+        if name is Voice.CHOSEN
+        else _box(_head(name), texts.texts[name])
+        for name in names
+    ]
+
+
+def _head(name: Speaker) -> str:
+    return name.value if isinstance(name, Voice) else name
+
+
+def _element(name: Speaker) -> str:
+    return f"text-{name.value}" if isinstance(name, Voice) else f"text-of-{name}"
 
 
 def _box(head: str, text: str, coloured: str = "") -> str:

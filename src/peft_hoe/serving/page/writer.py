@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,15 @@ from ..server.sampling import Sampling
 from ..server.sequences import Progress, TextRequest
 from ..server.text_stream import TextStream
 
-BASE, CHOSEN = "base", "chosen"
+
+class Voice(Enum):
+    """Whose text, where it is not an objective's: no name of an objective equals one of these."""
+
+    CHOSEN = "chosen"
+    BASE = "base"
+
+
+Speaker = str | Voice  # an objective by its name, or a voice
 
 
 @dataclass
@@ -29,15 +38,15 @@ class PageTexts:
     """What has been written so far.
 
     Attributes:
-        texts: by `CHOSEN`, each objective's name and `BASE`.
+        texts: by `Voice.CHOSEN`, each objective's name and `Voice.BASE`.
         coloured: the chosen one as HTML, its tokens on their experts' colours; "" until it is over.
         error: what failed, or "".
     """
 
-    texts: dict[str, str]
+    texts: dict[Speaker, str]
     coloured: str = ""
     error: str = ""
-    over: set[str] = field(default_factory=set)
+    over: set[Speaker] = field(default_factory=set)
 
 
 class PageWriter:
@@ -69,27 +78,30 @@ class PageWriter:
         engine = self.engine
         ids = self._tokens(prompt)
         sampling = Sampling(temperature, seed=0)
-        heard: queue.Queue[tuple[str, Progress]] = queue.Queue()
-        points = {CHOSEN: preference, **dict(zip(engine.objectives, np.eye(len(engine.objectives)), strict=True))}
+        heard: queue.Queue[tuple[Speaker, Progress]] = queue.Queue()
+        points: dict[Speaker, FloatArray] = {
+            Voice.CHOSEN: preference,
+            **dict(zip(engine.objectives, np.eye(len(engine.objectives)), strict=True)),
+        }
         requests = {name: self._request(name, ids, point, length, sampling, heard) for name, point in points.items()}
         key = (tuple(ids), length, temperature)
         known = self._base[1] if self._base is not None and self._base[0] == key else None
-        page = PageTexts(dict.fromkeys((*points, BASE), ""))
+        page = PageTexts(dict.fromkeys([*points, Voice.BASE], ""))
         if known is None:
-            requests[BASE] = self._request(BASE, ids, preference, length, sampling, heard)
+            requests[Voice.BASE] = self._request(Voice.BASE, ids, preference, length, sampling, heard)
         else:
-            page.texts[BASE] = known
+            page.texts[Voice.BASE] = known
         try:
-            engine.submit([request for name, request in requests.items() if name != BASE])
+            engine.submit([request for name, request in requests.items() if name != Voice.BASE])
             if known is None:
-                engine.alone(lambda: self._write_base(requests[BASE]))
+                engine.alone(lambda: self._write_base(requests[Voice.BASE]))
             while page.over != requests.keys() and not page.error:
                 name, progress = heard.get()
                 self._take(page, name, progress)
-                if BASE in page.over:
-                    self._base = (key, page.texts[BASE])
-                if CHOSEN in page.over and not page.coloured and not page.error:
-                    colour = partial(self._colour, ids, requests[CHOSEN].stream.ids, preference)
+                if Voice.BASE in page.over:
+                    self._base = (key, page.texts[Voice.BASE])
+                if Voice.CHOSEN in page.over and not page.coloured and not page.error:
+                    colour = partial(self._colour, ids, requests[Voice.CHOSEN].stream.ids, preference)
                     page.coloured = engine.alone(colour).result()
                 yield replace(page, texts=dict(page.texts))
         finally:
@@ -97,7 +109,7 @@ class PageWriter:
                 request.cancelled = True
 
     @staticmethod
-    def _take(page: PageTexts, name: str, progress: Progress) -> None:
+    def _take(page: PageTexts, name: Speaker, progress: Progress) -> None:
         page.texts[name] += progress.text
         if progress.is_last:
             page.over.add(name)
@@ -105,7 +117,7 @@ class PageWriter:
             page.error = str(progress.error)
 
     def _request(
-        self, name: str, ids: list[int], preference: FloatArray, length: int, sampling: Sampling, heard: Any
+        self, name: Speaker, ids: list[int], preference: FloatArray, length: int, sampling: Sampling, heard: Any
     ) -> TextRequest:
         engine = self.engine
         room = max(1, min(length, engine.max_length - len(ids)))
