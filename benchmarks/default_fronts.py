@@ -14,7 +14,8 @@ the validation prompts' greedy front is weak, for ten minutes.
 
 For each set more policies are trained for mixtures of its rewards, on the scale of the payoff table. MORLHF answers with the
 policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy trained for even
-weights, in place of a merged one. All are also compared at MORLHF's preferences alone.
+weights, in place of a merged one, and `hoe_mixture_token` has trained routers by token besides. All are also compared at
+MORLHF's preferences alone.
 
 Fronts are measured on the 120 test openings and 840 further ones, which no choice has read: the same sentences with
 other names, animals and things. Greedy, and sampled at temperature 1; 48 new tokens. Every hypervolume is in
@@ -60,7 +61,9 @@ SETS = {
 }  # fmt: skip
 UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties", "pcb", "mod")
 MIXED = ("hoe_mixture", "morlhf")
-TRAINED = {"hoe_token": "token", "hoe_module": "module", "hoe_group": "token", "hoe_placed": "token"}
+TRAINED = {
+    "hoe_token": "token", "hoe_module": "module", "hoe_mixture_token": "token", "hoe_group": "token", "hoe_placed": "token",
+}  # fmt: skip
 PLACED_SECONDS = 600
 # Of `hoe_group`: 8 answers to a prompt in place of a critic, in 16 updates, which are as many answers as the recipe's.
 GROUPED: dict[str, Any] = {
@@ -68,7 +71,7 @@ GROUPED: dict[str, Any] = {
 }  # fmt: skip
 GROUPED_UPDATES = 16
 AGAINST = ("hoe", "rs", "rs_dense", "ties", "morlhf")
-RELATIVE = ("hoe", "hoe_token", "hoe_mixture")
+RELATIVE = ("hoe", "hoe_token", "hoe_mixture", "hoe_mixture_token")
 DIFFERENCES = (
     ("hoe", "rs_dense"), ("hoe", "ties"), ("hoe_token", "hoe"), ("hoe_module", "hoe"), ("hoe_token", "ties"),
 )  # fmt: skip
@@ -89,11 +92,17 @@ class Problem(StoriesSetting):
         """HoE with the recipe's experts and routers of one kind."""
         if name == "hoe_placed":
             return placed_adapter(self, name, seed, PLACED_SECONDS)
-        n = len(self.objectives)
-        routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(n)]
-        untrained = self.adapter(f"{name}-untrained", experts=default_experts(n), routers=routers)
+        routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(len(self.objectives))]
+        untrained = self.adapter(f"{name}-untrained", experts=self.experts(name), routers=routers)
         updates, changes = (GROUPED_UPDATES, GROUPED) if name == "hoe_group" else (UPDATES, {})
         return trained_routers(self, untrained, name, seed, updates, judged=True, changes=changes)
+
+    def experts(self, name: str) -> list[Any]:
+        """The experts besides the objectives' own: the recipe's, merged or the policy trained for its preference."""
+        merged = default_experts(len(self.objectives))
+        if "mixture" not in name:
+            return merged
+        return [ExpertSpec(point, policy=str(self.mixtures()[tuple(point)])) for point in merged]
 
     def mixtures(self) -> dict[tuple[float, ...], Path]:
         """`{λ: folder}` of the policies for mixtures, whether trained or not."""
@@ -112,11 +121,7 @@ class Problem(StoriesSetting):
         """The folder of one of the variants of HoE."""
         if name in TRAINED:
             return self.trained(name, seed)
-        if name == "hoe_mixture":
-            (centre,) = default_experts(len(self.objectives))
-            policy = self.mixtures()[tuple(centre)]
-            return self.adapter(name, experts=[ExpertSpec(centre, policy=str(policy))])
-        return self.adapter(name)
+        return self.adapter(name, experts=self.experts(name)) if name == "hoe_mixture" else self.adapter(name)
 
     def method(self, name: str, seed: int, sampled: bool) -> Any:
         """What answers prompts at a preference."""
@@ -146,14 +151,14 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
     for objective in () if arguments.base in OWN_POLICIES else OBJECTIVES:
         yield Stage(f"policy-{objective}", MINUTES["policy"], lambda o=objective: train(arguments, o))
     for key in arguments.sets:
-        for name, seed in itertools.product(TRAINED, range(arguments.seeds)):
-            placed = name == "hoe_placed"
-            minutes = PLACED_SECONDS / 60 + 4 if placed else MINUTES["router"] * len(SETS[key])
-            yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
         for weights in mixtures(key):
             yield Stage(
                 f"{key}-policy-{weights}", MINUTES["policy"], lambda k=key, w=weights: train_mixture(arguments, k, w)
             )
+        for name, seed in itertools.product(TRAINED, range(arguments.seeds)):
+            placed = name == "hoe_placed"
+            minutes = PLACED_SECONDS / 60 + 4 if placed else MINUTES["router"] * len(SETS[key])
+            yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
         for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *MIXED, *TRAINED)):
             for seed in range(arguments.seeds if name in TRAINED else 1):
                 yield Stage(
