@@ -43,12 +43,13 @@ def hoe_settings(directory: Path, label: str) -> dict[str, Any]:
     path = directory / ADAPTER_CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"{label} is none: there is no {ADAPTER_CONFIG}; give the directory or Hub id of a HoE adapter", path=path
+            f"{label} holds no adapter: there is no {ADAPTER_CONFIG}; give the directory or Hub id of a HoE adapter",
+            path=path,
         )
     settings = read_json(path)
     if (kind := settings.get("peft_type")) != "HOE":
         raise CheckpointError(
-            f"{label} is a PEFT adapter of type {kind!r}; only a HoE adapter has preferences to export or to serve",
+            f"{label} holds an adapter of type {kind!r}, not 'HOE'; give the directory or Hub id of a HoE adapter",
             path=path, argument="peft_type", value=kind, allowed=["HOE"],
         )  # fmt: skip
     return settings

@@ -118,6 +118,13 @@ def test_the_gain_is_of_the_same_prompts():
     assert high - low < 0.4  # of either front alone it would be some 0.3 / 8 ** 0.5 * 4
 
 
+def test_the_same_points_in_another_order_are_no_gain():
+    points, shares = [[0.13, 0.97], [0.71, 0.59], [0.83, 0.31]], [[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]
+    before, after = sweep_of(points, shares, spread=0.0), sweep_of(points[::-1], shares, spread=0.0)
+    before.reference_point = after.reference_point = 0.0
+    assert gain(after, before)[3] == 0.0
+
+
 # -- what is kept and what is not ---
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..config import HoEConfig
 from ..contents import check_contents
 from ..errors import CheckpointError
-from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_header, read_json
+from ..files import ADAPTER_WEIGHTS, hoe_settings, read_header, read_json
 from .report import REPORT_FILE, BuildReport, ModuleReport, PolicyReport
 
 _WIDTH = 48  # characters between the corners of the picture
@@ -104,9 +104,7 @@ def inspect_adapter(directory: str | os.PathLike[str]) -> Inspection:
     (21, ['cheerful', 'vivid', 'centroid'])
     """
     folder = Path(directory)
-    kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
-    if kind != "HOE":
-        raise CheckpointError(f"{folder} holds an adapter of type {kind!r}, not 'HOE'", path=folder / ADAPTER_CONFIG)
+    hoe_settings(folder, str(folder))
     config: Any = HoEConfig.from_pretrained(str(folder))
     weights = folder / ADAPTER_WEIGHTS
     header = read_header(weights)

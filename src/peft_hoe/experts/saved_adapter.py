@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import HoEConfig
-from ..errors import CheckpointError
-from ..files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from ..files import ADAPTER_WEIGHTS, hoe_settings, read_json
 from ..growth import Change
 from ..output_directory import CARD
 from ..tuner.rearranging import rearranged
@@ -80,14 +79,9 @@ def open_adapter(adapter: PathOrHubId) -> SavedAdapter:
         CheckpointError: it is no HoE adapter, or cannot be fetched or read.
     """
     directory = fetch(adapter, weights=True)
-    kind = read_json(directory / ADAPTER_CONFIG).get("peft_type")
-    if kind != "HOE":
-        raise CheckpointError(
-            f"{os.fspath(adapter)!r} is a PEFT adapter of type {kind!r}, not a HoE adapter",
-            argument="peft_type", value=kind, allowed=["HOE"], path=directory / ADAPTER_CONFIG,
-        )  # fmt: skip
-    report = read_json(directory / REPORT_FILE) if (directory / REPORT_FILE).is_file() else {}
     label = f"adapter {os.fspath(adapter)!r}"
+    hoe_settings(directory, label)
+    report = read_json(directory / REPORT_FILE) if (directory / REPORT_FILE).is_file() else {}
     return SavedAdapter(adapter, directory, HoEConfig.from_pretrained(directory), Checkpoint(directory, label), report)
 
 

@@ -21,6 +21,8 @@ from ..preference import FloatArray
 from .dominance import _mask
 from .validation import as_points, as_reference_point
 
+ROUNDING = 1e-9  # hypervolumes that differ by no more are equal: those of the same points in another order
+
 
 @dataclass(frozen=True)
 class HypervolumeRecord:

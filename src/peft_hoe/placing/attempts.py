@@ -75,7 +75,7 @@ def volume(sweep: Sweep) -> float:
 
 def gain(after: Sweep, before: Sweep) -> tuple[float, float, float, float]:
     """The hypervolume afterwards, the interval of its gain, and the share of the replicates in which there is one."""
-    from ..metrics import hypervolume
+    from ..metrics.volume import ROUNDING, hypervolume
 
     drawn = scaled_replicates(
         {"after": after.values, "before": before.values}, before.normalizer,
@@ -87,5 +87,5 @@ def gain(after: Sweep, before: Sweep) -> tuple[float, float, float, float]:
         return hypervolume(first, reference_point=reference) - hypervolume(second, reference_point=reference)
 
     interval = drawn.interval(difference, "after", "before")
-    share = drawn.share(lambda first, second: difference(first, second) > 0, "after", "before")
+    share = drawn.share(lambda first, second: difference(first, second) > ROUNDING, "after", "before")
     return volume(after), float(interval.low), float(interval.high), share

@@ -33,7 +33,6 @@ from .trained_router import TrainedRouter
 
 SURE = 0.9  # share of the replicates in which a router must help to be kept
 _REPLICATES = 1000
-_ROUNDING = 1e-9  # of two equal hypervolumes
 
 
 @dataclass(frozen=True)
@@ -211,6 +210,8 @@ def judge(
         normalizer: the scale, and what the objectives' own experts earn.
         own_prompts: whether its table is of the same prompts; it is then drawn with them, else on its own.
     """
+    from ...metrics.volume import ROUNDING
+
     rewards = np.concatenate([merged, untrained, trained])
     k, prompts = untrained.shape[:2]
     draws = np.random.default_rng(0).integers(0, prompts, (_REPLICATES, prompts))
@@ -225,7 +226,7 @@ def judge(
     drawn = 0 if normalizer.samples is None else normalizer.samples.shape[1]
     return Verdict(
         router, without, with_it, float(np.fmin(low, gain)), float(np.fmax(high, gain)),
-        float((gains > _ROUNDING).mean()), prompts, texts, drawn, len(gains) - len(known),
+        float((gains > ROUNDING).mean()), prompts, texts, drawn, len(gains) - len(known),
     )  # fmt: skip
 
 
