@@ -24,6 +24,7 @@ GROUND = {
     "patterns",
     "unfinished",
     "base_sample",
+    "adapter_sample",
 }
 # Top to bottom: a part imports what stands below it. Parts on one line know nothing of each other.
 FLOORS = [

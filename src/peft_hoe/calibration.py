@@ -9,7 +9,6 @@ Shapes: K positions, N objectives, M simplices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,7 @@ class Calibration:
         positions: of the dial, points of the simplex `(K, N)`.
         preferences: what they lead to, `(K, N)`.
         simplices: of the mesh, rows of both, `(M, N)`.
-        made_for: the fingerprint of the adapter's experts and routers, and the routers that were trained then.
+        made_for: what it holds for, see `HoEConfig.calibrates`.
     """
 
     positions: FloatArray
@@ -82,8 +81,3 @@ class Calibration:
             weights = np.eye(len(self.positions))[nearest]
         found: FloatArray = weights @ self.preferences
         return found / found.sum()
-
-
-def made_for(fingerprint: str, routers: Mapping[str, bool]) -> dict[str, Any]:
-    """What a calibration holds for: other experts, or routers trained since, write other texts at the same preference."""
-    return {"fingerprint": fingerprint, "trained": sorted(name for name, trained in routers.items() if trained)}

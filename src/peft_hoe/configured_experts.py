@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .calibration import made_for
 from .patterns import matches
 from .preference import FloatArray
 from .resolution import fingerprint, stacked
@@ -26,6 +25,7 @@ class ConfiguredExperts:
     target_embeddings: list[str] | None
     target_norms: list[str] | None
     router_temperature: float
+    interpolation: str
 
     @property
     def expert_names(self) -> list[str]:
@@ -85,8 +85,17 @@ class ConfiguredExperts:
         return np.asarray(self.router_temperature * np.log(np.maximum(flat, 1e-3)))
 
     def calibrates(self) -> dict[str, Any]:
-        """What a calibration that is made now holds for: these experts and routers, and those routers' marks."""
-        return made_for(self.own_fingerprint(), {spec.name: spec.trained for spec in self.routers or []})
+        """What a calibration that is made now holds for: with others, a preference leads to other texts.
+
+        Returns:
+            the fingerprint of experts and routers, the names of those routers that are trained, and how votes become weights.
+        """
+        return {
+            "fingerprint": self.own_fingerprint(),
+            "trained": sorted(spec.name or "" for spec in self.routers or [] if spec.trained),
+            "interpolation": self.interpolation,
+            "router_temperature": self.router_temperature,
+        }
 
     def preference_router(self) -> PreferenceRouter:
         """The geometry that turns a preference into weights over experts and routers."""

@@ -5,7 +5,7 @@ import json
 import pytest
 from peft import PeftModel
 
-from peft_hoe import Decoding, cli, demo, sweep
+from peft_hoe import Decoding, build_adapter, cli, demo, sweep
 
 
 @pytest.fixture
@@ -37,13 +37,22 @@ def test_it_writes_the_map_into_the_adapter(saved, capsys):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_another_adapter_changes_nothing(saved, capsys):
-    other = demo.load_demo_adapter(routers=[[0.75, 0.25]])
-    other.save_pretrained(saved / "other")
-    before = (saved / "other" / "adapter_config.json").read_text()
-    assert cli.main(["calibrate", str(saved / "other"), "--sweep", str(saved / "sweep")]) == 2
-    assert "its experts or trained routers are not these" in capsys.readouterr().err
-    assert (saved / "other" / "adapter_config.json").read_text() == before
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        ({"routers": [[0.75, 0.25]]}, "its experts or trained routers are not these"),
+        ({"interpolation": "linear"}, "are averaged in another way"),
+        ({"policies": {"cheerful": demo.POLICIES["vivid"], "vivid": demo.POLICIES["cheerful"]}}, "has other weights"),
+    ],
+)
+def test_a_sweep_of_another_adapter_changes_nothing(saved, capsys, build, said):
+    """Also of one that has its experts in the same places, of other policies."""
+    other = saved / "other"
+    build_adapter(demo.BASE, **{"policies": demo.POLICIES, **build}, output_dir=other, progress=False)
+    before = (other / "adapter_config.json").read_text()
+    assert cli.main(["calibrate", str(other), "--sweep", str(saved / "sweep")]) == 2
+    assert said in capsys.readouterr().err
+    assert (other / "adapter_config.json").read_text() == before
 
 
 def test_no_adapter(saved, capsys):

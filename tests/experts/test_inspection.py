@@ -58,7 +58,7 @@ def test_three_objectives_are_a_triangle():
 
 
 def test_other_directories_are_refused(tmp_path, adapter):
-    with pytest.raises(CheckpointError, match="holds no adapter: there is no adapter_config.json"):
+    with pytest.raises(CheckpointError, match=r"holds no adapter: there is no adapter_config\.json"):
         inspect_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(CheckpointError, match="holds an adapter of type 'LORA', not 'HOE'"):

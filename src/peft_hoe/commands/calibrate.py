@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from peft.utils import CONFIG_NAME
 
-    from ..config import HoEConfig
     from ..errors import CheckpointError
     from ..evaluation import Sweep, calibrate
+    from ..experts.saved_adapter import open_adapter
 
     adapter = Path(arguments.adapter)
     if not (adapter / CONFIG_NAME).is_file():
@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{adapter} holds no {CONFIG_NAME}; give the directory of an adapter, since the calibration is written there",
             path=adapter,
         )
-    config = HoEConfig.from_pretrained(adapter)
-    report = calibrate(config, Sweep.load(arguments.sweep), replicates=arguments.replicates)
+    saved = open_adapter(adapter)
+    report = calibrate(saved, Sweep.load(arguments.sweep), replicates=arguments.replicates)
     with tempfile.TemporaryDirectory(dir=adapter) as whole:
-        config.save_pretrained(whole)
+        saved.config.save_pretrained(whole)
         os.replace(Path(whole) / CONFIG_NAME, adapter / CONFIG_NAME)
     print(report.table())
     return 0

@@ -95,6 +95,12 @@ def train_routers(
     known = adapter_of(model, args.model_adapter_name).router_names
     names = known if routers is None else list(routers)
     unknown = [name for name in names if name not in known]
+    if not known:
+        raise ExpertError(
+            "the adapter has no routers to train; add some, by model.add_router(preference) or peft-hoe add-router, or build "
+            "it with routers= (--router)",
+            argument="routers", value=names, allowed=known,
+        )  # fmt: skip
     if unknown or not names:
         raise ExpertError(
             f"routers {unknown or names} are to be trained; the adapter has {known}",

@@ -116,6 +116,16 @@ def layers_of(model: nn.Module, adapter: str) -> Iterator[HoELayer]:
     return (module for module in model.modules() if isinstance(module, HoELayer) and adapter in module.hoe_layouts)
 
 
+def own_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """The tensors of an adapter in linear layers by the names of its file, without PEFT's prefix."""
+    layers = (layer for layer in layers_of(model, adapter) if layer.low_rank and not layer.votes_statically)
+    return {
+        f"{layer.module_name}.{name}": tensor
+        for layer in layers
+        for name, tensor in layer.adapter_tensors(adapter).items()
+    }
+
+
 def _changeable(model: nn.Module, adapter_name: str | None) -> Any:
     """The adapter, seen to be one that may be changed now.
 

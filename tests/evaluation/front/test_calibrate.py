@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from peft_hoe import HoEConfig, HoEError, HoEWarning, PreferenceError, das_dennis, demo
+from peft_hoe import Decoding, HoEConfig, HoEError, HoEWarning, PreferenceError, das_dennis, demo, sweep
 from peft_hoe.evaluation import calibrate
 from peft_hoe.evaluation.front.calibrate import _lengths
 from peft_hoe.metrics import gap_variation
@@ -155,7 +155,7 @@ def test_a_calibration_is_assigned_to_a_model_in_use():
 
 
 @pytest.mark.parametrize(
-    ("sweep", "message"),
+    ("given", "message"),
     [
         (sweep_of([[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.eye(3)), "of another adapter: its objectives are"),
         (sweep_of([[0, 1], [1, 0]], [[0, 1], [0.9, 0.1]]), r"lacks the preferences of \['a'\] alone"),
@@ -165,17 +165,39 @@ def test_a_calibration_is_assigned_to_a_model_in_use():
         ("out", "sweep is 'out'; give what peft_hoe.sweep returned, or read its directory"),
     ],
 )
-def test_sweeps_that_do_not_fit(sweep, message):
+def test_sweeps_that_do_not_fit(given, message):
     made = config()
     with pytest.raises(HoEError, match=message):
-        calibrate(made, sweep)
+        calibrate(made, given)
     assert made.calibration is None
 
 
+@pytest.mark.slow
+def test_a_sweep_of_a_model_with_other_weights_or_without_its_routers():
+    model, tokenizer = demo.load_demo_adapter(routers=[[0.75, 0.25]]), demo.load_tokenizer()
+    model.mark_trained()
+
+    def swept(**options):
+        return sweep(
+            model, tokenizer, demo.load_prompts()[:4], demo.REWARDS, [[1, 0], [0.7, 0.3], [0, 1]],
+            decoding=Decoding(16), progress=False, **options,
+        )  # fmt: skip
+
+    with pytest.raises(HoEError, match="made with routers='static', but the adapter has trained routers"):
+        calibrate(model, swept(routers="static"))
+    found = swept()
+    with torch.no_grad():
+        next(weight for name, weight in model.named_parameters() if "hoe_router" in name).add_(0.1)
+    with pytest.raises(HoEError, match="its base or its adapter has other weights"):
+        calibrate(model, found)
+    assert model.peft_config["default"].calibration is None
+
+
 def test_a_sweep_of_another_adapter():
-    sweep = sweep_of([[0, 1], [1, 0]], [[0, 1], [1, 0]])
-    sweep.runs = [{"calibrates": config(routers=[[0.25, 0.75]]).calibrates()}]
-    with pytest.raises(HoEError, match="its experts or trained routers are not these"):
-        calibrate(config(), sweep)
-    sweep.runs = [{"calibrates": config().calibrates()}]
-    calibrate(config(), sweep)
+    given = sweep_of([[0, 1], [1, 0]], [[0, 1], [1, 0]])
+    for other in (config(routers=[[0.25, 0.75]]), config(interpolation="norm")):
+        given.runs = [{"calibrates": other.calibrates()}]
+        with pytest.raises(HoEError, match="its experts or trained routers are not these"):
+            calibrate(config(), given)
+    given.runs = [{"calibrates": config().calibrates()}]
+    calibrate(config(), given)

@@ -76,7 +76,8 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     experts and trained routers that the adapter has now.
 
     Args:
-        model: a model with a HoE adapter, or the adapter's `HoEConfig`.
+        model: a model with a HoE adapter, or what `peft_hoe.experts.saved_adapter.open_adapter` made of its files, or its
+            `HoEConfig`, which knows no weights. Files are not written: `config.save_pretrained` does that.
         sweep: of this adapter, on prompts that were kept for choices, at preferences that hold every corner.
         replicates: of the bootstrap.
         seed: of the bootstrap.
@@ -101,6 +102,7 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     1.0
     """
     config = check_own_sweep(model, sweep)
+    _check_routers(config, sweep)
     _check_corners(sweep)
     if sweep.normalizer is not None:
         sweep.normalizer.tell_uncertain()
@@ -118,6 +120,16 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
     report = CalibrationReport(calibration, _variation(raw, steps), _variation(moved, steps), stretches)
     config.calibration = calibration.to_dict()  # last: what fails before has changed nothing
     return report
+
+
+def _check_routers(config: Any, sweep: SweepResult) -> None:
+    said = {run.get("settings", {}).get("routers", "keep") for run in sweep.runs} - {"keep"}
+    if said and any(spec.trained for spec in config.routers or []):
+        raise HoEError(
+            f"the sweep was made with routers={said.pop()!r}, but the adapter has trained routers, which vote where the dial "
+            "leads; sweep with routers='keep'",
+            argument="sweep",
+        )
 
 
 def _check_corners(sweep: SweepResult) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ...adapter_sample import differing
 from ...config import HoEConfig
 from ...errors import HoEError
+from ...experts.checkpoints import PEFT_PREFIX
+from ...experts.saved_adapter import SavedAdapter
 from ...tuner.functional import adapter_of
 from ..methods.fingerprints import model_fingerprint
 from ..sweeps.result import SweepResult
@@ -27,20 +30,27 @@ def check_is_sweep(sweep: Any) -> None:
         )
 
 
+def configuration_of(model: Any) -> HoEConfig:
+    """The configuration of an adapter, which is given by itself, by its opened files or in a model."""
+    if isinstance(model, HoEConfig):
+        return model
+    return model.config if isinstance(model, SavedAdapter) else adapter_of(model).config
+
+
 def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
     """The adapter's configuration, if the sweep may be the adapter's.
 
     What a sweep does not say of itself, such as one of texts from elsewhere, is not compared.
 
     Args:
-        model: a model with a HoE adapter, or the adapter's `HoEConfig`.
+        model: a model with a HoE adapter, the adapter's files from `open_adapter`, or its `HoEConfig`, which knows no weights.
         sweep: of it.
 
     Raises:
         HoEError: the sweep is empty, has other objectives, or was made with other experts, trained routers or weights; or there
             is one objective only.
     """
-    config: HoEConfig = model if isinstance(model, HoEConfig) else adapter_of(model).config
+    config = configuration_of(model)
     check_is_sweep(sweep)
     names = list(config.objectives or ())
     if names != list(sweep.objectives):
@@ -55,16 +65,30 @@ def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
     made = [run["calibrates"] for run in sweep.runs if run.get("calibrates")]
     if made and config.calibrates() not in made:
         raise HoEError(
-            "the sweep is of another adapter: its experts or trained routers are not these; sweep this one",
+            "the sweep is of another adapter: its experts or trained routers are not these, or are averaged in another way; "
+            "sweep this one",
             argument="sweep",
             value=made,
             allowed=config.calibrates(),
         )
     if not sweep.prompts or not len(sweep.preferences) or not np.isfinite(sweep.points).all():
         raise HoEError(f"the sweep of {sweep.name!r} is empty, or lacks rewards; sweep again", argument="sweep")
-    if config is not model:
+    if isinstance(model, SavedAdapter):
+        _check_files(model, sweep)
+    elif config is not model:
         _check_weights(model, sweep)
     return config
+
+
+def _check_files(saved: SavedAdapter, sweep: SweepResult) -> None:
+    known = [run["sample"] for run in sweep.runs if run.get("sample")]
+    names = [name.removeprefix(PEFT_PREFIX) for module in saved.low_rank for name in saved.modules[module].values()]
+    if known and all(differing(one, names, lambda name: saved.weights.tensor(PEFT_PREFIX + name)) for one in known):
+        raise HoEError(
+            f"the sweep is of another adapter: {saved.given} has other weights; sweep this one",
+            argument="sweep",
+            value=str(saved.given),
+        )
 
 
 def _check_weights(model: Any, sweep: SweepResult) -> None:

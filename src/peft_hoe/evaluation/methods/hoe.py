@@ -27,12 +27,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ...adapter_sample import sample_of
 from ...errors import check_choice
 from ...generation.completer import Completer
 from ...generation.settings import evaluating
 from ...preference import FloatArray
 from ...tuner.adapter import ROUTERS
 from ...tuner.functional import adapter_of
+from ...tuner.growing import own_tensors
 from .fingerprints import model_fingerprint
 
 
@@ -106,6 +108,11 @@ class HoEMethod:
     def calibrates(self) -> dict[str, Any]:
         """Which experts and trained routers a calibration of the dial by this method's sweep holds for."""
         return adapter_of(self.model, self.adapter).config.calibrates()
+
+    def sample(self) -> dict[str, list[float]]:
+        """Some of the adapter's numbers, by which its files are known."""
+        tensors = own_tensors(self.model, self.adapter)
+        return sample_of(list(tensors), tensors.__getitem__)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], preferences: FloatArray) -> list[str]:

@@ -119,6 +119,7 @@ def sweep(
         runs=[{
             "fingerprint": run.fingerprint, "decoding": run.decoding, "settings": run.settings, "drawing": run.drawing,
             "seed": seed, "versions": installed_versions(), "calibrates": method.calibrates() if generate is None else None,
+            "sample": method.sample() if generate is None else None,
         }],
     )  # fmt: skip
     if directory is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from ...errors import ExpertError
+from ...errors import ExpertError, HoEWarning
 from ...objectives.normalizer import RewardNormalizer
 from ...objectives.weights import ObjectiveWeights
 from ...tuner.functional import adapter_of, mark_trained
@@ -75,6 +76,7 @@ class RouterTrainingState:
         self.normalizer: RewardNormalizer | None = None
         self.run_id: str | None = None
         self.helps: bool | None = None
+        self.was_trained = bool(served.trained[self.router.index])
 
     @contextlib.contextmanager
     def training(self, args: Any) -> Iterator[None]:
@@ -93,6 +95,15 @@ class RouterTrainingState:
         self.router.write(self.average.values if averaged and self.average is not None else None)
         trained = self.helps is not False
         mark_trained(self.policy, self.router.router, trained=trained, adapter_name=self.router.adapter)
+        config = adapter_of(self.policy, self.router.adapter).config
+        if self.was_trained and config.calibration is not None:  # a mark that is new makes it no longer fit
+            config.calibration = None
+            warnings.warn(
+                f"the adapter's calibration was made before router {self.router.router!r} was trained again, so it is dropped; "
+                "calibrate again",
+                HoEWarning,
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors."""
