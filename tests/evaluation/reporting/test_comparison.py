@@ -13,7 +13,8 @@ LINE = [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
 
 def test_a_comparison_shows_differences_first_and_clipped_points_of_both(make_sweep):
     a, b = make_sweep([[1.0, 1.0], [2.0, 0.0]]), make_sweep([[0.5, 0.5], [-0.2, 1.0]], name="other")
-    found = a.compare(b, replicates=10)
+    with pytest.warns(HoEWarning, match=r"'other' steered to 'b' alone lies at \[-0.2, 1.0\]"):
+        found = a.compare(b, replicates=10)
     assert [*found.values][:2] == ["hypervolume A - B", "expected utility A - B"]
     assert [*found.values][-1] == "relative hypervolume A / B"
     assert found.clipped == (0, 1)
@@ -50,7 +51,7 @@ def test_equal_fronts_do_not_dominate(make_sweep):
 
 @pytest.mark.filterwarnings("default:the experts hardly differ")
 def test_a_comparison_tells_of_its_scale(make_sweep):
-    """As the metrics of its first sweep do."""
+    """As the metrics of its first sweep do, and of both sweeps' corners on that scale."""
     scale = RewardNormalizer(np.eye(2), ["a", "b"], measurement={"spread_errors": [0.1, 0.5]})
     a, b = make_sweep([[1.0, 1.0], [2.0, -0.2]], normalizer=scale), make_sweep(np.eye(2), name="B")
     with pytest.warns(HoEWarning) as told:
@@ -58,6 +59,8 @@ def test_a_comparison_tells_of_its_scale(make_sweep):
     said = [str(item.message) for item in told]
     assert any("'A' steered to 'b' alone lies at [2.0, -0.2], below the reference point" in text for text in said)
     assert any("hardly differ in objective 'b'" in text for text in said)
+    with pytest.warns(HoEWarning, match=r"'A' steered to 'b' alone lies at \[2.0, -0.2\], below the reference point"):
+        b.compare(make_sweep([[1.0, 1.0], [2.0, -0.2]]), replicates=10)
 
 
 def test_comparisons_use_the_first_ones_scale(make_sweep):

@@ -33,6 +33,15 @@ def test_metrics_by_hand(make_sweep):
     assert "reference point -0.1, normalised by the payoff table (given); 3 points, 3 not dominated" in found.table()
 
 
+def test_gaps_are_those_between_neighbours(make_sweep):
+    found = make_sweep([[1.0, 0.0], [0.75, 0.25], [0.0, 1.0]], preferences=LINE).metrics(replicates=10)
+    assert float(found.values["CV of gaps"].estimate) == pytest.approx(0.5)  # steps of 1 and 3 quarters
+    assert float(found.values["gap ratio"].estimate) == pytest.approx(3)
+    still = make_sweep([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], preferences=LINE).metrics(replicates=10)
+    assert float(still.values["gap ratio"].estimate) == np.inf  # a step that does nothing
+    assert float(still.values["CV of gaps"].estimate) == pytest.approx(1)
+
+
 def test_points_below_the_reference_point_are_counted(make_sweep):
     with pytest.warns(
         HoEWarning, match=r"'A' steered to 'b' alone lies at \[2.0, -0.2\], below the reference point -0.1"

@@ -16,7 +16,7 @@ from .measures import SweepMetrics
 def as_json(
     metrics: SweepMetrics | None, comparisons: Sequence[SweepComparison] = (), judged: Sequence[WinRates] = ()
 ) -> dict[str, Any]:
-    """Metrics, comparisons and win rates with their intervals; NaN becomes null."""
+    """Metrics, comparisons and win rates with their intervals; NaN and infinity become null."""
     found: dict[str, Any] = {"metrics": None}
     if metrics is not None:
         settings = {"payoff_source": metrics.payoff_source, "level": metrics.level, "replicates": metrics.replicates}
@@ -50,5 +50,5 @@ def _intervals(values: Mapping[str, Interval]) -> dict[str, Any]:
 
 def _interval(interval: Interval) -> dict[str, Any]:
     numbers = {name: float(getattr(interval, name)) for name in ("estimate", "low", "high")}
-    shown: dict[str, Any] = {name: None if math.isnan(number) else number for name, number in numbers.items()}
+    shown: dict[str, Any] = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
     return shown | {"undefined": int(interval.undefined)}

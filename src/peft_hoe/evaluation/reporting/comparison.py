@@ -82,7 +82,7 @@ def compare(
         HoEError: they differ in objectives or prompts, or rewards without a scale.
 
     Warns:
-        HoEWarning: a corner of `a` lies below the reference point, or its payoff table may be chance.
+        HoEWarning: a corner of `a` or `b` lies below the reference point of `a`, or the payoff table of `a` may be chance.
     """
     if a.objectives != b.objectives or a.prompts != b.prompts:
         what = "objectives" if a.objectives != b.objectives else "prompts"
@@ -92,7 +92,7 @@ def compare(
         )  # fmt: skip
     check_scale(a)
     with each_warning_once():
-        warn_of_scale(a)
+        warn_of_scale(a, b)
         return _compare(a, b, level, replicates, seed)
 
 

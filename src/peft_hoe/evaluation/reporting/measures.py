@@ -119,23 +119,33 @@ def check_scale(sweep: SweepResult) -> None:
         )  # fmt: skip
 
 
-def warn_of_scale(sweep: SweepResult) -> None:
-    """Say where a hypervolume means little: a corner of the sweep lies below the reference point, or a spread is chance."""
+def warn_of_scale(sweep: SweepResult, *others: SweepResult) -> None:
+    """Say where a hypervolume means little: a corner of a sweep lies below the reference point, or a spread is chance.
+
+    Args:
+        sweep: whose scale and reference point count.
+        others: sweeps that are compared with it.
+    """
     if sweep.normalizer is None:
         return
-    point = np.broadcast_to(np.asarray(sweep.reference_point, dtype=float), (len(sweep.objectives),))
-    points = sweep.normalized(sweep.points)
+    for one in (sweep, *others):
+        _warn_of_corners(one, sweep)
+    sweep.normalizer.tell_uncertain(stacklevel=4)
+
+
+def _warn_of_corners(sweep: SweepResult, scale: SweepResult) -> None:
+    point = np.broadcast_to(np.asarray(scale.reference_point, dtype=float), (len(sweep.objectives),))
+    points = scale.normalized(sweep.points)
     for corner, name in zip(np.eye(len(sweep.objectives)), sweep.objectives, strict=True):
         rows = np.flatnonzero(np.abs(sweep.preferences - corner).max(axis=1) < 1e-9)
         if len(rows) and (points[rows[0]] < point).any():
             warnings.warn(
                 f"{sweep.name!r} steered to {name!r} alone lies at {np.round(points[rows[0]], 3).tolist()}, below the "
-                f"reference point {compact(point.tolist())}, and encloses nothing; the payoff table ({sweep.payoff_source}) "
+                f"reference point {compact(point.tolist())}, and encloses nothing; the payoff table ({scale.payoff_source}) "
                 "was measured on other prompts or another model, or the experts hardly differ",
                 HoEWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-    sweep.normalizer.tell_uncertain(stacklevel=4)
 
 
 def _steerability(points: FloatArray, preferences: FloatArray) -> FloatArray:
@@ -153,10 +163,21 @@ def _spacing(drawn: Replicates, preferences: FloatArray, level: float) -> dict[s
     except PreferenceError:  # one objective, or preferences that span too little
         return found
 
-    def variation(points: FloatArray) -> float:
-        return metrics.gap_variation(points, preferences) if np.ptp(points, axis=0).any() else np.nan
+    def gaps(points: FloatArray) -> FloatArray:
+        """The CV, and the smallest gap over the largest, which is finite."""
+        if not np.ptp(points, axis=0).any():
+            return np.full(2, np.nan)
+        return np.asarray([metrics.gap_variation(points, preferences), 1 / metrics.gap_ratio(points, preferences)])
 
-    return {**found, "CV of gaps": drawn.interval(variation, level=level)}
+    parts = drawn.interval(gaps, level=level)
+    inverse = _part(parts, 1)
+    with np.errstate(divide="ignore"):
+        estimate, high, low = (np.float64(1) / part for part in (inverse.estimate, inverse.low, inverse.high))
+    return {
+        **found,
+        "CV of gaps": _part(parts, 0),
+        "gap ratio": Interval(estimate, low, high, level, inverse.undefined),
+    }
 
 
 def _part(interval: Interval, i: int) -> Interval:
