@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, help=f"of routers; default {RATES}")
     add("--save-steps", type=int, default=10, help="a checkpoint of training every so many updates (default 10)")
     add("--preferences", default="grid", metavar="FILE", help="as in sweep: grid (default), or a file")
-    add("--baselines", default="", metavar="NAMES", help="with commas, such as rs,mod; more may be added later")
+    add("--baselines", default="", metavar="NAMES", help="with commas, such as rs_dense,ties; more may be added later")
     add_decoding(parser, "default the recipe's, else 64")
     add("--texts", type=int, default=1, help="sampled texts for each prompt and preference of all sweeps (default 1)")
     add("--limit", type=int, help="test prompts at most; default all")

@@ -161,7 +161,7 @@ def _check(model: Any, sweep: Sweep, budget: Any, prompts: Any, sure: float) -> 
             "model that peft_hoe.sweep returned",
             argument="sweep",
         )
-    said = sweep.runs[0].get("settings", {}).get("routers", "keep")
+    said = (sweep.runs[0].get("settings") or {}).get("routers", "keep")
     if said != "keep" and adapter_of(model).config.routers:
         raise HoEError(
             f"the sweep was made with routers={said!r}, but the adapter has routers, and what is added is measured with them; "

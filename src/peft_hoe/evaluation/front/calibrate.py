@@ -123,7 +123,7 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
 
 
 def _check_routers(config: Any, sweep: SweepResult) -> None:
-    said = {run.get("settings", {}).get("routers", "keep") for run in sweep.runs} - {"keep"}
+    said = {(run.get("settings") or {}).get("routers", "keep") for run in sweep.runs} - {"keep"}
     if said and any(spec.trained for spec in config.routers or []):
         raise HoEError(
             f"the sweep was made with routers={said.pop()!r}, but the adapter has trained routers, which vote where the dial "
