@@ -14,7 +14,8 @@ the validation prompts' greedy front is weak, for ten minutes.
 
 For each set more policies are trained for mixtures of its rewards, on the scale of the payoff table. MORLHF answers with the
 policy that was trained for a preference. `hoe_mixture` is HoE whose expert in the middle is made of the policy trained for even
-weights, in place of a merged one, and `hoe_mixture_token` has trained routers by token besides. All are also compared at
+weights, in place of a merged one, and `hoe_mixture_token` has trained routers by token besides. `hoe_bone`, for two
+objectives, has experts of the policies for [.7, .3] and [.3, .7] at the corners, as bone soups have. All are also compared at
 MORLHF's preferences alone.
 
 Fronts are measured on the 120 test openings and 840 further ones, which no choice has read: the same sentences with
@@ -60,7 +61,7 @@ SETS = {
     "all": OBJECTIVES,
 }  # fmt: skip
 UNTRAINED = ("hoe", "rs", "rs_norm", "rs_dense", "ties", "pcb", "mod")
-MIXED = ("hoe_mixture", "morlhf")
+MIXED = ("hoe_mixture", "hoe_bone", "morlhf")
 TRAINED = {
     "hoe_token": "token", "hoe_module": "module", "hoe_mixture_token": "token", "hoe_group": "token", "hoe_placed": "token",
 }  # fmt: skip
@@ -121,6 +122,10 @@ class Problem(StoriesSetting):
         """The folder of one of the variants of HoE."""
         if name in TRAINED:
             return self.trained(name, seed)
+        if name == "hoe_bone":
+            mixed = self.mixtures()
+            policies = dict(zip(self.objectives, (str(mixed[0.7, 0.3]), str(mixed[0.3, 0.7])), strict=True))
+            return self.adapter(name, policies)
         return self.adapter(name, experts=self.experts(name)) if name == "hoe_mixture" else self.adapter(name)
 
     def method(self, name: str, seed: int, sampled: bool) -> Any:
@@ -159,7 +164,8 @@ def stages(arguments: argparse.Namespace) -> Iterator[Stage]:
             placed = name == "hoe_placed"
             minutes = PLACED_SECONDS / 60 + 4 if placed else MINUTES["router"] * len(SETS[key])
             yield Stage(f"{key}-{name}-{seed}", minutes, lambda k=key, n=name, s=seed: routers(arguments, k, n, s))
-        for decoding, name in itertools.product(arguments.decodings, (*UNTRAINED, *MIXED, *TRAINED)):
+        names = [name for name in (*UNTRAINED, *MIXED, *TRAINED) if name != "hoe_bone" or len(SETS[key]) == 2]
+        for decoding, name in itertools.product(arguments.decodings, names):
             for seed in range(arguments.seeds if name in TRAINED else 1):
                 yield Stage(
                     f"{key}-{name}-{seed}-{decoding}", MINUTES[decoding],
