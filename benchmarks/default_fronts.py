@@ -123,9 +123,9 @@ class Problem(StoriesSetting):
         if name in TRAINED:
             return self.trained(name, seed)
         if name == "hoe_bone":
-            mixed = self.mixtures()
-            policies = dict(zip(self.objectives, (str(mixed[0.7, 0.3]), str(mixed[0.3, 0.7])), strict=True))
-            return self.adapter(name, policies)
+            ends = sorted(self.mixtures().items(), reverse=True)  # the most of the first objective first
+            policies = {name: str(ends[k][1]) for name, k in zip(self.objectives, (0, -1), strict=True)}
+            return self.adapter("hoe_bone", policies)
         return self.adapter(name, experts=self.experts(name)) if name == "hoe_mixture" else self.adapter(name)
 
     def method(self, name: str, seed: int, sampled: bool) -> Any:
