@@ -11,7 +11,7 @@ import numpy as np
 from peft_hoe.errors import HoEWarning
 from peft_hoe.evaluation import Sweep
 from peft_hoe.evaluation.sweeps.replicates import scaled_replicates
-from peft_hoe.metrics import REFERENCE_POINT, hypervolume
+from peft_hoe.metrics import REFERENCE_POINT, basic_interval, hypervolume, percentile_interval
 
 
 def front_table(sweeps: Mapping[str, Sweep], against: Sequence[str], preferences: Any = None) -> str:
@@ -75,6 +75,6 @@ def volume(front: Any) -> float:
 
 
 def cell(estimate: float, replicates: Any, sign: str = "") -> str:
-    """A number with its 95 % interval."""
-    low, high = np.percentile(replicates, [2.5, 97.5])
-    return f"{estimate:{sign}.3f} [{min(low, estimate):{sign}.3f}, {max(high, estimate):{sign}.3f}]"
+    """A number with its 95 % interval; with a sign it is a difference of two methods."""
+    low, high = (percentile_interval if sign else basic_interval)(estimate, np.asarray(replicates))
+    return f"{estimate:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"

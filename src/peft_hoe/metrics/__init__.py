@@ -8,7 +8,7 @@ try:
 except ImportError as error:
     raise ImportError(f"peft_hoe.metrics needs moocore: pip install 'peft-hoe[eval]' ({error})") from error
 
-from .bootstrap import Interval, Replicates, bootstrap
+from .bootstrap import Interval, Replicates, basic_interval, bootstrap, percentile_interval
 from .comparison import Comparison, compare_fronts
 from .dominance import coverage, dominates, front_dominates, non_dominated_mask, union_shares
 from .indicators import epsilon, expected_utility, igd_plus, sparsity, spread
@@ -25,6 +25,7 @@ __all__ = [
     "Interval",
     "Replicates",
     "Steerability",
+    "basic_interval",
     "bootstrap",
     "compare_fronts",
     "control_regret",
@@ -43,6 +44,7 @@ __all__ = [
     "non_dominated_mask",
     "order_violations",
     "path",
+    "percentile_interval",
     "relative_hypervolume",
     "sparsity",
     "spearman",

@@ -27,10 +27,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its percentile interval; each is a number or an array of the statistic's shape.
+    """A statistic with its bootstrap interval; each is a number or an array of the statistic's shape.
 
-    Where replicates are biased, as those of a maximum are, the estimate may lie outside their percentiles; the nearer end is
-    then moved to it.
+    Of one method's points it is the basic interval, whose ends lie as far from the estimate as the percentiles of the
+    replicates do, on the other side: 2 e - high and 2 e - low (Davison and Hinkley 1997, eq. 5.6). So the bias of a maximum
+    over noisy means, which the estimate has once and its replicates twice, is taken off. Of several methods' points, where most
+    of this cancels, it is the percentiles, which err on the wide side. Where the estimate lies outside, the nearer end is moved
+    to it.
 
     >>> from peft_hoe.metrics import bootstrap
     >>> drawn = bootstrap({"hoe": [[[[1.0, 0.0], [1.0, 2.0]]]]}, replicates=100)
@@ -69,13 +72,20 @@ class Replicates:
     seeds: dict[str, IntArray]
     """The seeds that were drawn, `(R, S)` for each method."""
 
-    def interval(self, statistic: Callable[..., Any], *methods: str, level: float = 0.95) -> Interval:
-        """The percentile interval of a statistic.
+    def interval(
+        self,
+        statistic: Callable[..., Any],
+        *methods: str,
+        level: float = 0.95,
+        bounds: tuple[Any, Any] = (-np.inf, np.inf),
+    ) -> Interval:
+        """The bootstrap interval of a statistic: basic for one method, percentiles for several, see `Interval`.
 
         Args:
             statistic: takes the mean points `(K, N)` of each of `methods`; returns a number or an array of fixed shape.
             methods: default all, in their order.
             level: share of the replicates inside.
+            bounds: what the statistic lies between, numbers or arrays of its shape; the ends of the interval do, too.
 
         Raises:
             MetricError: an unknown method, or a level that is not between 0 and 1.
@@ -96,8 +106,8 @@ class Replicates:
         undefined = np.isnan(values).sum(axis=0)
         if undefined.any():
             notes.append(f"the statistic is NaN in up to {undefined.max()} of {len(values)} replicates; left out")
-        low, high = _percentiles(values, [50 * (1 - level), 50 * (1 + level)])
-        low, high = np.fmin(low, estimate), np.fmax(high, estimate)
+        low, high = (basic_interval if len(names) == 1 else percentile_interval)(estimate, values, level)
+        low, high = (np.clip(end, *bounds) for end in (low, high))
         for note in notes:
             warnings.warn(note, HoEWarning, stacklevel=2)
         return Interval(estimate, low, high, level, np.asarray(undefined), notes)
@@ -276,8 +286,39 @@ def _counts(draws: IntArray, n: int) -> FloatArray:
     return np.bincount((draws + rows).ravel(), minlength=len(draws) * n).reshape(-1, n).astype(np.float64)
 
 
-def _percentiles(values: FloatArray, at: list[float]) -> tuple[FloatArray, FloatArray]:
+def basic_interval(estimate: Any, values: FloatArray, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """The ends of the basic bootstrap interval, which hold the estimate; see `Interval`.
+
+    Args:
+        estimate: any shape.
+        values: of the replicates, `(R, ...)`; NaN are left out.
+        level: share of the replicates inside.
+
+    >>> import numpy as np
+    >>> from peft_hoe.metrics import basic_interval
+    >>> low, high = basic_interval(10.0, np.linspace(9, 15, 101), level=0.9)  # percentiles 9.3 and 14.7
+    >>> round(float(low), 3), round(float(high), 3)
+    (5.3, 10.7)
+    """
+    low, high = _percentiles(values, level)
+    return np.fmin(2 * estimate - high, estimate), np.fmax(2 * estimate - low, estimate)
+
+
+def percentile_interval(estimate: Any, values: FloatArray, level: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """The ends of the percentile interval, moved to the estimate where they do not hold it; arguments as `basic_interval`.
+
+    >>> import numpy as np
+    >>> from peft_hoe.metrics import percentile_interval
+    >>> low, high = percentile_interval(9.1, np.linspace(9, 15, 101), level=0.9)
+    >>> round(float(low), 3), round(float(high), 3)
+    (9.1, 14.7)
+    """
+    low, high = _percentiles(values, level)
+    return np.fmin(low, estimate), np.fmax(high, estimate)
+
+
+def _percentiles(values: FloatArray, level: float) -> FloatArray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # said in Interval.undefined
-        low, high = np.nanpercentile(values, at, axis=0)
-    return np.asarray(low), np.asarray(high)
+        found: FloatArray = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    return found

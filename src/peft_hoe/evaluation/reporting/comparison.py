@@ -18,7 +18,7 @@ from ...metrics import Interval, Replicates
 from ...preference import FloatArray
 from ..sweeps.replicates import scaled_replicates
 from ..sweeps.result import SweepResult
-from .measures import check_scale, compact, each_warning_once, shown, warn_of_scale
+from .measures import POSITIVE, check_scale, compact, each_warning_once, shown, warn_of_scale
 
 CONFIDENCE = 0.95  # share of the replicates in which "A dominates B" must hold to be said
 
@@ -73,6 +73,9 @@ class SweepComparison:
         )
 
 
+_LIMITS = {"coverage": (0.0, 1.0), "IGD+": POSITIVE}  # what statistics lie between, by the first word of their label
+
+
 def compare(
     a: SweepResult, b: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
 ) -> SweepComparison:
@@ -119,8 +122,11 @@ def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed
         "IGD+ A to union": (_igd_plus_to_union, ("A", "B")),
         "IGD+ B to union": (_igd_plus_to_union, ("B", "A")),
     }
-    values = {label: drawn.interval(statistic, *names, level=level) for label, (statistic, names) in pairs.items()}
-    values |= {f"hypervolume {name}": drawn.interval(volume, name, level=level) for name in ("A", "B")}
+    values = {
+        label: drawn.interval(statistic, *names, level=level, bounds=_LIMITS.get(label.split()[0], (-np.inf, np.inf)))
+        for label, (statistic, names) in pairs.items()
+    }
+    values |= {f"hypervolume {name}": drawn.interval(volume, name, level=level, bounds=POSITIVE) for name in ("A", "B")}
     values |= _relative(drawn, volume, level)
     point = np.broadcast_to(np.asarray(reference, dtype=float), (len(a.objectives),))
     return SweepComparison(
@@ -142,7 +148,7 @@ def _relative(drawn: Replicates, volume: Callable[[FloatArray], float], level: f
         whole = volume(b)
         return volume(a) / whole if whole > 0 else np.nan
 
-    return {"relative hypervolume A / B": drawn.interval(ratio, "A", "B", level=level)}
+    return {"relative hypervolume A / B": drawn.interval(ratio, "A", "B", level=level, bounds=POSITIVE)}
 
 
 def _clipped(points: FloatArray, reference: FloatArray) -> int:

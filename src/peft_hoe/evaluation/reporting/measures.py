@@ -1,6 +1,6 @@
 """Metrics of a sweep, with their uncertainty.
 
-Points are means over prompts and runs, on the payoff table's scale; intervals are percentiles of the hierarchical bootstrap of
+Points are means over prompts and runs, on the payoff table's scale; intervals are those of the hierarchical bootstrap of
 `peft_hoe.metrics`, in which the table's own prompts are drawn, too.
 
 Shapes: K preferences, N objectives.
@@ -21,6 +21,8 @@ from ...metrics import HypervolumeRecord, Interval, Replicates
 from ...preference import FloatArray
 from ...triangulation import triangulate
 from ..sweeps.result import REFERENCE_POINT, SweepResult
+
+POSITIVE = (0.0, np.inf)  # what areas and lengths lie between
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,19 @@ def measure(sweep: SweepResult, *, level: float = 0.95, replicates: int = 1000, 
 def _measure(sweep: SweepResult, level: float, replicates: int, seed: int) -> SweepMetrics:
     drawn = sweep.replicates(replicates, seed)
     reference, wanted = sweep.reference_point, sweep.preferences
-    values = {"hypervolume": drawn.interval(lambda a: metrics.hypervolume(a, reference_point=reference), level=level)}
+    values = {
+        "hypervolume": drawn.interval(
+            lambda a: metrics.hypervolume(a, reference_point=reference), level=level, bounds=POSITIVE
+        )
+    }
     if len(wanted) > 1:
-        parts = drawn.interval(lambda a: _steerability(a, wanted), level=level)
+        parts = drawn.interval(lambda a: _steerability(a, wanted), level=level, bounds=_limits(len(sweep.objectives)))
         labels = [f"{what} {name}" for what in ("Spearman", "order violations") for name in sweep.objectives]
         labels = ["expected utility", "control regret", *labels]
         values |= {label: _part(parts, i) for i, label in enumerate(labels)}
         values |= _spacing(drawn, wanted, level)
-    values["spread"] = drawn.interval(metrics.spread, level=level)
-    values["sparsity"] = drawn.interval(metrics.sparsity, level=level)
+    values["spread"] = drawn.interval(metrics.spread, level=level, bounds=POSITIVE)
+    values["sparsity"] = drawn.interval(metrics.sparsity, level=level, bounds=POSITIVE)
     front = metrics.hypervolume_record(drawn.estimates[sweep.name], reference_point=reference)
     source = None if sweep.normalizer is None else sweep.payoff_source
     return SweepMetrics(sweep.name, values, front, source, level, replicates, len(sweep.rewards))
@@ -155,6 +161,11 @@ def _steerability(points: FloatArray, preferences: FloatArray) -> FloatArray:
     )
 
 
+def _limits(n: int) -> tuple[FloatArray, FloatArray]:
+    """What the parts of `_steerability` lie between."""
+    return np.asarray([-np.inf, 0, *[-1] * n, *[0] * n]), np.asarray([np.inf, np.inf, *[1] * 2 * n])
+
+
 def _spacing(drawn: Replicates, preferences: FloatArray, level: float) -> dict[str, Interval]:
     """What users get on average, and how evenly the dial goes through the front."""
     found = {"mean inner product": drawn.interval(lambda a: metrics.mean_inner_product(a, preferences), level=level)}
@@ -169,7 +180,7 @@ def _spacing(drawn: Replicates, preferences: FloatArray, level: float) -> dict[s
             return np.full(2, np.nan)
         return np.asarray([metrics.gap_variation(points, preferences), 1 / metrics.gap_ratio(points, preferences)])
 
-    parts = drawn.interval(gaps, level=level)
+    parts = drawn.interval(gaps, level=level, bounds=(0, np.asarray([np.inf, 1])))
     inverse = _part(parts, 1)
     with np.errstate(divide="ignore"):
         estimate, high, low = (np.float64(1) / part for part in (inverse.estimate, inverse.low, inverse.high))

@@ -101,7 +101,7 @@ class SweepResult:
         )  # fmt: skip
 
     def intervals(self, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> Interval:
-        """Mean raw rewards with percentile intervals, arrays `(K, N)`."""
+        """Mean raw rewards with intervals, arrays `(K, N)`."""
         from ...metrics import bootstrap
 
         drawn = bootstrap({self.name: self.values}, replicates=replicates, seed=seed)

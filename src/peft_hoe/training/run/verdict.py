@@ -210,6 +210,7 @@ def judge(
         normalizer: the scale, and what the objectives' own experts earn.
         own_prompts: whether its table is of the same prompts; it is then drawn with them, else on its own.
     """
+    from ...metrics import percentile_interval
     from ...metrics.volume import ROUNDING
 
     rewards = np.concatenate([merged, untrained, trained])
@@ -222,7 +223,7 @@ def judge(
     gains = np.asarray([np.subtract(*_volumes(points, k)) for points in replicates])
     known = gains[~np.isnan(gains)]
     gain = with_it - without
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    low, high = percentile_interval(gain, known) if len(known) else (np.nan, np.nan)
     drawn = 0 if normalizer.samples is None else normalizer.samples.shape[1]
     return Verdict(
         router, without, with_it, float(np.fmin(low, gain)), float(np.fmax(high, gain)),
