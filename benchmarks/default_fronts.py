@@ -26,7 +26,8 @@ difference that the design can see is the half width of the interval between two
 table.
 
 Every finished stage is a small file in `<output>/<base>/records`: rewards, versions, and what a router was
-judged. A stage that has its record is not repeated. `--plan` prints the stages that are left, with minutes of one core.
+judged; beside it lie the routers themselves. A stage that has its record is not repeated: with the records of a run in that
+folder, later stages go on from its routers. `--plan` prints the stages that are left, with minutes of one core.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from router_training import NEW_TOKENS
 from stages import Stage, add_arguments, go_on
 from stories_bases import BASES, OWN_POLICIES, StoriesSetting
 from stories_rewards import REWARDS
-from trained_routers import placed_adapter, trained_routers
+from trained_routers import keep_routers, placed_adapter, restored, trained_routers
 
 OBJECTIVES = ("positive", "rich", "dialog")
 SETS = {
@@ -95,8 +96,13 @@ class Problem(StoriesSetting):
             return placed_adapter(self, name, seed, PLACED_SECONDS)
         routers = [{"preference": point, "kind": TRAINED[name]} for point in default_routers(len(self.objectives))]
         untrained = self.adapter(f"{name}-untrained", experts=self.experts(name), routers=routers)
+        restored(untrained, self.kept(name, seed), self.folder / "trained" / f"{name}-seed{seed}")
         updates, changes = (GROUPED_UPDATES, GROUPED) if name == "hoe_group" else (UPDATES, {})
         return trained_routers(self, untrained, name, seed, updates, judged=True, changes=changes)
+
+    def kept(self, name: str, seed: int) -> Path:
+        """The file of trained routers beside their record."""
+        return self.folder.parent / "records" / f"{self.key}-{name}-{seed}.safetensors"
 
     def experts(self, name: str) -> list[Any]:
         """The experts besides the objectives' own: the recipe's, merged or the policy trained for its preference."""
@@ -214,7 +220,11 @@ def train_for(
 
 def routers(arguments: argparse.Namespace, key: str, name: str, seed: int) -> dict[str, Any]:
     """Train routers; how they were judged."""
-    found: dict[str, Any] = json.loads((Problem(arguments, key).trained(name, seed) / "training.json").read_text())
+    problem = Problem(arguments, key)
+    folder = problem.trained(name, seed)
+    if name != "hoe_placed":  # which has experts of its own besides
+        keep_routers(folder, problem.kept(name, seed))
+    found: dict[str, Any] = json.loads((folder / "training.json").read_text())
     return found
 
 

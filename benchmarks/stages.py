@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import peft_hoe
 from kept_records import Records
+from peft_hoe.evaluation.sweeps.result import installed_versions
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ def _timed(stage: Stage) -> dict[str, Any]:
     started = time.process_time()
     found = stage.run()
     # What knows its own time, since it goes on where an earlier run ended, has said it.
-    return {"cpu_seconds": round(time.process_time() - started), "peft_hoe": peft_hoe.__version__} | found
+    return {"cpu_seconds": round(time.process_time() - started), "versions": dict(installed_versions())} | found

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 import peft_hoe
 from figures_setting import BATCH, Setting
+from peft_hoe.files import ADAPTER_WEIGHTS
 from peft_hoe.placing import Budget, place
 from peft_hoe.training import HoERouterConfig
 from peft_hoe.training.every_router import train_routers
 from router_training import NEW_TOKENS, SETTINGS, UPDATES
+
+ROUTER = "hoe_router"  # in the names of an adapter's tensors
 
 
 def ppo_settings(seed: int, updates: int) -> dict[str, Any]:
@@ -72,6 +78,33 @@ def trained_routers(
     }  # fmt: skip
     (output / "training.json").write_text(json.dumps(record), encoding="utf-8")
     return output
+
+
+def keep_routers(trained: Path, path: Path) -> None:
+    """Write the routers of an adapter, which are small, into a file of their own, unless it is there."""
+    if path.exists():
+        return
+    tensors = load_file(trained / ADAPTER_WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if ROUTER in name}, path)
+
+
+def restored(untrained: Path, path: Path, output: Path) -> None:
+    """Make an adapter anew of its untrained self and the routers that `keep_routers` wrote, unless it is there.
+
+    Raises:
+        ValueError: the routers are those of another adapter.
+    """
+    if (output / "training.json").exists() or not path.exists():
+        return
+    tensors, routers = load_file(untrained / ADAPTER_WEIGHTS), load_file(path)
+    shapes, kept = (
+        {name: tuple(tensor.shape) for name, tensor in given.items() if ROUTER in name} for given in (tensors, routers)
+    )
+    if shapes != kept:
+        raise ValueError(f"{path} holds the routers of another adapter than {untrained}")
+    shutil.copytree(untrained, output, dirs_exist_ok=True)
+    save_file(tensors | routers, output / ADAPTER_WEIGHTS)
+    shutil.copy(path.with_name(f"{path.stem}.json"), output / "training.json")
 
 
 def placed_adapter(setting: Setting, name: str, seed: int, seconds: float) -> Path:
