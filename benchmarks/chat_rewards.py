@@ -52,7 +52,7 @@ def _plain(text: str) -> float:
     words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", text)
     if len(words) < LEAST:
         return -1.0
-    sentences = sum(re.search(r"\w", part) is not None for part in re.split(r"[.!?]+(?=\s|$)", text))
+    sentences = sum(re.search(r"[^\W\d_]", part) is not None for part in re.split(r"[.!?]+(?=\s|$)", text))
     syllables = sum(len(_hyphens.positions(word)) + 1 for word in words)
     ease = 206.835 - 1.015 * len(words) / sentences - 84.6 * syllables / len(words)
     return min(100.0, max(0.0, ease)) / 50 - 1

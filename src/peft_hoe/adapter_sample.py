@@ -19,7 +19,10 @@ _STEP = 0.618034  # moves the entries from tensor to tensor, so that they come t
 Read = Callable[[str], Tensor]
 
 
-def sample_of(names: Sequence[str], read: Read) -> dict[str, list[float]]:
+Sample = Mapping[str, Sequence[float] | None]
+
+
+def sample_of(names: Sequence[str], read: Read) -> dict[str, list[float] | None]:
     """Some numbers of an adapter.
 
     Args:
@@ -27,20 +30,17 @@ def sample_of(names: Sequence[str], read: Read) -> dict[str, list[float]]:
         read: gives one of them.
 
     Returns:
-        `{name: entries}`; without tensors that have no numbers at hand: sharded, offloaded or empty ones.
+        `{name: entries}`; None for tensors that have no numbers at hand: sharded, offloaded or empty ones.
     """
-    found: dict[str, list[float]] = {}
+    chosen: list[str] = []
     for part in PARTS:
         known = sorted(name for name in names if name.endswith(f".{part}"))
-        for name in known[:: max(1, -(-len(known) // _TENSORS))]:
-            tensor = read(name)
-            if type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta and tensor.numel():
-                found[name] = _entries(tensor, len(found))
-    return found
+        chosen += known[:: max(1, -(-len(known) // _TENSORS))]
+    return {name: _entries(read(name), turn) for turn, name in enumerate(chosen)}
 
 
-def differing(sample: Mapping[str, Sequence[float]], names: Sequence[str], read: Read) -> list[str]:
-    """The tensors of an adapter whose numbers are not those of a sample, or that are missing on one side.
+def differing(sample: Sample, names: Sequence[str], read: Read) -> list[str]:
+    """The tensors of an adapter whose numbers are not those of a sample, or that one of the two does not have.
 
     Args:
         sample: what `sample_of` gave.
@@ -48,19 +48,20 @@ def differing(sample: Mapping[str, Sequence[float]], names: Sequence[str], read:
         read: as there.
     """
     found = sample_of(names, read)
-    return sorted(
-        name
-        for name in sample.keys() | found.keys()
-        if name not in sample or name not in found or not _close(sample[name], found[name])
-    )
+    others = sample.keys() ^ found.keys()
+    return sorted(others | {name for name in sample.keys() & found.keys() if not _close(sample[name], found[name])})
 
 
-def _entries(tensor: Tensor, turn: int) -> list[float]:
+def _entries(tensor: Tensor, turn: int) -> list[float] | None:
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or not tensor.numel():
+        return None
     places = [int((i + (turn * _STEP) % 1) / _ENTRIES * tensor.numel()) for i in range(_ENTRIES)]
     entries = tensor.detach()[torch.unravel_index(torch.tensor(places), tensor.shape)]
     return [float(f"{number:.6g}") for number in entries.to("cpu", torch.float64).tolist()]
 
 
-def _close(first: Sequence[float], second: Sequence[float]) -> bool:
+def _close(first: Sequence[float] | None, second: Sequence[float] | None) -> bool:
+    if first is None or second is None:
+        return True
     one, other = (torch.tensor(values, dtype=torch.float64) for values in (first, second))
     return torch.allclose(one, other, rtol=2**-7, atol=1e-7)

@@ -8,15 +8,19 @@ from peft import PeftModel
 from peft_hoe import Decoding, build_adapter, cli, demo, sweep
 
 
-@pytest.fixture
-def saved(tmp_path):
-    model, tokenizer = demo.load_demo_adapter(), demo.load_tokenizer()
-    model.save_pretrained(tmp_path / "adapter")
+def swept(model, folder):
     found = sweep(
-        model, tokenizer, demo.load_prompts()[:8], demo.REWARDS, [[1, 0], [0.7, 0.3], [0.3, 0.7], [0, 1]],
+        model, demo.load_tokenizer(), demo.load_prompts()[:8], demo.REWARDS, [[1, 0], [0.7, 0.3], [0.3, 0.7], [0, 1]],
         decoding=Decoding(16), progress=False,
     )  # fmt: skip
-    found.save(tmp_path / "sweep")
+    found.save(folder)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = demo.load_demo_adapter()
+    model.save_pretrained(tmp_path / "adapter")
+    swept(model, tmp_path / "sweep")
     return tmp_path
 
 
@@ -34,6 +38,17 @@ def test_it_writes_the_map_into_the_adapter(saved, capsys):
     ]  # fmt: skip
     model = PeftModel.from_pretrained(demo.load_base(), saved / "adapter")
     model.set_preference([0.5, 0.5], calibrated=True)
+
+
+@pytest.mark.slow
+def test_an_adapter_with_experts_of_embeddings_knows_its_own_sweep(tmp_path):
+    adapter = tmp_path / "adapter"
+    build_adapter(
+        demo.BASE, demo.POLICIES, adapter, capture=["embeddings", "norms"], routers=[[0.75, 0.25]], progress=False
+    )
+    swept(PeftModel.from_pretrained(demo.load_base(), adapter), tmp_path / "sweep")
+    assert cli.main(["calibrate", str(adapter), "--sweep", str(tmp_path / "sweep"), "--replicates", "20"]) == 0
+    assert json.loads((adapter / "adapter_config.json").read_text())["calibration"] is not None
 
 
 @pytest.mark.slow

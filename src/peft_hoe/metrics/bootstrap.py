@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import HoEWarning, MetricError
+from ..errors import HoEWarning, MetricError, check_choice
 from ..preference import FloatArray
 from .validation import as_numbers
 
@@ -29,11 +29,10 @@ IntArray = NDArray[np.int64]
 class Interval:
     """A statistic with its bootstrap interval; each is a number or an array of the statistic's shape.
 
-    Of one method's points it is the basic interval, whose ends lie as far from the estimate as the percentiles of the
-    replicates do, on the other side: 2 e - high and 2 e - low (Davison and Hinkley 1997, eq. 5.6). So the bias of a maximum
-    over noisy means, which the estimate has once and its replicates twice, is taken off. Of several methods' points, where most
-    of this cancels, it is the percentiles, which err on the wide side. Where the estimate lies outside, the nearer end is moved
-    to it.
+    Percentiles of the replicates suit means, and differences of two methods, where most of a bias cancels. What is a maximum
+    over noisy means, such as a hypervolume, is too large on average, and its replicates are so once more. The basic interval
+    takes that off: its ends lie as far from the estimate as the percentiles do, on the other side, 2 e - high and 2 e - low
+    (Davison and Hinkley 1997, eq. 5.6). Where the estimate lies outside, the nearer end is moved to it.
 
     >>> from peft_hoe.metrics import bootstrap
     >>> drawn = bootstrap({"hoe": [[[[1.0, 0.0], [1.0, 2.0]]]]}, replicates=100)
@@ -77,18 +76,21 @@ class Replicates:
         statistic: Callable[..., Any],
         *methods: str,
         level: float = 0.95,
+        kind: str = "percentile",
         bounds: tuple[Any, Any] = (-np.inf, np.inf),
     ) -> Interval:
-        """The bootstrap interval of a statistic: basic for one method, percentiles for several, see `Interval`.
+        """The bootstrap interval of a statistic.
 
         Args:
             statistic: takes the mean points `(K, N)` of each of `methods`; returns a number or an array of fixed shape.
             methods: default all, in their order.
             level: share of the replicates inside.
+            kind: "percentile" for means and for comparisons, "basic" for what is largest or best of one method's points; see
+                `Interval`.
             bounds: what the statistic lies between, numbers or arrays of its shape; the ends of the interval do, too.
 
         Raises:
-            MetricError: an unknown method, or a level that is not between 0 and 1.
+            MetricError: an unknown method or kind, or a level that is not between 0 and 1.
 
         Warns:
             HoEWarning: the statistic warned, or was NaN in some replicates; once, with how often.
@@ -98,6 +100,7 @@ class Replicates:
                 f"level is {level}; it must be between 0 and 1, such as 0.95",
                 argument="level", value=level, allowed="between 0 and 1",
             )  # fmt: skip
+        check_choice("kind", kind, list(_KINDS), MetricError)
         names = self._methods(methods)
         notes: list[str] = []
         estimate = np.asarray(statistic(*(self.estimates[name] for name in names)), dtype=np.float64)
@@ -106,7 +109,7 @@ class Replicates:
         undefined = np.isnan(values).sum(axis=0)
         if undefined.any():
             notes.append(f"the statistic is NaN in up to {undefined.max()} of {len(values)} replicates; left out")
-        low, high = (basic_interval if len(names) == 1 else percentile_interval)(estimate, values, level)
+        low, high = _KINDS[kind](estimate, values, level)
         low, high = (np.clip(end, *bounds) for end in (low, high))
         for note in notes:
             warnings.warn(note, HoEWarning, stacklevel=2)
@@ -315,6 +318,9 @@ def percentile_interval(estimate: Any, values: FloatArray, level: float = 0.95) 
     """
     low, high = _percentiles(values, level)
     return np.fmin(low, estimate), np.fmax(high, estimate)
+
+
+_KINDS = {"percentile": percentile_interval, "basic": basic_interval}
 
 
 def _percentiles(values: FloatArray, level: float) -> FloatArray:

@@ -31,6 +31,15 @@ def test_a_router_that_is_trained_again_drops_the_calibration(toys):
     assert model.peft_config["default"].calibration is None
 
 
+def test_also_one_whose_mark_was_taken_away_meanwhile(toys):
+    model = toys.make_policy()
+    model.mark_trained("r0")
+    calibrated(model).mark_trained("r0", trained=False)
+    with pytest.warns(HoEWarning, match="trained again"):
+        RouterTrainingState(model, "r0").put_router()
+    assert model.peft_config["default"].calibration is None
+
+
 def test_a_router_that_did_not_help_leaves_it(toys):
     model = calibrated(toys.make_policy())
     state = RouterTrainingState(model, "r0")

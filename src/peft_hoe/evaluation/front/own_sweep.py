@@ -82,7 +82,8 @@ def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
 
 def _check_files(saved: SavedAdapter, sweep: SweepResult) -> None:
     known = [run["sample"] for run in sweep.runs if run.get("sample")]
-    names = [name.removeprefix(PEFT_PREFIX) for module in saved.low_rank for name in saved.modules[module].values()]
+    linear = [module for module in saved.low_rank if not saved.config.votes_statically(module)]
+    names = [name.removeprefix(PEFT_PREFIX) for module in linear for name in saved.modules[module].values()]
     if known and all(differing(one, names, lambda name: saved.weights.tensor(PEFT_PREFIX + name)) for one in known):
         raise HoEError(
             f"the sweep is of another adapter: {saved.given} has other weights; sweep this one",

@@ -109,7 +109,7 @@ class HoEMethod:
         """Which experts and trained routers a calibration of the dial by this method's sweep holds for."""
         return adapter_of(self.model, self.adapter).config.calibrates()
 
-    def sample(self) -> dict[str, list[float]]:
+    def sample(self) -> dict[str, list[float] | None]:
         """Some of the adapter's numbers, by which its files are known."""
         tensors = own_tensors(self.model, self.adapter)
         return sample_of(list(tensors), tensors.__getitem__)

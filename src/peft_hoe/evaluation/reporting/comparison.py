@@ -126,7 +126,10 @@ def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed
         label: drawn.interval(statistic, *names, level=level, bounds=_LIMITS.get(label.split()[0], (-np.inf, np.inf)))
         for label, (statistic, names) in pairs.items()
     }
-    values |= {f"hypervolume {name}": drawn.interval(volume, name, level=level, bounds=POSITIVE) for name in ("A", "B")}
+    values |= {
+        f"hypervolume {name}": drawn.interval(volume, name, level=level, kind="basic", bounds=POSITIVE)
+        for name in ("A", "B")
+    }
     values |= _relative(drawn, volume, level)
     point = np.broadcast_to(np.asarray(reference, dtype=float), (len(a.objectives),))
     return SweepComparison(

@@ -83,17 +83,18 @@ def _measure(sweep: SweepResult, level: float, replicates: int, seed: int) -> Sw
     reference, wanted = sweep.reference_point, sweep.preferences
     values = {
         "hypervolume": drawn.interval(
-            lambda a: metrics.hypervolume(a, reference_point=reference), level=level, bounds=POSITIVE
+            lambda a: metrics.hypervolume(a, reference_point=reference), level=level, kind="basic", bounds=POSITIVE
         )
     }
     if len(wanted) > 1:
-        parts = drawn.interval(lambda a: _steerability(a, wanted), level=level, bounds=_limits(len(sweep.objectives)))
+        limits = _limits(len(sweep.objectives))
+        parts = drawn.interval(lambda a: _steerability(a, wanted), level=level, kind="basic", bounds=limits)
         labels = [f"{what} {name}" for what in ("Spearman", "order violations") for name in sweep.objectives]
         labels = ["expected utility", "control regret", *labels]
         values |= {label: _part(parts, i) for i, label in enumerate(labels)}
         values |= _spacing(drawn, wanted, level)
-    values["spread"] = drawn.interval(metrics.spread, level=level, bounds=POSITIVE)
-    values["sparsity"] = drawn.interval(metrics.sparsity, level=level, bounds=POSITIVE)
+    values["spread"] = drawn.interval(metrics.spread, level=level, kind="basic", bounds=POSITIVE)
+    values["sparsity"] = drawn.interval(metrics.sparsity, level=level, kind="basic", bounds=POSITIVE)
     front = metrics.hypervolume_record(drawn.estimates[sweep.name], reference_point=reference)
     source = None if sweep.normalizer is None else sweep.payoff_source
     return SweepMetrics(sweep.name, values, front, source, level, replicates, len(sweep.rewards))
@@ -180,7 +181,7 @@ def _spacing(drawn: Replicates, preferences: FloatArray, level: float) -> dict[s
             return np.full(2, np.nan)
         return np.asarray([metrics.gap_variation(points, preferences), 1 / metrics.gap_ratio(points, preferences)])
 
-    parts = drawn.interval(gaps, level=level, bounds=(0, np.asarray([np.inf, 1])))
+    parts = drawn.interval(gaps, level=level, kind="basic", bounds=(0, np.asarray([np.inf, 1])))
     inverse = _part(parts, 1)
     with np.errstate(divide="ignore"):
         estimate, high, low = (np.float64(1) / part for part in (inverse.estimate, inverse.low, inverse.high))

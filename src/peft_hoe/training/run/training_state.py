@@ -76,7 +76,6 @@ class RouterTrainingState:
         self.normalizer: RewardNormalizer | None = None
         self.run_id: str | None = None
         self.helps: bool | None = None
-        self.was_trained = bool(served.trained[self.router.index])
 
     @contextlib.contextmanager
     def training(self, args: Any) -> Iterator[None]:
@@ -96,7 +95,8 @@ class RouterTrainingState:
         trained = self.helps is not False
         mark_trained(self.policy, self.router.router, trained=trained, adapter_name=self.router.adapter)
         config = adapter_of(self.policy, self.router.adapter).config
-        if self.was_trained and config.calibration is not None:  # a mark that is new makes it no longer fit
+        # Where the calibration was made without the router, its mark makes it no longer fit.
+        if config.calibration is not None and self.router.router in config.calibration["made_for"].get("trained", ()):
             config.calibration = None
             warnings.warn(
                 f"the adapter's calibration was made before router {self.router.router!r} was trained again, so it is dropped; "
