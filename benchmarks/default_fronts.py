@@ -26,8 +26,8 @@ difference that the design can see is the half width of the interval between two
 table.
 
 Every finished stage is a small file in `<output>/<base>/records`: rewards, versions, and what a router was
-judged; beside it lie the routers themselves. A stage that has its record is not repeated: with the records of a run in that
-folder, later stages go on from its routers. `--plan` prints the stages that are left, with minutes of one core.
+judged; beside it lie the routers themselves. A stage that has its record is not repeated. Of another run copy only the routers
+and their records there: then these are not trained again. `--plan` prints the stages that are left, with minutes of one core.
 """
 
 from __future__ import annotations

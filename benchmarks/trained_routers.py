@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import peft_hoe
 from figures_setting import BATCH, Setting
+from peft_hoe.adapter_sample import differing, sample_of
 from peft_hoe.files import ADAPTER_WEIGHTS
 from peft_hoe.placing import Budget, place
 from peft_hoe.training import HoERouterConfig
@@ -22,6 +24,7 @@ from peft_hoe.training.every_router import train_routers
 from router_training import NEW_TOKENS, SETTINGS, UPDATES
 
 ROUTER = "hoe_router"  # in the names of an adapter's tensors
+EXPERTS = "experts"  # the metadata of a file of routers that tells their experts
 
 
 def ppo_settings(seed: int, updates: int) -> dict[str, Any]:
@@ -81,30 +84,35 @@ def trained_routers(
 
 
 def keep_routers(trained: Path, path: Path) -> None:
-    """Write the routers of an adapter, which are small, into a file of their own, unless it is there."""
-    if path.exists():
-        return
+    """Write the routers of an adapter, which are small, into a file of their own, with some numbers of its experts."""
     tensors = load_file(trained / ADAPTER_WEIGHTS)
-    save_file({name: tensor for name, tensor in tensors.items() if ROUTER in name}, path)
+    routers = {name: tensor for name, tensor in tensors.items() if ROUTER in name}
+    experts = {name: tensor for name, tensor in tensors.items() if ROUTER not in name}
+    fresh = path.with_suffix(".new")
+    save_file(routers, fresh, {EXPERTS: json.dumps(sample_of(list(experts), experts.__getitem__))})
+    fresh.rename(path)
 
 
 def restored(untrained: Path, path: Path, output: Path) -> None:
     """Make an adapter anew of its untrained self and the routers that `keep_routers` wrote, unless it is there.
 
     Raises:
-        ValueError: the routers are those of another adapter.
+        ValueError: the routers are those of other experts.
     """
-    if (output / "training.json").exists() or not path.exists():
+    record = path.with_name(f"{path.stem}.json")
+    if (output / "training.json").exists() or not path.exists() or not record.exists():
         return
     tensors, routers = load_file(untrained / ADAPTER_WEIGHTS), load_file(path)
-    shapes, kept = (
-        {name: tuple(tensor.shape) for name, tensor in given.items() if ROUTER in name} for given in (tensors, routers)
-    )
-    if shapes != kept:
-        raise ValueError(f"{path} holds the routers of another adapter than {untrained}")
+    experts = {name: tensor for name, tensor in tensors.items() if ROUTER not in name}
+    with safe_open(path, "pt") as file:
+        sample = json.loads(file.metadata()[EXPERTS])
+    if differing(sample, list(experts), experts.__getitem__):
+        raise ValueError(
+            f"{path} holds routers of other experts than those of {untrained}; remove it to train them anew"
+        )
     shutil.copytree(untrained, output, dirs_exist_ok=True)
     save_file(tensors | routers, output / ADAPTER_WEIGHTS)
-    shutil.copy(path.with_name(f"{path.stem}.json"), output / "training.json")
+    shutil.copy(record, output / "training.json")
 
 
 def placed_adapter(setting: Setting, name: str, seed: int, seconds: float) -> Path:
