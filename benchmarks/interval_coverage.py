@@ -55,13 +55,12 @@ def intervals(rewards: dict[str, FloatArray], statistic: Statistic, names: tuple
     drawn = metrics.bootstrap(rewards, replicates=REPLICATES, seed=0)
     estimate = float(statistic(*(drawn.estimates[name] for name in names)))
     values = np.asarray([statistic(*(drawn.points[name][r] for name in names)) for r in range(REPLICATES)])
-    low, high = np.percentile(values, [2.5, 97.5])
-    ends = {
-        "percentiles": (low, high),
-        "basic": (2 * estimate - high, 2 * estimate - low),
-        "BCa": np.quantile(values, bca_levels(values, estimate, left_out(rewards, statistic, names))),
+    low, high = np.quantile(values, bca_levels(values, estimate, left_out(rewards, statistic, names)))
+    return {
+        "percentiles": metrics.percentile_interval(estimate, values),
+        "basic": metrics.basic_interval(estimate, values),
+        "BCa": (min(low, estimate), max(high, estimate)),
     }
-    return {name: (min(low, estimate), max(high, estimate)) for name, (low, high) in ends.items()}
 
 
 def left_out(rewards: dict[str, FloatArray], statistic: Statistic, names: tuple[str, ...]) -> FloatArray:

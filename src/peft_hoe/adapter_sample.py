@@ -17,8 +17,6 @@ _TENSORS, _ENTRIES = 8, 4  # that are sampled: tensors of each part, spread over
 _STEP = 0.618034  # moves the entries from tensor to tensor, so that they come to lie in all experts and routers
 
 Read = Callable[[str], Tensor]
-
-
 Sample = Mapping[str, Sequence[float] | None]
 
 

@@ -8,10 +8,11 @@ try:
 except ImportError as error:
     raise ImportError(f"peft_hoe.metrics needs moocore: pip install 'peft-hoe[eval]' ({error})") from error
 
-from .bootstrap import Interval, Replicates, basic_interval, bootstrap, percentile_interval
+from .bootstrap import Replicates, bootstrap
 from .comparison import Comparison, compare_fronts
 from .dominance import coverage, dominates, front_dominates, non_dominated_mask, union_shares
 from .indicators import epsilon, expected_utility, igd_plus, sparsity, spread
+from .intervals import Interval, basic_interval, percentile_interval
 from .modules import load, path
 from .spacing import gap_ratio, gap_variation, mean_inner_product
 from .steerability import Steerability, control_regret, order_violations, spearman, steerability

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HoEError, HoEWarning
-from ..evaluation.front.own_sweep import check_own_sweep
+from ..evaluation.front.own_sweep import check_own_sweep, routers_of
 from ..evaluation.front.weakness import Weakness, weaknesses
 from ..evaluation.sweeps.sweep import Sweep
 from ..experts.saved_adapter import open_adapter
@@ -161,7 +161,7 @@ def _check(model: Any, sweep: Sweep, budget: Any, prompts: Any, sure: float) -> 
             "model that peft_hoe.sweep returned",
             argument="sweep",
         )
-    said = (sweep.runs[0].get("settings") or {}).get("routers", "keep")
+    said = routers_of(sweep)
     if said != "keep" and adapter_of(model).config.routers:
         raise HoEError(
             f"the sweep was made with routers={said!r}, but the adapter has routers, and what is added is measured with them; "

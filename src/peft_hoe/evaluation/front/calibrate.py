@@ -25,7 +25,7 @@ from ...errors import HoEError, HoEWarning
 from ...preference import FloatArray, das_dennis, written
 from ...triangulation import IntArray, edges, triangulate, weights_at
 from ..sweeps.result import SweepResult
-from .own_sweep import check_own_sweep
+from .own_sweep import check_own_sweep, routers_of
 
 _SHORTEST = 0.05  # of the mean distance: a shorter step counts as this, so that the dial passes every preference
 _CONFIDENT = 0.95  # share of the replicates in which a reward must fall to be told
@@ -123,10 +123,10 @@ def calibrate(model: Any, sweep: SweepResult, *, replicates: int = 1000, seed: i
 
 
 def _check_routers(config: Any, sweep: SweepResult) -> None:
-    said = {(run.get("settings") or {}).get("routers", "keep") for run in sweep.runs} - {"keep"}
-    if said and any(spec.trained for spec in config.routers or []):
+    said = routers_of(sweep)
+    if said != "keep" and any(spec.trained for spec in config.routers or []):
         raise HoEError(
-            f"the sweep was made with routers={said.pop()!r}, but the adapter has trained routers, which vote where the dial "
+            f"the sweep was made with routers={said!r}, but the adapter has trained routers, which vote where the dial "
             "leads; sweep with routers='keep'",
             argument="sweep",
         )

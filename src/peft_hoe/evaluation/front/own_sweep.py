@@ -30,11 +30,10 @@ def check_is_sweep(sweep: Any) -> None:
         )
 
 
-def configuration_of(model: Any) -> HoEConfig:
-    """The configuration of an adapter, which is given by itself, by its opened files or in a model."""
-    if isinstance(model, HoEConfig):
-        return model
-    return model.config if isinstance(model, SavedAdapter) else adapter_of(model).config
+def routers_of(sweep: SweepResult) -> str:
+    """What its routers did, of `ROUTERS`; "keep" where it does not say. Of several runs the first that says otherwise."""
+    said = ((run.get("settings") or {}).get("routers", "keep") for run in sweep.runs)
+    return next((routers for routers in said if routers != "keep"), "keep")
 
 
 def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
@@ -50,7 +49,7 @@ def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
         HoEError: the sweep is empty, has other objectives, or was made with other experts, trained routers or weights; or there
             is one objective only.
     """
-    config = configuration_of(model)
+    config = _configuration(model)
     check_is_sweep(sweep)
     names = list(config.objectives or ())
     if names != list(sweep.objectives):
@@ -78,6 +77,12 @@ def check_own_sweep(model: Any, sweep: SweepResult) -> HoEConfig:
     elif config is not model:
         _check_weights(model, sweep)
     return config
+
+
+def _configuration(model: Any) -> HoEConfig:
+    if isinstance(model, HoEConfig):
+        return model
+    return model.config if isinstance(model, SavedAdapter) else adapter_of(model).config
 
 
 def _check_files(saved: SavedAdapter, sweep: SweepResult) -> None:

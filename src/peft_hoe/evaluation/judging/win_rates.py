@@ -75,14 +75,14 @@ class WinRates:
         from ...metrics import bootstrap
 
         drawn = bootstrap({"A": self.scores[None, :, :, None]}, replicates=replicates, seed=seed)
-        return drawn.interval(lambda rates: rates.mean(), level=level, bounds=(0, 1))
+        return drawn.interval(lambda rates: rates.mean(), level=level)
 
     def intervals(self, *, level: float = 0.95, replicates: int = 1000, seed: int = 0) -> Interval:
         """Win rate of A at each preference, arrays `(K,)`."""
         from ...metrics import bootstrap
 
         drawn = bootstrap({"A": self.scores[None, :, :, None]}, replicates=replicates, seed=seed)
-        return drawn.interval(lambda rates: rates[:, 0], level=level, bounds=(0, 1))
+        return drawn.interval(lambda rates: rates[:, 0], level=level)
 
     def cells(self) -> list[list[str]]:
         """The rates as a table's cells, the first row naming the columns."""

@@ -73,9 +73,6 @@ class SweepComparison:
         )
 
 
-_LIMITS = {"coverage": (0.0, 1.0), "IGD+": POSITIVE}  # what statistics lie between, by the first word of their label
-
-
 def compare(
     a: SweepResult, b: SweepResult, *, level: float = 0.95, replicates: int = 1000, seed: int = 0
 ) -> SweepComparison:
@@ -122,10 +119,7 @@ def _compare(a: SweepResult, b: SweepResult, level: float, replicates: int, seed
         "IGD+ A to union": (_igd_plus_to_union, ("A", "B")),
         "IGD+ B to union": (_igd_plus_to_union, ("B", "A")),
     }
-    values = {
-        label: drawn.interval(statistic, *names, level=level, bounds=_LIMITS.get(label.split()[0], (-np.inf, np.inf)))
-        for label, (statistic, names) in pairs.items()
-    }
+    values = {label: drawn.interval(statistic, *names, level=level) for label, (statistic, names) in pairs.items()}
     values |= {
         f"hypervolume {name}": drawn.interval(volume, name, level=level, kind="basic", bounds=POSITIVE)
         for name in ("A", "B")
@@ -151,7 +145,7 @@ def _relative(drawn: Replicates, volume: Callable[[FloatArray], float], level: f
         whole = volume(b)
         return volume(a) / whole if whole > 0 else np.nan
 
-    return {"relative hypervolume A / B": drawn.interval(ratio, "A", "B", level=level, bounds=POSITIVE)}
+    return {"relative hypervolume A / B": drawn.interval(ratio, "A", "B", level=level)}
 
 
 def _clipped(points: FloatArray, reference: FloatArray) -> int:

@@ -221,13 +221,11 @@ def judge(
     replicates = scale.normalize(np.concatenate([scale.payoffs, means], axis=1))
     with_it, without = _volumes(normalizer.normalize(np.concatenate([normalizer.payoff, mean_over(rewards, (1,))])), k)
     gains = np.asarray([np.subtract(*_volumes(points, k)) for points in replicates])
-    known = gains[~np.isnan(gains)]
-    gain = with_it - without
-    low, high = percentile_interval(gain, known) if len(known) else (np.nan, np.nan)
+    low, high = percentile_interval(with_it - without, gains)
     drawn = 0 if normalizer.samples is None else normalizer.samples.shape[1]
     return Verdict(
-        router, without, with_it, float(np.fmin(low, gain)), float(np.fmax(high, gain)),
-        float((gains > ROUNDING).mean()), prompts, texts, drawn, len(gains) - len(known),
+        router, without, with_it, float(low), float(high),
+        float((gains > ROUNDING).mean()), prompts, texts, drawn, int(np.isnan(gains).sum()),
     )  # fmt: skip
 
 
